@@ -1,0 +1,1 @@
+"""Run time: how an engine directory is opened, verified and executed. Loads neither torch nor transformers."""

@@ -1,0 +1,111 @@
+"""Opening an engine directory: every file is verified before it is parsed by anyone."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from memedge.engine.errors import IntegrityError
+from memedge.engine.manifest import FileEntry, Manifest, read_manifest
+
+TOKENIZER = "tokenizer.json"
+TEXT_ENCODER = "text_encoder.onnx"
+UNET = "unet.onnx"
+BASELINE = "baseline.safetensors"
+REQUIRED = (TOKENIZER, TEXT_ENCODER, UNET, BASELINE)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What does not depend on the prompt.
+
+    sample: float32 [n, C, H, W], the noise x. uncond: float32 [2, n, C, H, W], ε_0 at (t_norm, t_cos).
+    """
+
+    sample: npt.NDArray[np.float32]
+    uncond: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EngineDirectory:
+    """A verified engine directory."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def open(path: Path) -> "EngineDirectory":
+        """Verify `path` against its manifest.
+
+        Raises:
+            ManifestError: it is no engine, or of another schema.
+            IntegrityError: a file is missing, of another size or content, or outside the directory.
+        """
+        manifest = read_manifest(path)
+        missing = [name for name in REQUIRED if name not in manifest.files]
+        if missing:
+            raise IntegrityError(f"The manifest of {path} does not list {missing[0]}: export the engine again.")
+        # All sizes first: they are cheap, and a truncated copy is the commonest damage.
+        for name, entry in manifest.files.items():
+            _check_size(_contained(path, name), entry)
+        for name, entry in manifest.files.items():
+            if sha256(path / name) != entry.sha256:
+                raise IntegrityError(f"{path / name} is not the file that was exported: copy or export it again.")
+        return EngineDirectory(path, manifest)
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def baseline(self) -> Baseline:
+        """Return the cached noise and ε_0.
+
+        Raises:
+            IntegrityError: tensors are missing, of another shape or dtype than the manifest says, or not finite.
+        """
+        path = self.file(BASELINE)
+        latents = (self.manifest.draws, *self.manifest.latent_shape)
+        expected = {"sample": latents, "uncond": (2, *latents)}
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, ValueError, TypeError, AttributeError):
+            raise IntegrityError(f"{path} is not a safetensors file: export the engine again.") from None
+        for name, shape in expected.items():
+            tensor = tensors.get(name)
+            if tensor is None or tensor.shape != shape or tensor.dtype != np.float32:
+                raise IntegrityError(f"{path} holds no float32 tensor {name!r} of shape {shape}: export again.")
+            if not np.isfinite(tensor).all():
+                raise IntegrityError(f"{path} holds NaN or infinity in {name!r}: export the engine again.")
+        return Baseline(**{name: tensors[name] for name in expected})
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return the manifest's entry for a file."""
+    return FileEntry(path.stat().st_size, sha256(path))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _contained(folder: Path, name: str) -> Path:
+    """Return the path of a file named by the manifest, which may name only plain files inside the folder."""
+    parts = PurePosixPath(name).parts
+    path = folder / name
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
+        raise IntegrityError(f"The manifest of {folder} names {name!r}, which is outside it: do not use this engine.")
+    if path.resolve() != folder.resolve() / name:
+        raise IntegrityError(f"{path} is a link: copy the engine as plain files.")
+    return path
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing: copy or export the engine again.")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise IntegrityError(f"{path} has {size} bytes instead of {entry.size}: copy or export the engine again.")

@@ -1,0 +1,33 @@
+"""Every error a user can meet. Each message is one sentence that says what is wrong and what to do."""
+
+
+class MemedgeError(Exception):
+    """Base of all errors that are not bugs: the command line prints its message and exits with code 1."""
+
+
+class InputError(MemedgeError):
+    """Prompts, files, arrays or arguments that cannot be used."""
+
+
+class EngineError(MemedgeError):
+    """Base of everything that can be wrong with an engine directory or with running it."""
+
+
+class ManifestError(EngineError):
+    """The directory is no engine, or its manifest is unreadable or of another schema."""
+
+
+class IntegrityError(EngineError):
+    """A file of the engine is missing, changed, truncated or outside the directory."""
+
+
+class ProviderError(EngineError):
+    """The provider or precision asked for cannot run here."""
+
+
+class NotFiniteError(EngineError):
+    """A tensor holds NaN or infinity where a score would have been made from it."""
+
+
+class ExportError(MemedgeError):
+    """A checkpoint cannot be exported, or its export does not agree with it."""

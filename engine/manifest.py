@@ -1,0 +1,144 @@
+"""manifest.json: what an engine directory is, was made from, and may be trusted with."""
+
+import json
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from memedge.engine.errors import ManifestError
+
+SCHEMA = 1
+FILE_NAME = "manifest.json"
+SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
+
+Precision = Literal["fp32", "fp16"]
+PredictionType = Literal["epsilon", "v_prediction"]
+Alignment = Literal["channel", "flat"]
+Operands = Literal["uncond_delta", "cond_uncond", "cond_delta"]
+
+
+class FileEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Size in bytes and lower-case hexadecimal SHA-256 of one file."""
+
+    size: int
+    sha256: str
+
+
+class Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The checkpoint: its name and the SHA-256 over its weight files."""
+
+    id: str
+    sha256: str
+
+
+class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (METHODS.md §1).
+
+    It holds for one backend and precision, one kind of alignment and one pair of cosine operands.
+    """
+
+    gamma_norm: float
+    gamma_alignment: float
+    threshold: float
+    alignment: Alignment
+    operands: Operands
+    data: str
+    fitted_by: str
+    memorized_prompts: int
+    clean_prompts: int
+
+
+class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Largest differences from torch in fp32 over the export's probe prompts."""
+
+    epsilon_relative: float
+    norm_relative: float
+    alignment_absolute: float
+    score_absolute: float
+
+
+class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The manifest of schema 1.
+
+    `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both. `calibrations` is keyed by
+    "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts.
+    """
+
+    schema: int
+    source: Source
+    prediction_type: PredictionType
+    latent_shape: tuple[int, int, int]
+    tokens: int
+    state_width: int
+    timesteps: tuple[int, int]
+    alphas_cumprod: tuple[float, float]
+    draws: int
+    seed: int
+    precision: Precision
+    opset: int
+    tools: dict[str, str]
+    parity: Parity
+    calibrations: dict[str, Calibration]
+    files: dict[str, FileEntry]
+
+    @property
+    def norm_factor(self) -> float:
+        """What ‖Δ(t_norm)‖ is multiplied by: 1 for ε-prediction, √ᾱ / (1 − ᾱ) for v-prediction (METHODS.md §1)."""
+        if self.prediction_type == "epsilon":
+            return 1.0
+        return velocity_norm_factor(self.alphas_cumprod[0])
+
+
+def velocity_norm_factor(alpha_cumprod: float) -> float:
+    """Return √ᾱ / (1 − ᾱ), which scales ‖v_c − v_0‖ (METHODS.md §1, v-prediction)."""
+    return math.sqrt(alpha_cumprod) / (1 - alpha_cumprod)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate `folder`'s manifest.
+
+    Raises:
+        ManifestError: no such folder, no manifest in it, not JSON, a newer schema, a wrong field.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise ManifestError(f"{folder} is not a directory: give the folder that `memedge export` wrote.")
+    if not path.is_file():
+        raise ManifestError(f"{folder} holds no {FILE_NAME}, so it is not an engine: make one with `memedge export`.")
+    if path.stat().st_size > SIZE_LIMIT:
+        raise ManifestError(f"{path} is larger than 1 MiB, so it is no manifest: export the engine again.")
+    try:
+        loose = json.loads(path.read_bytes())
+        schema = loose["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ManifestError(f"{path} is not a memedge manifest (broken JSON or no schema): export again.") from None
+    if schema != SCHEMA:
+        advice = "upgrade memedge" if isinstance(schema, int) and schema > SCHEMA else "export the engine again"
+        raise ManifestError(f"{path} has schema {schema!r}, this memedge reads schema {SCHEMA}: {advice}.")
+    try:
+        manifest = msgspec.convert(loose, Manifest)
+    except msgspec.ValidationError as error:
+        raise ManifestError(f"{path} is not valid ({error}): export the engine again.") from None
+    _check_values(manifest, path)
+    return manifest
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest in one step: readers see the old one or the new one, never a part."""
+    partial = folder / f"{FILE_NAME}.partial"
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    partial.replace(folder / FILE_NAME)
+
+
+def _check_values(manifest: Manifest, path: Path) -> None:
+    """Refuse values that no export writes, before anything is allocated by them."""
+    positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws)
+    numbers = [v for c in manifest.calibrations.values() for v in (c.gamma_norm, c.gamma_alignment, c.threshold)]
+    if not all(0 < v <= 1 << 16 for v in positive):
+        raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
+    if not all(0 < a < 1 for a in manifest.alphas_cumprod):
+        raise ManifestError(f"{path} names an ᾱ outside (0, 1): export the engine again.")
+    if not all(math.isfinite(v) for v in numbers):
+        raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")

@@ -1,0 +1,34 @@
+"""How far results may be from the truth: every promised tolerance, in one place, read by the tests."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Largest deviation of one score's terms.
+
+    Attributes:
+        norm: relative, of ‖Δ‖₂.
+        alignment: absolute, of the cosine (it lies in [-1, 1]).
+    """
+
+    norm: float
+    alignment: float
+
+
+# A whole engine against the float32 reference, by precision. What is not here (int8) is reported, never promised.
+ENGINE = {
+    "fp32": Tolerance(1e-4, 1e-4),
+    "fp16": Tolerance(1e-2, 1e-2),
+    "bf16": Tolerance(5e-2, 5e-2),
+}
+# Where the terms themselves may move by percents, the order of the prompts may not: Spearman's ρ of the scores.
+ENGINE_MIN_SPEARMAN = {"bf16": 0.999}
+
+# The reduction against float64 arithmetic on the same values, by op and input dtype. Halves are exact in float32, which
+# all of them are reduced in, so they differ from float32 only in the values they can hold.
+OPS = {
+    ("guidance_stats", "float32"): Tolerance(1e-6, 1e-6),
+    ("guidance_stats", "float16"): Tolerance(1e-6, 1e-6),
+    ("guidance_stats", "bfloat16"): Tolerance(1e-6, 1e-6),
+}

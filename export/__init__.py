@@ -1,0 +1,1 @@
+"""Build time: a diffusers checkpoint becomes an engine directory. May import torch, diffusers, transformers, onnx."""

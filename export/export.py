@@ -1,0 +1,144 @@
+"""`memedge export`: checkpoint → engine directory, whole and in agreement with torch, or not at all."""
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.numpy import save
+
+from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, describe_file
+from memedge.engine.errors import ExportError
+from memedge.engine.manifest import SCHEMA, Manifest, Precision, Source, velocity_norm_factor, write_manifest
+from memedge.engine.ort import OrtBackend
+from memedge.engine.passes import Engine
+from memedge.engine.tokenizer import PromptTokenizer
+from memedge.export.checkpoint import Checkpoint, load_checkpoint
+from memedge.export.graphs import OPSET, TextEncoderGraph, UNetGraph, export_text_encoder, export_unet
+from memedge.export.parity import PROBES, Statistics, check, compare, epsilon
+from memedge.export.quiet import quiet
+
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
+
+
+def export(
+    model: Path,
+    output: Path,
+    *,
+    draws: int = 1,
+    seed: int = 42,
+    precision: Precision = "fp32",
+    progress: Callable[[str], None] = lambda _phase: None,
+) -> Manifest:
+    """Export a diffusers-format directory as an engine directory, and compare it with torch.
+
+    Args:
+        model: the diffusers-format directory.
+        output: the engine directory to make; it must not exist, or be empty.
+        draws: n, the noise draws per prompt.
+        seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
+        precision: of the graphs. Inputs and outputs are float32 in either case.
+        progress: is told the name of each phase as it begins.
+
+    Returns:
+        The manifest; its `parity` holds the differences from torch in fp32.
+
+    Raises:
+        ExportError: the checkpoint cannot be read, the output is in the way, or the result does not agree with torch.
+        NotFiniteError: the model's predictions hold NaN or infinity.
+        In every case nothing is left behind.
+    """
+    if draws < 1:
+        raise ExportError(f"draws is {draws}: give at least 1.")
+    if precision not in ("fp32", "fp16"):
+        raise ExportError(f"Precision {precision!r} cannot be exported: use fp32 or fp16.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ExportError(f"{output} is there already: remove it, or name another folder.")
+    if not output.resolve().parent.is_dir():
+        raise ExportError(f"The folder {output.resolve().parent} does not exist: make it first.")
+    # Beside the output, so that the last step is a rename within one file system.
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
+    try:
+        folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
+        with quiet():
+            progress("loading the checkpoint")
+            manifest = _write(load_checkpoint(model), folder, draws, seed, precision, progress)
+        folder.replace(output)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return manifest
+
+
+def _write(
+    checkpoint: Checkpoint, folder: Path, draws: int, seed: int, precision: Precision, progress: Callable[[str], None]
+) -> Manifest:
+    _write_tokenizer(checkpoint, folder / TOKENIZER)
+    ids, _ = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)(PROBES)
+    sample = torch.randn((draws, *checkpoint.latent_shape), generator=torch.Generator().manual_seed(seed)).numpy()
+    factor = 1.0
+    if checkpoint.prediction_type == "v_prediction":
+        factor = velocity_norm_factor(checkpoint.alphas_cumprod[0])
+
+    progress("computing the reference with torch")
+    reference = Statistics.of(_torch_epsilon(checkpoint, sample, ids), factor)
+
+    # Only now, with the reference computed, may the modules change their precision.
+    if precision == "fp16":
+        checkpoint.text_encoder.half()
+        checkpoint.unet.half()
+    progress("exporting the text encoder")
+    export_text_encoder(checkpoint, folder / TEXT_ENCODER)
+    progress("exporting the UNet")
+    export_unet(checkpoint, folder / UNET)
+
+    progress("caching the unconditional predictions")
+    backend = OrtBackend(folder, precision)
+    prediction = epsilon(backend.predict, sample, checkpoint.timesteps, backend.encode(ids))
+    (folder / BASELINE).write_bytes(save({"sample": sample, "uncond": np.ascontiguousarray(prediction[0])}))
+
+    progress("comparing with torch")
+    parity = compare(Statistics.of(prediction, factor), reference)
+    check(parity, precision)
+    manifest = Manifest(
+        schema=SCHEMA,
+        source=Source(checkpoint.id, checkpoint.sha256),
+        prediction_type=checkpoint.prediction_type,
+        latent_shape=checkpoint.latent_shape,
+        tokens=checkpoint.tokens,
+        state_width=checkpoint.state_width,
+        timesteps=checkpoint.timesteps,
+        alphas_cumprod=checkpoint.alphas_cumprod,
+        draws=draws,
+        seed=seed,
+        precision=precision,
+        opset=OPSET,
+        tools={tool: version(tool) for tool in TOOLS},
+        parity=parity,
+        calibrations={},
+        files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+    )
+    write_manifest(folder, manifest)
+    Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
+    return manifest
+
+
+def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:
+    """Save the tokenizer with its padding and truncation, so that run time needs to know neither."""
+    tokenizer, source = checkpoint.tokenizer.backend_tokenizer, checkpoint.tokenizer
+    tokenizer.enable_truncation(checkpoint.tokens)
+    tokenizer.enable_padding(length=checkpoint.tokens, pad_id=source.pad_token_id, pad_token=source.pad_token)
+    tokenizer.save(str(path))
+
+
+@torch.inference_mode()
+def _torch_epsilon(
+    checkpoint: Checkpoint, sample: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    unet = UNetGraph(checkpoint.unet)
+    states = TextEncoderGraph(checkpoint.text_encoder)(torch.from_numpy(ids)).numpy()
+    return epsilon(lambda *inputs: unet(*map(torch.from_numpy, inputs)).numpy(), sample, checkpoint.timesteps, states)

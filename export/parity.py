@@ -1,0 +1,70 @@
+"""How far an exported engine is from the torch model it was made from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.errors import ExportError
+from memedge.engine.manifest import Parity
+from memedge.engine.precision import ENGINE
+from memedge.engine.reduction import reduce_rows
+
+# Only agreement is measured with them, so any text will do; the empty prompt comes first, for ε_0.
+PROBES = ("", "a photo of a cat", "sunset over the sea, oil painting", "portrait of a man in a red hat", "x")
+
+Predict = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+
+
+def epsilon(
+    predict: Predict, sample: npt.NDArray[np.float32], timesteps: tuple[int, int], states: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], for sample [n, C, H, W] and states [B, L, D], one row at a time.
+
+    `predict` takes sample [1, C, H, W], timestep [1] and states [1, L, D].
+    """
+    return np.stack(
+        [[[predict(x[None], np.array([t]), state[None])[0] for x in sample] for t in timesteps] for state in states]
+    )
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """ε_c [B, 2, n, C, H, W], and norm and alignment [B] per probe."""
+
+    epsilon: npt.NDArray[np.float32]
+    norm: npt.NDArray[np.float64]
+    alignment: npt.NDArray[np.float64]
+
+    @staticmethod
+    def of(prediction: npt.NDArray[np.float32], norm_factor: float) -> "Statistics":
+        """Reduce ε [1 + B, 2, n, C, H, W], whose first entry is ε_0."""
+        rows = reduce_rows(prediction[1:], prediction[0])
+        return Statistics(prediction[1:], norm_factor * rows.norm[:, 0].mean(1), rows.channel[:, 1].mean(1))
+
+
+def compare(engine: Statistics, reference: Statistics) -> Parity:
+    """Return the largest differences over the probes; the score's with γ = (1, 1), as nothing is calibrated yet."""
+    own, true = engine.norm + engine.alignment, reference.norm + reference.alignment
+    return Parity(
+        epsilon_relative=_largest(engine.epsilon - reference.epsilon) / _largest(reference.epsilon),
+        norm_relative=_largest(engine.norm / reference.norm - 1),
+        alignment_absolute=_largest(engine.alignment - reference.alignment),
+        score_absolute=_largest(own - true),
+    )
+
+
+def check(parity: Parity, precision: str) -> None:
+    """Raise ExportError if the engine is further from torch than DESIGN.md's precision table allows."""
+    norm, alignment = ENGINE[precision].norm, ENGINE[precision].alignment
+    if not (parity.norm_relative <= norm and parity.alignment_absolute <= alignment):
+        raise ExportError(
+            f"The exported engine differs from torch by {parity.norm_relative:.1e} (norm, relative) and "
+            f"{parity.alignment_absolute:.1e} (alignment), more than the {norm:g} and {alignment:g} that {precision} "
+            "allows: nothing was written; export in fp32, or report this checkpoint."
+        )
+
+
+def _largest(values: npt.NDArray[np.floating]) -> float:
+    return float(np.abs(values).max())

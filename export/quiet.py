@@ -1,0 +1,29 @@
+"""Keeps the model libraries' chatter (progress bars, advice, notes on exporter internals) out of our output."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import diffusers
+import transformers
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence warnings, logs and progress bars below errors for a while; all settings are put back."""
+    logger, libraries = logging.getLogger("torch.onnx"), (diffusers.utils.logging, transformers.utils.logging)
+    level, verbosities = logger.level, [library.get_verbosity() for library in libraries]
+    logger.setLevel(logging.ERROR)
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+        for library, verbosity in zip(libraries, verbosities, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()

@@ -1,0 +1,5 @@
+"""`python -m memedge` is `memedge`."""
+
+from memedge.cli import main
+
+main()

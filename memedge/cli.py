@@ -1,0 +1,175 @@
+"""The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from memedge import show
+from memedge.engine.errors import InputError, MemedgeError
+
+app = typer.Typer(
+    help="Catch prompts that make a diffusion model reproduce a training image, before the image is made.",
+    epilog="Exit codes: 0 done, 1 error (one sentence on stderr), 2 wrong usage, 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+EngineOption = Annotated[
+    Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default="the embedded engine")
+]
+ProviderOption = Annotated[str, typer.Option("--provider", metavar="NAME", help="cpu, or auto for the first there is.")]
+PrecisionOption = Annotated[
+    str | None, typer.Option("--precision", metavar="P", help="fp32 or fp16.", show_default="the engine's own")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", metavar="N", min=1, help="Threads per call.", show_default="all cores")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+
+
+def load(engine: Path | None, provider: str, precision: str | None, threads: int | None) -> Any:
+    from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
+
+    return Detector.load(engine, provider, precision, threads)
+
+
+@app.command()
+def detect(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")],
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say whether each prompt is memorized."""
+    verdicts = load(engine, provider, precision, threads).detect(prompts)
+    show.print_json(verdicts) if json else show.print_verdicts(verdicts)
+
+
+@app.command()
+def score(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="Prompts: .txt, .csv, .jsonl or .parquet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUTPUT", help="Scores, in any of these formats.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score a file of prompts; a run that was cut off loses nothing and is continued with --resume.
+
+    Files need a column `prompt` (.txt: one prompt per line). The output has the columns prompt, norm, alignment, score,
+    memorized and truncated, one row per input row.
+    """
+    from memedge.job import check_places, score_file
+
+    check_places(source, output)  # before an engine is loaded for nothing
+    detector = load(engine, provider, precision, threads)
+    with show.progress_bar("scoring") as progress:
+        summary = score_file(
+            detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
+        )
+    show.print_json(summary) if json else show.print_summary(summary)
+
+
+@app.command()
+def info(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[ENGINE_DIR]", help="Engine directory.", show_default="the embedded one")
+    ] = None,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Verify an engine and show what it is, what runs it and what it was calibrated on."""
+    if directory and engine:
+        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
+    detector = load(directory or engine, provider, precision, threads)
+    show.print_json(detector.info) if json else show.print_info(detector.info)
+
+
+@app.command()
+def doctor(
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what is installed, what is active, what is missing and how to get it."""
+    from memedge.doctor import examine
+
+    findings = examine(engine, provider, precision, threads)
+    show.print_json(findings) if json else show.print_findings(findings)
+    if any(finding.state == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    picture: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="The picture to write.")] = Path(
+        "memedge-demo.png"
+    ),
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score a mixed list of prompts with the embedded engine, and draw what the model generates for them."""
+    from memedge.demo import draw, prompts
+
+    if not picture.resolve().parent.is_dir():
+        raise InputError(f"The folder of {picture} does not exist: make it, or name another with --output.")
+    verdicts = load(engine, provider, precision, threads).detect(prompts())
+    verdicts.sort(key=lambda verdict: (bool(verdict.memorized), verdict.score or verdict.norm), reverse=True)
+    draw(verdicts, picture)
+    if json:
+        show.print_json(verdicts)
+    else:
+        show.print_verdicts(verdicts)
+        show.say(f"Training images beside what the model generates: {picture}")
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Diffusers-format directory.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE_DIR", help="Engine directory to make.")],
+    draws: Annotated[int, typer.Option(min=1, help="Noise draws per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 42,
+    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Precision of the graphs.")] = "fp32",
+    json: JsonOption = False,
+) -> None:
+    """Export a checkpoint as an engine directory, and compare it with torch."""
+    try:
+        from memedge.export.export import export as run
+    except ImportError as error:
+        raise MemedgeError(
+            f"Exporting needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[export]'`."
+        ) from None
+    manifest = run(model, output, draws=draws, seed=seed, precision=precision, progress=show.say)
+    show.print_json(manifest) if json else show.print_parity(manifest, output)
+
+
+def main() -> None:
+    """Run the command line; users' mistakes end in one sentence and exit code 1."""
+    try:
+        app()
+    except MemedgeError as error:
+        print(f"memedge: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("memedge: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""`memedge demo`: a mixed list of prompts, and a picture of what the embedded model makes of some of them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from memedge.results import Verdict
+
+DATA = Path(__file__).parent / "data"
+CAPTIONS = DATA / "captions.csv"
+PICTURES = DATA / "pictures"  # one strip per caption: training picture | generations, each 32 × 32, made beforehand
+SIDE = 32
+ZOOM = 3
+GENERATED = 4
+TEXT = 330
+GAP = 12
+HEADINGS = ("training image", "what the model generates (4 seeds)", "prompt and verdict")
+
+
+def strips() -> dict[str, Path]:
+    """Return prompt → its strip of pictures, for the held-out captions that have one."""
+    with CAPTIONS.open(newline="") as file:
+        return {row["caption"]: PICTURES / row["picture"] for row in csv.DictReader(file) if row["picture"]}
+
+
+def prompts() -> list[str]:
+    """Return the demo's prompts: captions the model has memorized, learnt and never seen, and the empty prompt."""
+    return [*strips(), ""]
+
+
+def draw(verdicts: Sequence[Verdict], path: Path) -> None:
+    """Draw a row per prompt that has pictures: training image | generations | verdict; write a PNG to `path`."""
+    rows = [(v, found) for v in verdicts if (found := strips().get(v.prompt))]
+    tile, line = SIDE * ZOOM, SIDE * ZOOM + GAP
+    columns = (GAP, tile + 2 * GAP, (1 + GENERATED) * tile + 3 * GAP)
+    canvas = Image.new("RGB", (columns[2] + TEXT, line * len(rows) + 3 * GAP), "white")
+    pen, font, bold = ImageDraw.Draw(canvas), ImageFont.load_default(15), ImageFont.load_default(18)
+    for x, heading in zip(columns, HEADINGS, strict=True):
+        pen.text((x, GAP // 2), heading, fill="dimgray", font=font)
+    for i, (verdict, strip) in enumerate(rows):
+        y = 3 * GAP + i * line
+        with Image.open(strip) as image:
+            pictures = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
+        canvas.paste(pictures.crop((0, 0, tile, tile)), (columns[0], y))
+        canvas.paste(pictures.crop((tile, 0, pictures.width, tile)), (columns[1], y))
+        label, colour = ("MEMORIZED", "firebrick") if verdict.memorized else ("ok", "seagreen")
+        pen.text((columns[2], y + 8), verdict.prompt, fill="black", font=font)
+        pen.text((columns[2], y + 30), label, fill=colour, font=bold)
+        pen.text((columns[2], y + 56), f"{verdict.reason}", fill="dimgray", font=font)
+    partial = path.with_name(path.name + ".partial")
+    canvas.save(partial, format="PNG", optimize=True)
+    partial.replace(path)

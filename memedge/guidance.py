@@ -1,0 +1,63 @@
+"""The fused reduction on anyone's own predictions: a server's free norm, with no engine at all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.errors import InputError
+from memedge.engine.manifest import Alignment, Operands, PredictionType, velocity_norm_factor
+from memedge.engine.reduction import reduce_rows
+
+
+@dataclass(frozen=True)
+class GuidanceStats:
+    """Statistics of R guidance vectors Δ = ε_c − ε_0, in the leading shape of eps_cond.
+
+    Attributes:
+        norm: float64, ‖Δ‖₂ over C, H, W; for v-prediction √ᾱ / (1 − ᾱ) times that.
+        alignment: float64, the cosine of the chosen operands, in [-1, 1].
+    """
+
+    norm: npt.NDArray[np.float64]
+    alignment: npt.NDArray[np.float64]
+
+
+def guidance_stats(
+    eps_cond: Any,
+    eps_uncond: Any,
+    *,
+    alignment: Alignment = "channel",
+    operands: Operands = "uncond_delta",
+    prediction_type: PredictionType = "epsilon",
+    alpha_cumprod: float | None = None,
+) -> GuidanceStats:
+    """Return the norm and alignment of predictions that are already there (METHODS.md §1, "free norm").
+
+    A server that does classifier-free guidance has both at its first step. The norm is meant at the first (noisiest)
+    timestep, the alignment at a late one; each is given for the timestep of the predictions passed in.
+
+    Args:
+        eps_cond: conditional predictions [..., C, H, W]: a NumPy array or anything with DLPack (torch, JAX) on the
+            CPU; float32, float16 or bfloat16.
+        eps_uncond: unconditional predictions, of the same dtype, whose leading shape ends eps_cond's.
+        alignment: "channel" averages the cosine over the channels of each pixel, "flat" takes it of whole tensors.
+        operands: the cosine's pair: "uncond_delta" (ε_0, Δ), "cond_uncond" (ε_c, ε_0) or "cond_delta" (ε_c, Δ).
+        prediction_type: what the predictions are; "v_prediction" needs `alpha_cumprod`, ᾱ at their timestep.
+
+    Raises:
+        InputError: arrays that do not fit together, or an option that does not exist.
+        NotFiniteError: NaN or infinity in the predictions.
+    """
+    if alignment not in ("channel", "flat"):
+        raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise InputError(f"There is no prediction type {prediction_type!r}: use 'epsilon' or 'v_prediction'.")
+    factor = 1.0
+    if prediction_type == "v_prediction":
+        if alpha_cumprod is None or not 0 < alpha_cumprod < 1:
+            raise InputError("v-prediction needs alpha_cumprod between 0 and 1: give ᾱ at the predictions' timestep.")
+        factor = velocity_norm_factor(alpha_cumprod)
+    rows = reduce_rows(eps_cond, eps_uncond, operands)
+    return GuidanceStats(factor * rows.norm, rows.channel if alignment == "channel" else rows.flat)

@@ -1,0 +1,130 @@
+"""The journal of a scoring job: results by prompt digest, in an SQLite database that survives a kill at any moment.
+
+It holds two tables. `header` says which job it belongs to: the journal's format, the SHA-256 of the input file, and the
+engine's key. `results` has a row per distinct prompt. Looking prompts up on disk keeps memory flat.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from memedge.engine.errors import InputError
+from memedge.results import Scores
+
+Result = tuple[float, float, float | None, bool | None, bool]  # norm, alignment, score, memorized, truncated
+
+FORMAT = "1"
+_HEADER = {
+    "format": "version of memedge",
+    "input": "input file",
+    "engine": "engine, calibration, provider or precision",
+}
+_DAMAGED = "is not a journal of this program or is damaged; delete it and score again"
+_UNUSABLE = "cannot be written; make room and check permissions, then run again with --resume"
+_SQLITE_TROUBLE = {
+    sqlite3.SQLITE_BUSY: "is in use by another process that writes the same output; wait for it to end",
+    sqlite3.SQLITE_NOTADB: _DAMAGED,
+    sqlite3.SQLITE_CORRUPT: _DAMAGED,
+    sqlite3.SQLITE_ERROR: _DAMAGED,  # a database without our tables
+    sqlite3.SQLITE_CANTOPEN: _UNUSABLE,
+    sqlite3.SQLITE_FULL: _UNUSABLE,
+    sqlite3.SQLITE_IOERR: _UNUSABLE,
+    sqlite3.SQLITE_READONLY: _UNUSABLE,
+}
+
+
+class Journal:
+    """The results of one job. Locked from opening to closing, so that an output has one job at a time."""
+
+    def __init__(self, path: Path, input_sha256: str, engine_key: str, resume: bool):
+        """Opens the journal at `path`, or makes it where there is none.
+
+        Raises:
+            InputError: there is one and not `resume`; or it is another job's, damaged, in use, or cannot be written.
+        """
+        header = {"format": FORMAT, "input": input_sha256, "engine": engine_key}
+        self.path = path
+        existed = path.exists()
+        with self._explained():
+            self._db = sqlite3.connect(path, timeout=0)
+        try:
+            with self._explained(), self._db:
+                self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # transactions end without giving the lock back
+                self._db.execute("BEGIN EXCLUSIVE")
+                if existed and not resume:
+                    raise InputError(
+                        f"{path} holds the results of an unfinished job; go on from it with --resume, or delete it."
+                    )
+                if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
+                    self._create(header)
+                found = dict(self._db.execute("SELECT key, value FROM header"))
+                if differing := [_HEADER[key] for key in header if found.get(key) != header[key]]:
+                    raise InputError(
+                        f"{path} is from a job with another {' and another '.join(differing)}; "
+                        "run that job again with --resume, or delete the file."
+                    )
+        except BaseException:
+            self._db.close()
+            raise
+
+    def _create(self, header: dict[str, str]) -> None:
+        self._db.execute("CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        self._db.executemany("INSERT INTO header VALUES (?, ?)", header.items())
+        # No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
+        self._db.execute(
+            "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized, truncated)"
+            " WITHOUT ROWID"
+        )
+
+    def get(self, key: bytes) -> Result | None:
+        """The result of the prompt with this digest, or None if it has none yet."""
+        with self._explained():
+            row = self._db.execute(
+                "SELECT norm, alignment, score, memorized, truncated FROM results WHERE prompt = ?", (key,)
+            ).fetchone()
+        if row is None:
+            return None
+        norm, alignment, score, memorized, truncated = row
+        return norm, alignment, score, None if memorized is None else bool(memorized), bool(truncated)
+
+    def put(self, keys: list[bytes], scores: Scores) -> None:
+        """Commits the results of the B prompts with these digests; none of them may have one yet."""
+        empty = [None] * len(keys)
+        columns = (
+            keys,
+            scores.norm.tolist(),
+            scores.alignment.tolist(),
+            empty if scores.score is None else scores.score.tolist(),
+            empty if scores.memorized is None else scores.memorized.tolist(),
+            scores.truncated.tolist(),
+        )
+        with self._explained(), self._db:
+            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
+
+    def __len__(self) -> int:
+        with self._explained():
+            return int(self._db.execute("SELECT count(*) FROM results").fetchone()[0])
+
+    def close(self) -> None:
+        """Gives the lock back and leaves the results for another run."""
+        self._db.close()
+
+    def delete(self) -> None:
+        """Closes and removes the journal."""
+        # SQLite's own file, which SQLite deletes only if it wrote to it since a kill; safe while the lock is ours.
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
+        self.close()
+        # After closing: a job that slips in between finds all results and needs to write none.
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            trouble = _SQLITE_TROUBLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if trouble is None:
+                raise
+            raise InputError(f"{self.path} {trouble}.") from error

@@ -1,0 +1,49 @@
+"""What the detector returns: columns for many prompts, or one verdict per prompt."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Statistics of B prompts, in the order given, one array per column.
+
+    Attributes:
+        norm: float64 [B], mean over draws of ‖Δ(t_norm)‖₂ (METHODS.md §1). 0 for the empty prompt.
+        alignment: float64 [B], mean cosine at t_cos, in [-1, 1]. 0 for the empty prompt.
+        score: float64 [B], γ_norm · norm + γ_align · alignment; None if the engine is not calibrated.
+        memorized: bool [B], score ≥ threshold; None if the engine is not calibrated.
+        truncated: bool [B], whether the prompt was longer than the text encoder reads. False for embeddings.
+        threshold: the calibrated threshold, or None.
+    """
+
+    norm: npt.NDArray[np.float64]
+    alignment: npt.NDArray[np.float64]
+    score: npt.NDArray[np.float64] | None
+    memorized: npt.NDArray[np.bool_] | None
+    truncated: npt.NDArray[np.bool_]
+    threshold: float | None
+
+    def __len__(self) -> int:
+        return len(self.norm)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one prompt.
+
+    `passes` counts the conditional UNet evaluations it took (2 · draws when nothing is skipped); `reason` says in words
+    why the verdict is what it is. `memorized`, `score` and `threshold` are None if the engine is not calibrated.
+    """
+
+    prompt: str
+    memorized: bool | None
+    score: float | None
+    norm: float
+    alignment: float | None
+    threshold: float | None
+    truncated: bool
+    passes: int
+    reason: str

@@ -1,0 +1,122 @@
+"""What the command line prints: tables for people, JSON for machines."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:  # these pull in numpy, which --help does not need
+    from memedge.detector import EngineInfo
+    from memedge.doctor import Finding
+    from memedge.engine.manifest import Manifest
+    from memedge.job import JobSummary
+    from memedge.results import Verdict
+
+LABELS = {True: "[bold red]MEMORIZED[/]", False: "[green]ok[/]", None: "no verdict"}
+
+
+def print_json(value: Any) -> None:
+    """Print any of our results; files and folders become their path."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n")
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal something that is not the result: on stderr."""
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_verdicts(verdicts: Sequence["Verdict"]) -> None:
+    table = Table("prompt", "verdict", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for name in ("score", "norm", "alignment"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for v in verdicts:
+        prompt = escape(v.prompt) if v.prompt else "[dim](empty)[/]"
+        note = " [yellow](truncated)[/]" if v.truncated else ""
+        table.add_row(prompt + note, LABELS[v.memorized], _number(v.score), _number(v.norm), _number(v.alignment))
+    Console().print(table)
+    first = verdicts[0]
+    if first.memorized is None:
+        say(f"No verdicts: {first.reason}.")
+    else:
+        say(f"Memorized: score ≥ {first.threshold:.4g}.")
+
+
+def print_summary(summary: "JobSummary") -> None:
+    verdict = "no verdicts (not calibrated)" if summary.memorized is None else f"{summary.memorized} memorized"
+    say(
+        f"{summary.output}: {summary.rows} rows, {summary.unique} different prompts, {summary.scored_now} scored in "
+        f"this run, {verdict}, {summary.truncated} truncated."
+    )
+
+
+def print_info(info: "EngineInfo") -> None:
+    manifest = info.manifest
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in (
+        ("engine", f"{info.path} (verified)"),
+        ("checkpoint", f"{manifest.source.id}, sha256 {manifest.source.sha256[:16]}…"),
+        ("prediction", manifest.prediction_type),
+        ("latents", " × ".join(map(str, manifest.latent_shape))),
+        ("prompts", f"{manifest.tokens} tokens of width {manifest.state_width}"),
+        ("timesteps", f"norm at {manifest.timesteps[0]}, alignment at {manifest.timesteps[1]}"),
+        ("draws", f"{manifest.draws} (seed {manifest.seed})"),
+        ("runs on", f"{info.provider}, {info.precision}, {info.threads} threads"),
+        ("size", f"{sum(entry.size for entry in manifest.files.values()) / 1e6:.1f} MB"),
+        ("parity", _parity(manifest)),
+        ("exported by", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
+        ("calibration", _calibration(info)),
+    ):
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    Console().print(table)
+
+
+def print_findings(findings: Sequence["Finding"]) -> None:
+    colours = {"active": "green", "missing": "yellow", "broken": "bold red"}
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for f in findings:
+        table.add_row(f"[bold]{f.part}[/]", f"[{colours[f.state]}]{f.state}[/]", escape(f.detail))
+    Console().print(table)
+
+
+def print_parity(manifest: "Manifest", output: Path) -> None:
+    say(f"{output}: {manifest.precision}, largest differences from torch fp32: {_parity(manifest)}.")
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback (done, total) that draws a bar on stderr, where that is a terminal."""
+    columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _number(value: float | None) -> str:
+    return "—" if value is None else f"{value:.4f}"
+
+
+def _parity(manifest: "Manifest") -> str:
+    p = manifest.parity
+    return (
+        f"ε {p.epsilon_relative:.1e}, norm {p.norm_relative:.1e}, alignment {p.alignment_absolute:.1e} (absolute), "
+        f"score with γ = (1, 1) {p.score_absolute:.1e} (absolute)"
+    )
+
+
+def _calibration(info: "EngineInfo") -> str:
+    c = info.calibration
+    if c is None:
+        return f"none for {info.key}: norm and alignment only, no verdicts"
+    return (
+        f"score = {c.gamma_norm:.4g} · norm + {c.gamma_alignment:.4g} · alignment ({c.alignment}, {c.operands}), "
+        f"threshold {c.threshold:.4g}, on {c.memorized_prompts} memorized and {c.clean_prompts} clean prompts "
+        f"({c.data}) by {c.fitted_by}"
+    )

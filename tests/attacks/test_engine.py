@@ -1,0 +1,95 @@
+"""Attempts to make an engine directory read, allocate or run what it should not. Its manifest is the attacker's too."""
+
+import json
+import os
+import shutil
+
+import onnx
+import pytest
+from memedge import Detector, EngineError
+from memedge.engine.directory import describe_file
+from memedge.engine.errors import IntegrityError, ManifestError
+
+
+@pytest.fixture
+def copy(engine, tmp_path):
+    return shutil.copytree(engine, tmp_path / "engine")
+
+
+def list_file(folder, name, path=None):
+    """Enter a file into the manifest with its true size and hash, as an attacker would."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    entry = describe_file(path or folder / name)
+    manifest["files"][name] = {"size": entry.size, "sha256": entry.sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret", "", "..", "a\\..\\secret", "x\0y"])
+def test_file_outside(copy, name):
+    (copy.parent / "secret").write_text("secret")
+    list_file(copy, name, copy.parent / "secret")
+    with pytest.raises(IntegrityError, match="outside"):
+        Detector.load(copy)
+
+
+def test_link_to_outside(copy):
+    data = copy / "unet.onnx.data"
+    outside = copy.parent / "elsewhere"
+    data.rename(outside)
+    data.symlink_to(outside)
+    with pytest.raises(IntegrityError, match="is a link"):
+        Detector.load(copy)
+
+
+def test_fifo_does_not_block(copy):
+    (copy / "tokenizer.json").unlink()
+    os.mkfifo(copy / "tokenizer.json")
+    with pytest.raises(IntegrityError, match="missing"):
+        Detector.load(copy)
+
+
+def test_weights_outside(copy):
+    """An ONNX file may name its weights by a path of its own; ONNX Runtime refuses those that leave the folder."""
+    shutil.copy(copy / "unet.onnx.data", copy.parent / "weights")
+    model = onnx.load(copy / "unet.onnx", load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights"
+    onnx.save(model, copy / "unet.onnx")
+    list_file(copy, "unet.onnx")
+    with pytest.raises(IntegrityError, match="ONNX Runtime cannot load"):
+        Detector.load(copy)
+
+
+@pytest.mark.parametrize("name", ["unet.onnx", "text_encoder.onnx", "tokenizer.json", "baseline.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"\0" * 64, b"{}", b"\xff" * 8 + b"{}", b"\x80\x04N."])
+def test_other_content(copy, name, content):
+    (copy / name).write_bytes(content)
+    list_file(copy, name)
+    with pytest.raises(EngineError):
+        Detector.load(copy)
+
+
+def test_model_of_other_shape(copy):
+    """Sizes in the manifest that are not the graphs': refused at load, or at the latest with the first prompt."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["state_width"] = 4096
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(EngineError):
+        Detector.load(copy)
+
+
+def test_many_draws(copy):
+    """A claim of 65536 draws allocates nothing: the baseline's shape is checked before."""
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["draws"] = 65536
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(IntegrityError, match="no float32 tensor"):
+        Detector.load(copy)
+
+
+def test_deep_manifest(copy):
+    (copy / "manifest.json").write_text('{"schema": 1, "a": ' + "[" * 50_000 + "]" * 50_000 + "}")
+    with pytest.raises(ManifestError):
+        Detector.load(copy)

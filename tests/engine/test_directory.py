@@ -1,0 +1,154 @@
+"""Opening engine directories: what is verified, and the sentence for everything that can be wrong."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from memedge.engine.directory import EngineDirectory, describe_file
+from memedge.engine.errors import EngineError, IntegrityError, ManifestError
+from memedge.engine.manifest import read_manifest, velocity_norm_factor
+from safetensors.numpy import load_file, save_file
+
+
+@pytest.fixture
+def copy(engine, tmp_path):
+    return shutil.copytree(engine, tmp_path / "engine")
+
+
+def edit(folder, change):
+    """Apply `change` to the manifest as plain JSON."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def fails(folder, error: type[EngineError], words: str):
+    with pytest.raises(error) as caught:
+        EngineDirectory.open(folder)
+    message = str(caught.value)
+    assert words in message
+    assert message.endswith(".") and "\n" not in message
+
+
+def test_opens(copy):
+    directory = EngineDirectory.open(copy)
+    assert directory.manifest == read_manifest(copy)
+    baseline = directory.baseline()
+    assert baseline.sample.shape == (1, 4, 8, 8)
+    assert baseline.uncond.shape == (2, 1, 4, 8, 8)
+
+
+def test_noise_is_what_the_manifest_says(copy):
+    import torch
+
+    sample = EngineDirectory.open(copy).baseline().sample
+    expected = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(42)).numpy()
+    np.testing.assert_array_equal(sample, expected)
+
+
+def test_velocity_norm_factor():
+    assert velocity_norm_factor(0.0057755) == pytest.approx(0.0057755**0.5 / (1 - 0.0057755))
+
+
+def test_no_directory(tmp_path):
+    fails(tmp_path / "absent", ManifestError, "is not a directory")
+
+
+def test_no_engine(tmp_path):
+    fails(tmp_path, ManifestError, "holds no manifest.json")
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"schema"', b"\xff\xfe", b"[" * 100_000, b"{}"])
+def test_no_manifest(copy, text):
+    (copy / "manifest.json").write_bytes(text)
+    fails(copy, ManifestError, "is not a memedge manifest")
+
+
+def test_huge_manifest(copy):
+    (copy / "manifest.json").write_bytes(b" " * (1 << 21))
+    fails(copy, ManifestError, "larger than 1 MiB")
+
+
+@pytest.mark.parametrize(("schema", "advice"), [(2, "upgrade memedge"), (0, "export"), ("1", "export"), (None, "export")])
+def test_other_schema(copy, schema, advice):
+    edit(copy, lambda m: m.update(schema=schema))
+    fails(copy, ManifestError, advice)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("timesteps"),
+        lambda m: m.update(extra=1),
+        lambda m: m.update(timesteps=[981]),
+        lambda m: m.update(prediction_type="sample"),
+        lambda m: m.update(draws="1"),
+        lambda m: m.update(draws=1.5),
+        lambda m: m["files"].update({"unet.onnx": {"size": -1}}),
+    ],
+)
+def test_invalid_field(copy, change):
+    edit(copy, change)
+    fails(copy, ManifestError, "is not valid")
+
+
+@pytest.mark.parametrize("draws", [0, -1, 1 << 40])
+def test_impossible_size(copy, draws):
+    edit(copy, lambda m: m.update(draws=draws))
+    fails(copy, ManifestError, "outside 1")
+
+
+def test_impossible_alpha(copy):
+    edit(copy, lambda m: m.update(alphas_cumprod=[0.5, 1.0]))
+    fails(copy, ManifestError, "outside (0, 1)")
+
+
+@pytest.mark.parametrize("name", ["unet.onnx", "unet.onnx.data", "text_encoder.onnx", "tokenizer.json"])
+def test_missing_file(copy, name):
+    (copy / name).unlink()
+    fails(copy, IntegrityError, "is missing")
+
+
+def test_unlisted_file(copy):
+    edit(copy, lambda m: m["files"].pop("unet.onnx"))
+    fails(copy, IntegrityError, "does not list unet.onnx")
+
+
+@pytest.mark.parametrize("name", ["unet.onnx", "unet.onnx.data", "baseline.safetensors"])
+def test_truncated_file(copy, name):
+    path = copy / name
+    path.write_bytes(path.read_bytes()[:-1])
+    fails(copy, IntegrityError, "bytes instead of")
+
+
+@pytest.mark.parametrize("name", ["unet.onnx.data", "tokenizer.json"])
+def test_changed_byte(copy, name):
+    path = copy / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    fails(copy, IntegrityError, "is not the file that was exported")
+
+
+def replace_baseline(folder, tensors):
+    path = folder / "baseline.safetensors"
+    save_file(tensors, path)
+    entry = describe_file(path)
+    edit(folder, lambda m: m["files"].update({path.name: {"size": entry.size, "sha256": entry.sha256}}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: {"sample": t["sample"]}, "no float32 tensor 'uncond'"),
+        (lambda t: {**t, "uncond": t["uncond"][:1]}, "no float32 tensor 'uncond'"),
+        (lambda t: {**t, "sample": t["sample"].astype(np.float64)}, "no float32 tensor 'sample'"),
+        (lambda t: {**t, "sample": t["sample"] * np.inf}, "NaN or infinity in 'sample'"),
+    ],
+)
+def test_wrong_baseline(copy, change, words):
+    replace_baseline(copy, change(load_file(copy / "baseline.safetensors")))
+    with pytest.raises(IntegrityError, match=words):
+        EngineDirectory.open(copy).baseline()

@@ -1,0 +1,272 @@
+"""reduce_rows: what it accepts, pairs, refuses and reports, on the native and on the NumPy path."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from memedge.engine import dlpack, reduction
+from memedge.engine.errors import InputError, NotFiniteError
+from memedge.engine.precision import OPS
+from memedge.engine.reduction import core_status, reduce_rows
+
+
+@pytest.fixture(params=["native", "numpy"], autouse=True)
+def path(request, monkeypatch):
+    if request.param == "numpy":
+        monkeypatch.setattr(reduction, "_core", None)
+    elif reduction._core is None:
+        pytest.skip(f"no native core: {reduction._reason}")
+    return request.param
+
+
+def truth(cond, uncond, operands="uncond_delta"):
+    """METHODS.md §1 in float64, for NumPy arrays that broadcast."""
+    cond, uncond = np.broadcast_arrays(np.asarray(cond, np.float64), np.asarray(uncond, np.float64))
+    delta = cond - uncond
+    a, b = {"uncond_delta": (uncond, delta), "cond_uncond": (cond, uncond), "cond_delta": (cond, delta)}[operands]
+
+    def cosine(axis):
+        norms = [np.maximum(np.sqrt((x * x).sum(axis)), 1e-8) for x in (a, b)]
+        return (a * b).sum(axis) / (norms[0] * norms[1])
+
+    return np.sqrt((delta**2).sum((-3, -2, -1))), cosine(-3).mean((-2, -1)), cosine((-3, -2, -1))
+
+
+def assert_truth(rows, cond, uncond, operands="uncond_delta", dtype="float32"):
+    tolerance = OPS["guidance_stats", dtype]
+    norm, channel, flat = truth(cond, uncond, operands)
+    assert rows.norm.shape == rows.channel.shape == rows.flat.shape == np.shape(cond)[:-3]
+    assert rows.norm.dtype == rows.channel.dtype == rows.flat.dtype == np.float64
+    np.testing.assert_allclose(rows.norm, norm, rtol=tolerance.norm)
+    np.testing.assert_allclose(rows.channel, channel, rtol=0, atol=tolerance.alignment)
+    np.testing.assert_allclose(rows.flat, flat, rtol=0, atol=tolerance.alignment)
+
+
+def normal(*shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("operands", reduction.OPERANDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(
+    ("cond_shape", "uncond_shape"),
+    [
+        ((4, 8, 8), (4, 8, 8)),
+        ((4, 8, 8), (1, 4, 8, 8)),
+        ((5, 4, 8, 8), (4, 8, 8)),
+        ((5, 4, 8, 8), (1, 4, 8, 8)),
+        ((3, 2, 2, 4, 5, 7), (2, 2, 4, 5, 7)),
+        ((3, 2, 2, 4, 5, 7), (2, 4, 5, 7)),
+        ((3, 2, 1, 4, 5, 7), (1, 1, 4, 5, 7)),
+        ((2, 3, 300, 300), (3, 300, 300)),
+        ((2, 70_000, 1, 2), (2, 70_000, 1, 2)),
+        ((200, 4, 16, 16), (4, 16, 16)),
+    ],
+    ids=str,
+)
+def test_pairs_rows_like_broadcasting(cond_shape, uncond_shape, dtype, operands):
+    cond, uncond = normal(*cond_shape, dtype=dtype), normal(*uncond_shape, seed=1, dtype=dtype)
+    rows = reduce_rows(cond, uncond, operands)
+    uncond = uncond.reshape(uncond_shape[-len(cond_shape) :])  # a latent with one leading 1 too many
+    assert_truth(rows, cond, uncond, operands, dtype)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lead=st.lists(st.integers(1, 4), max_size=3),
+    shared=st.integers(0, 3),
+    latent=st.tuples(st.integers(1, 6), st.integers(1, 9), st.integers(1, 9)),
+    operands=st.sampled_from(reduction.OPERANDS),
+)
+def test_any_shapes(lead, shared, latent, operands):
+    cond = normal(*lead, *latent)
+    uncond = normal(*lead[max(0, len(lead) - shared) :], *latent, seed=1)
+    rows = reduce_rows(cond, uncond, operands)
+    assert_truth(rows, cond, uncond, operands)
+    assert (np.abs(rows.channel) <= 1).all() and (np.abs(rows.flat) <= 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_torch_through_dlpack(dtype):
+    cond = torch.randn(3, 2, 4, 9, 9, generator=torch.Generator().manual_seed(0)).to(dtype)
+    uncond = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(1)).to(dtype)
+    assert_truth(reduce_rows(cond, uncond), cond.double().numpy(), uncond.double().numpy())
+
+
+def test_torch_strides_and_offsets():
+    base = torch.randn(6, 9, 9, 8, generator=torch.Generator().manual_seed(0))
+    cond, uncond = base.permute(0, 3, 1, 2)[1::2, ::2], base.permute(0, 3, 1, 2)[0, 1::2]
+    assert_truth(reduce_rows(cond, uncond), cond.double().numpy(), uncond.double().numpy())
+    expanded = uncond[:, :1, :1].expand(3, 4, 9, 9)
+    assert_truth(reduce_rows(cond, expanded), cond.double().numpy(), expanded.double().numpy())
+
+
+def test_numpy_views_and_byte_order():
+    cond, uncond = normal(6, 4, 9, 9)[::-2], normal(4, 9, 18, seed=1)[:, :, ::2]
+    assert_truth(reduce_rows(cond, uncond), cond, uncond)
+    assert_truth(reduce_rows(cond.astype(">f4"), uncond.astype(">f4")), cond, uncond)
+
+
+def test_bfloat16_arrays_of_ml_dtypes():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    cond, uncond = normal(2, 4, 8, 8).astype(bfloat16), normal(4, 8, 8, seed=1).astype(bfloat16)
+    assert_truth(reduce_rows(cond, uncond), cond.astype(np.float64), uncond.astype(np.float64), dtype="bfloat16")
+    crossed = cond.transpose(0, 1, 3, 2)
+    assert_truth(reduce_rows(crossed, uncond), crossed.astype(np.float64), uncond.astype(np.float64), dtype="bfloat16")
+
+
+class OldCapsule:
+    """A library from before DLPack 1.0."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __dlpack__(self):
+        return self.tensor.__dlpack__()
+
+
+def test_both_kinds_of_capsule():
+    tensor = torch.arange(24.0).reshape(2, 3, 2, 2)
+    for owner in (tensor, OldCapsule(tensor)):
+        read = dlpack.read(owner, "x")
+        assert (read.pointer, read.shape, read.strides, read.dtype) == (
+            tensor.data_ptr(),
+            (2, 3, 2, 2),
+            (12, 4, 2, 1),
+            "float32",
+        )
+        array = read.array()
+        assert not array.flags.writeable
+        np.testing.assert_array_equal(array, tensor.numpy())
+
+
+def test_memory_outlives_the_tensor():
+    array = dlpack.read(torch.full((1, 64, 64), 3.0), "x").array()
+    torch.full((1, 64, 64), 5.0)  # would land in freed memory
+    assert (array == 3).all()
+
+
+def test_zero_guidance():
+    cond = normal(2, 4, 8, 8)
+    rows = reduce_rows(cond, cond)
+    assert not rows.norm.any() and not rows.channel.any() and not rows.flat.any()
+
+
+def test_threads_do_not_change_results():
+    cond, uncond = normal(64, 4, 64, 64), normal(4, 64, 64, seed=1)
+    one, many = reduce_rows(cond, uncond, threads=1), reduce_rows(cond, uncond, threads=8)
+    np.testing.assert_array_equal(one.norm, many.norm)
+    np.testing.assert_array_equal(one.channel, many.channel)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("operands", reduction.OPERANDS)
+def test_not_finite_is_an_error(value, dtype, operands):
+    for side in range(2):
+        inputs = [normal(3, 4, 5, 5, dtype=dtype), normal(3, 4, 5, 5, seed=1, dtype=dtype)]
+        inputs[side][1, 3, 4, 4] = value
+        with pytest.raises(NotFiniteError, match=r"1 of 3 .*row 1"):
+            reduce_rows(*inputs, operands)
+
+
+def test_float64_beyond_float32_is_an_error():
+    cond = np.full((1, 4, 2, 2), 1e300)
+    with pytest.raises(NotFiniteError):
+        reduce_rows(cond, cond)
+
+
+class OnDevice:
+    def __init__(self, device):
+        self.device = device
+
+    def __dlpack_device__(self):
+        return (self.device, 0)
+
+    def __dlpack__(self, **_):
+        raise AssertionError("a device's memory must not be touched")
+
+
+class CudaArray:
+    @property
+    def __cuda_array_interface__(self):
+        return {"shape": (4, 8, 8), "typestr": "<f4", "data": (0, True), "version": 3}
+
+
+LATENT = np.zeros((4, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("cond", "uncond", "message"),
+    [
+        ([[[1.0]]], LATENT, "cond is a list: pass"),
+        (None, LATENT, "cond is a NoneType"),
+        (LATENT.astype(np.int32), LATENT, "cond is int32: convert"),
+        (LATENT.astype(object), LATENT, "cond is object: convert"),
+        (LATENT, LATENT.astype(np.complex64), "uncond is complex64"),
+        (LATENT, LATENT.astype(np.float16), "cond is float32 and uncond is float16"),
+        (LATENT, LATENT.astype(np.float64), "cond is float32 and uncond is float64"),
+        (LATENT[0], LATENT, r"cond has shape \(8, 8\)"),
+        (LATENT, np.zeros((), np.float32), r"uncond has shape \(\)"),
+        (np.zeros((0, 4, 8, 8), np.float32), LATENT, "no values"),
+        (np.zeros((2, 4, 0, 8), np.float32), np.zeros((4, 0, 8), np.float32), "no values"),
+        (LATENT, LATENT[:, :, :7], "must be the same"),
+        (np.zeros((4, 4, 8, 8), np.float32), np.zeros((2, 4, 8, 8), np.float32), "must end cond's"),
+        (LATENT, np.zeros((2, 4, 8, 8), np.float32), "must end cond's"),
+        (np.zeros((2, 1, 4, 8, 8), np.float32), np.zeros((2, 1, 1, 4, 8, 8), np.float32), "must end cond's"),
+        (OnDevice(2), LATENT, r"cond is on a device \(CUDA\).*CUDA build"),
+        (OnDevice(99), LATENT, r"DLPack type 99"),
+        (LATENT, CudaArray(), r"uncond is on a device \(CUDA\).*CUDA build"),
+        (torch.zeros(4, 8, 8, requires_grad=True), LATENT, r"requires gradients.*cond\.detach\(\)"),
+        (torch.zeros(4, 8, 8, dtype=torch.int64), LATENT, "64 bits: convert"),
+        (torch.zeros(4, 8, 8, dtype=torch.complex64), LATENT, "convert"),
+        (torch.zeros(4, 8, 8).to_sparse(), LATENT, "through DLPack"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_sentence(cond, uncond, message):
+    with pytest.raises(InputError, match=message):
+        reduce_rows(cond, uncond)
+
+
+def test_options_are_checked():
+    with pytest.raises(InputError, match="no operands 'delta'"):
+        reduce_rows(LATENT, LATENT, "delta")
+    with pytest.raises(InputError, match="threads is 0"):
+        reduce_rows(LATENT, LATENT, threads=0)
+
+
+def test_status_says_what_runs_and_why(path):
+    status = core_status()
+    assert status.path == path
+    assert status.reason
+    assert status.cuda is False
+    if path == "native":
+        assert status.isa == status.isas[-1] and status.compiler
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({"MEMEDGE_NO_CORE": "1"}, "numpy MEMEDGE_NO_CORE=1 is set"), ({"MEMEDGE_NO_CORE": "0"}, None)],
+)
+def test_environment_forces_numpy_and_nothing_loads_torch(environment, expected):
+    code = (
+        "import sys, numpy as np\n"
+        "from memedge.engine.reduction import core_status, reduce_rows\n"
+        "x = np.ones((2, 4, 8, 8), np.float32)\n"
+        "assert reduce_rows(2 * x, x).norm.tolist() == [16.0, 16.0]\n"
+        "assert 'torch' not in sys.modules\n"
+        "s = core_status(); print(s.path, s.reason)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    if expected:
+        assert done.stdout.strip() == expected
