@@ -31,7 +31,8 @@ def say_missing(reason):
     line = "=" * 100
     print(
         f"{line}\nmemedge: the native core was NOT built; everything works, in NumPy, more slowly.\n"
-        f"Reason: {reason}\nWith a C++17 compiler installed, reinstall memedge to get it.\n{line}",
+        f"Reason: {reason}\n"
+        f"With a C++17 compiler (and pybind11, unless pip fetches it), reinstall memedge to get it.\n{line}",
         file=sys.stderr,
         flush=True,
     )
@@ -82,6 +83,7 @@ def native_core():
 setup(
     packages=["memedge", "memedge.engine", "memedge.export"],
     package_dir={"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"},
+    include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
     package_data={"memedge": ["data/**/*", "py.typed"]},
     ext_modules=native_core(),
     cmdclass={"build_ext": BuildCore},

@@ -2,9 +2,10 @@
 
     python bench/accuracy.py [--json FILE]
 
-Positives are captions whose generations replicate a training picture (labels of bench/tiny/label.py), negatives all
-others. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at most 1 %. Intervals are the 2.5 and 97.5
-percentiles of 2000 resamples, positives and negatives resampled separately.
+Positives are captions whose generations replicate a training picture (labels of bench/tiny/label.py). Negatives are all
+others, those included that were meant to be memorized but replicate in fewer than 5 of 8 generations. TPR@1%FPR is the
+strict convention: the highest TPR at an FPR of at most 1 %. Intervals are the 2.5 and 97.5 percentiles of 2000
+resamples, positives and negatives resampled separately.
 """
 
 import argparse
@@ -13,21 +14,23 @@ import json
 from pathlib import Path
 
 import numpy as np
-from memedge import Detector
-from memedge.demo import CAPTIONS
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from memedge import Detector
+from memedge.demo import CAPTIONS
+
 RESAMPLES = 2000
-SEEN = ("partly", "template", "frequent", "rare")
+SEEN = ("memorized", "partly", "template", "frequent", "rare")
 POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
 NEGATIVES = {
     "all seen": SEEN,
     "frequent": ("frequent",),
     "rare": ("rare",),
     "partly, template": ("partly", "template"),
+    "memorized by design only": ("memorized",),
     "unseen": ("unseen",),
 }
 
@@ -95,8 +98,8 @@ def main() -> None:
                 )
     verdict = statistics["score"] >= detector.info.calibration.threshold
     verdicts = {
-        name: f"{verdict[group == name].sum()} of {(group == name).sum()} called memorized, "
-        f"{memorized[group == name].sum()} are; {(verdict != memorized)[group == name].sum()} wrong"
+        name: f"{(verdict & memorized)[group == name].sum()} of {memorized[group == name].sum()} memorized found, "
+        f"{(verdict & ~memorized)[group == name].sum()} of {(~memorized)[group == name].sum()} others called memorized"
         for name in dict.fromkeys(group.tolist())
     }
 

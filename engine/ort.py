@@ -20,6 +20,13 @@ except ImportError:
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 
 
+def usable_processors() -> int:
+    """Return how many processors this process may use, which under taskset or in a container is not all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 class OrtBackend:
     """A text encoder and a UNet as ONNX Runtime sessions, whose `run` may be called from several threads."""
 
@@ -34,7 +41,7 @@ class OrtBackend:
             ProviderError: ONNX Runtime did not give the CPU provider.
             IntegrityError: ONNX Runtime refuses a graph.
         """
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_processors()
         self.precision = precision
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from memedge.engine.backend import Backend, open_backend
 from memedge.engine.directory import TOKENIZER, EngineDirectory
-from memedge.engine.errors import NotFiniteError
+from memedge.engine.errors import IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Operands
 from memedge.engine.reduction import reduce_rows
 from memedge.engine.tokenizer import PromptTokenizer
@@ -34,6 +34,11 @@ class Engine:
         self._baseline = directory.baseline()
         self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
         self._empty_states = backend.encode(self.tokenize([""])[0])[0]
+        if self._empty_states.shape != (manifest.tokens, manifest.state_width):
+            raise IntegrityError(
+                f"The text encoder of {directory.path} gives states of shape {list(self._empty_states.shape)}, not "
+                f"[{manifest.tokens}, {manifest.state_width}] as its manifest says: export the engine again."
+            )
         # The rows of one prompt: (timestep, draw) in C order, as ε_0 is stored.
         self._sample = np.concatenate([self._baseline.sample] * 2)
         self._timestep = np.repeat(np.array(manifest.timesteps, dtype=np.int64), manifest.draws)
@@ -80,7 +85,7 @@ class Engine:
         if not np.isfinite(states).all():
             raise NotFiniteError("The prompt embeddings hold NaN or infinity, so there is no score to give.")
         rows = reduce_rows(self.predict(states), self._baseline.uncond, operands, self.backend.threads)
-        cosine = rows.channel if alignment == "channel" else rows.flat
+        cosine = rows.cosine(alignment)
         norm = self.directory.manifest.norm_factor * rows.norm[:, 0].mean(axis=1)
         distance = np.abs(states - self._empty_states).max(axis=(1, 2))
         empty = distance <= EMPTY_TOLERANCE * np.abs(self._empty_states).max()

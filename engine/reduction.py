@@ -50,6 +50,12 @@ class RowStatistics:
     channel: npt.NDArray[np.float64]
     flat: npt.NDArray[np.float64]
 
+    def cosine(self, alignment: str) -> npt.NDArray[np.float64]:
+        """Return `channel` or `flat`; raises InputError for another name."""
+        if alignment not in ("channel", "flat"):
+            raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
+        return self.channel if alignment == "channel" else self.flat
+
 
 @dataclass(frozen=True)
 class CoreStatus:

@@ -81,7 +81,7 @@ def score(
 @app.command()
 def info(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="[ENGINE_DIR]", help="Engine directory.", show_default="the embedded one")
+        Path | None, typer.Argument(metavar="ENGINE_DIR", help="Engine directory.", show_default="the embedded one")
     ] = None,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
@@ -165,6 +165,9 @@ def main() -> None:
         app()
     except MemedgeError as error:
         print(f"memedge: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission: what is wrong with which file says it all
+        print(f"memedge: {error.filename}: {error.strerror}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("memedge: interrupted", file=sys.stderr)

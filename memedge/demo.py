@@ -48,7 +48,11 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
         label, colour = ("MEMORIZED", "firebrick") if verdict.memorized else ("ok", "seagreen")
         pen.text((columns[2], y + 8), verdict.prompt, fill="black", font=font)
         pen.text((columns[2], y + 30), label, fill=colour, font=bold)
-        pen.text((columns[2], y + 56), f"{verdict.reason}", fill="dimgray", font=font)
+        reason = verdict.reason.replace("≥", ">=")  # Pillow's own font lacks the sign
+        pen.text((columns[2], y + 56), reason, fill="dimgray", font=font)
     partial = path.with_name(path.name + ".partial")
-    canvas.save(partial, format="PNG", optimize=True)
-    partial.replace(path)
+    try:
+        canvas.save(partial, format="PNG", optimize=True)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

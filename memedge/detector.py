@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -110,7 +110,10 @@ class Detector:
             NotFiniteError: the model produced NaN or infinity.
         """
         kind, pair = self._options(alignment, operands)
-        parts = [self._score_batch(batch, kind, pair) for batch in _batches(prompts)]
+        rest = _checked(prompts)
+        parts = []
+        while batch := list(islice(rest, BATCH)):
+            parts.append(self._score_batch(batch, kind, pair))
         if not parts:
             raise InputError("There are no prompts to score: give at least one.")
         norm, aligned, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -122,11 +125,14 @@ class Detector:
         """Like `score`, for prompt embeddings [B, L, D] (float, converted to float32) of this engine's text encoder.
 
         Raises:
-            InputError: another shape than [B, L, D], or no rows.
+            InputError: no numbers, another shape than [B, L, D], or no rows.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
         """
         kind, pair = self._options(alignment, operands)
-        array = np.asarray(states, dtype=np.float32)
+        try:
+            array = np.asarray(states, dtype=np.float32)
+        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires gradients
+            raise InputError(f"The prompt embeddings are no array of numbers ({error}): give a NumPy array.") from None
         manifest = self._info.manifest
         if array.ndim != 3 or len(array) == 0 or array.shape[1:] != (manifest.tokens, manifest.state_width):
             raise InputError(
@@ -150,18 +156,14 @@ class Detector:
         """
         if early not in ("proven", "off"):
             raise InputError(f"There is no early={early!r} in this version: use 'proven' or 'off'.")
-        texts: list[str] = []
-        scores = self.score(_recorded(prompts, texts))
+        texts = list(_checked(prompts))
+        scores = self.score(texts)
         return [self._verdict(text, scores, row) for row, text in enumerate(texts)]
 
     def _options(self, alignment: Alignment | None, operands: Operands | None) -> tuple[Alignment, Operands]:
         calibration = self._info.calibration
         kind = alignment or (calibration.alignment if calibration else DEFAULT_ALIGNMENT)
         pair = operands or (calibration.operands if calibration else DEFAULT_OPERANDS)
-        if kind not in ("channel", "flat"):
-            raise InputError(f"There is no alignment {kind!r}: use 'channel' or 'flat'.")
-        if pair not in ("uncond_delta", "cond_uncond", "cond_delta"):
-            raise InputError(f"There are no operands {pair!r}: use 'uncond_delta', 'cond_uncond' or 'cond_delta'.")
         return kind, pair
 
     def _score_batch(
@@ -209,39 +211,17 @@ class Detector:
         )
 
 
-def _batches(prompts: Iterable[str]) -> Iterator[list[str]]:
-    """Yield lists of at most BATCH prompts, each checked to be text."""
+def _checked(prompts: Iterable[str]) -> Iterator[str]:
+    """Yield the prompts, each checked to be text."""
     if isinstance(prompts, str | bytes):
         raise InputError("prompts is one string: give a list of prompts, as in score([prompt]).")
-    try:
-        iterator = iter(prompts)
-    except TypeError:
-        raise InputError(f"prompts is {type(prompts).__name__}: give a list or another iterable of strings.") from None
-    count = 0
-    while batch := list(islice(iterator, BATCH)):
-        for prompt in batch:
-            _check_prompt(prompt, count)
-            count += 1
-        yield batch
-
-
-def _check_prompt(prompt: Any, position: int) -> None:
-    if not isinstance(prompt, str):
-        raise InputError(f"Prompt {position + 1} is {type(prompt).__name__}, not text: give strings only.")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"Prompt {position + 1} is not valid UTF-8 text: correct or remove it.") from None
-
-
-def _recorded(prompts: Iterable[str], texts: list[str]) -> Iterable[str]:
-    """Pass prompts on, keeping them in `texts`; what is no list of prompts goes on as it is, to be refused."""
-    if isinstance(prompts, str | bytes) or not isinstance(prompts, Iterable):
-        return prompts
-
-    def record() -> Iterator[str]:
-        for prompt in prompts:
-            texts.append(prompt)
-            yield prompt
-
-    return record()
+    if not isinstance(prompts, Iterable):
+        raise InputError(f"prompts is {type(prompts).__name__}: give a list or another iterable of strings.")
+    for position, prompt in enumerate(prompts, start=1):
+        if not isinstance(prompt, str):
+            raise InputError(f"Prompt {position} is {type(prompt).__name__}, not text: give strings only.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"Prompt {position} is not valid UTF-8 text: correct or remove it.") from None
+        yield prompt

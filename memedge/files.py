@@ -76,8 +76,8 @@ def read_prompts(path: Path) -> Iterator[str]:
 def import_pyarrow() -> tuple[Any, Any]:
     """The modules `pyarrow` and `pyarrow.parquet`, or an InputError that says how to install them."""
     try:
-        import pyarrow  # type: ignore[import-untyped]
-        import pyarrow.parquet  # type: ignore[import-untyped]
+        import pyarrow
+        import pyarrow.parquet
     except ImportError as error:
         raise InputError("Parquet files need pyarrow, which is missing; run pip install 'memedge[eval]'.") from error
     return pyarrow, pyarrow.parquet

@@ -50,8 +50,6 @@ def guidance_stats(
         InputError: arrays that do not fit together, or an option that does not exist.
         NotFiniteError: NaN or infinity in the predictions.
     """
-    if alignment not in ("channel", "flat"):
-        raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
     if prediction_type not in ("epsilon", "v_prediction"):
         raise InputError(f"There is no prediction type {prediction_type!r}: use 'epsilon' or 'v_prediction'.")
     factor = 1.0
@@ -60,4 +58,4 @@ def guidance_stats(
             raise InputError("v-prediction needs alpha_cumprod between 0 and 1: give ᾱ at the predictions' timestep.")
         factor = velocity_norm_factor(alpha_cumprod)
     rows = reduce_rows(eps_cond, eps_uncond, operands)
-    return GuidanceStats(factor * rows.norm, rows.channel if alignment == "channel" else rows.flat)
+    return GuidanceStats(factor * rows.norm, rows.cosine(alignment))

@@ -46,7 +46,7 @@ def print_verdicts(verdicts: Sequence["Verdict"]) -> None:
     if first.memorized is None:
         say(f"No verdicts: {first.reason}.")
     else:
-        say(f"Memorized: score ≥ {first.threshold:.4g}.")
+        say(f"Memorized: a score of at least {first.threshold:.4g}, the calibrated threshold.")
 
 
 def print_summary(summary: "JobSummary") -> None:
@@ -94,7 +94,8 @@ def print_parity(manifest: "Manifest", output: Path) -> None:
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that draws a bar on stderr, where that is a terminal."""
     columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

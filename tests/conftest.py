@@ -1,5 +1,7 @@
 """Checkpoints and engines that several tests read; made once per run, never changed."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,11 +17,13 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(checkpoint, tmp_path_factory) -> Path:
-    """Its engine: fp32, one draw, not calibrated."""
-    from memedge.export.export import export
-
+    """Its engine, made by the command line: fp32, one draw, not calibrated."""
     output = tmp_path_factory.mktemp("engine") / "random"
-    export(checkpoint, output)
+    command = [sys.executable, "-m", "memedge.cli", "export", checkpoint, "-o", output]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    phases = [line for line in done.stderr.splitlines() if "torch" in line]
+    assert len(phases) == 3, done.stderr  # the reference, the comparison, and what it found
     return output
 
 

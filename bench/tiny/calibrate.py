@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from memedge import Detector
-from memedge.engine.manifest import Calibration, read_manifest, write_manifest
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+
+from memedge import Detector
+from memedge.engine.manifest import Calibration, read_manifest, write_manifest
 
 FALSE_POSITIVES = 0.01
 

@@ -28,7 +28,7 @@ COLUMNS = ("caption", "group", "split", "memorized", "replicas", "similarity", "
 
 
 def training_pictures(data: Emoji, index: int) -> torch.Tensor:
-    """Return what a caption's generations are compared with: every fixed picture, its own first, and its draws."""
+    """Return what a caption is compared with: DRAWS pictures of its own, unless it is unseen, and every fixed one."""
     fixed = data.fixed[data.fixed_share > 0]
     if data.captions[index].group == "unseen":
         return fixed

@@ -6,6 +6,7 @@ import shutil
 
 import onnx
 import pytest
+
 from memedge import Detector, EngineError
 from memedge.engine.directory import describe_file
 from memedge.engine.errors import IntegrityError, ManifestError

@@ -5,10 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
 from memedge.engine.directory import EngineDirectory, describe_file
 from memedge.engine.errors import EngineError, IntegrityError, ManifestError
 from memedge.engine.manifest import read_manifest, velocity_norm_factor
-from safetensors.numpy import load_file, save_file
 
 
 @pytest.fixture
@@ -71,7 +72,9 @@ def test_huge_manifest(copy):
     fails(copy, ManifestError, "larger than 1 MiB")
 
 
-@pytest.mark.parametrize(("schema", "advice"), [(2, "upgrade memedge"), (0, "export"), ("1", "export"), (None, "export")])
+@pytest.mark.parametrize(
+    ("schema", "advice"), [(2, "upgrade memedge"), (0, "export"), ("1", "export"), (None, "export")]
+)
 def test_other_schema(copy, schema, advice):
     edit(copy, lambda m: m.update(schema=schema))
     fails(copy, ManifestError, advice)

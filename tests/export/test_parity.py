@@ -1,15 +1,17 @@
 """Engines agree with the plain torch reference: draws, prediction types, alignments, operands, precisions."""
 
+import shutil
 from pathlib import Path
 
-import memedge.demo
 import numpy as np
 import pytest
 import reference
+from models import make_checkpoint
+
+import memedge.demo
 from memedge import Detector
 from memedge.engine.precision import ENGINE
 from memedge.export.export import export
-from models import make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "bench" / "tiny" / "emoji"
@@ -45,10 +47,15 @@ def test_embedded_engine(detector):
 
 
 @pytest.mark.slow
-def test_embedded_model_with_four_draws(tmp_path):
+@pytest.mark.parametrize(("prediction_type", "draws"), [("epsilon", 4), ("v_prediction", 1)])
+def test_embedded_model(tmp_path, prediction_type, draws):
+    """Exported anew; as v-prediction too, which it was not trained for, but which its outputs can be read as."""
+    model = shutil.copytree(EMBEDDED, tmp_path / "model")
+    config = model / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', f'"{prediction_type}"'))
     prompts = [p for p in memedge.demo.prompts() if p]
-    export(EMBEDDED, tmp_path / "engine", draws=4)
-    agree(Detector.load(tmp_path / "engine"), reference.statistics(EMBEDDED, prompts, 4), prompts)
+    export(model, tmp_path / "engine", draws=draws)
+    agree(Detector.load(tmp_path / "engine"), reference.statistics(model, prompts, draws), prompts)
 
 
 def test_tokens_are_those_of_the_model(detector):

@@ -1,0 +1,103 @@
+"""What export refuses, and that it never leaves half an engine."""
+
+import json
+import re
+import shutil
+
+import onnx
+import pytest
+from models import make_checkpoint
+
+import memedge.export.parity as parity
+from memedge import Detector
+from memedge.engine.directory import describe_file
+from memedge.engine.errors import ExportError
+from memedge.export.export import export
+
+
+def refused(model, output, words, **options):
+    before = set(output.parent.iterdir())
+    with pytest.raises(ExportError, match=re.escape(words)) as caught:
+        export(model, output, **options)
+    assert "\n" not in str(caught.value)
+    assert set(output.parent.iterdir()) == before
+
+
+def test_what_is_written(engine, checkpoint):
+    """The files DESIGN.md names, all of them described in the manifest; nothing that names this machine."""
+    manifest = json.loads((engine / "manifest.json").read_text())
+    names = {"tokenizer.json", "text_encoder.onnx", "unet.onnx", "unet.onnx.data", "baseline.safetensors"}
+    assert {p.name for p in engine.iterdir()} == names | {"manifest.json"}
+    assert manifest["files"].keys() == names
+    for name, entry in manifest["files"].items():
+        assert describe_file(engine / name).sha256 == entry["sha256"]
+    assert (manifest["timesteps"], manifest["calibrations"]) == ([981, 41], {})
+    assert manifest["alphas_cumprod"] == pytest.approx([0.0057755, 0.960873], rel=1e-4)  # METHODS.md, notation
+    for path in engine.iterdir():
+        content = path.read_bytes()
+        assert b"site-packages" not in content
+        assert str(checkpoint.parent).encode() not in content
+    assert oct(engine.stat().st_mode & 0o777) == "0o755"
+
+
+def test_batch_is_dynamic(engine):
+    model = onnx.load(engine / "unet.onnx", load_external_data=False)
+    inputs = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input}
+    assert inputs.keys() == {"sample", "timestep", "states"}
+    assert all(shape[0].dim_param == "batch" for shape in inputs.values())
+
+
+def test_bad_input(checkpoint, tmp_path):
+    output = tmp_path / "engine"
+    refused(tmp_path / "absent", output, "is not a directory")
+    refused(tmp_path, output, "holds no unet folder")
+    refused(checkpoint, output, "draws is 0", draws=0)
+    refused(checkpoint, output, "Precision 'int8'", precision="int8")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    refused(checkpoint, tmp_path / "full", "is there already")
+
+
+def test_output_folder_absent(checkpoint, tmp_path):
+    with pytest.raises(ExportError, match="does not exist"):
+        export(checkpoint, tmp_path / "absent" / "engine")
+    assert not list(tmp_path.iterdir())
+
+
+def test_broken_checkpoint(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    refused(model, tmp_path / "engine", "cannot be loaded")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_not_finite(tmp_path, value):
+    model = make_checkpoint(tmp_path / "model", poison=value)
+    refused(model, tmp_path / "engine", "NaN or infinity in 'mid_block")
+
+
+def test_sample_prediction(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = model / "scheduler" / "scheduler_config.json"
+    config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
+    refused(model, tmp_path / "engine", "predicts 'sample'")
+
+
+def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
+    """An engine that differs from torch is not written, whatever the cause."""
+    real = parity.epsilon
+    calls = []
+
+    def drifting(*arguments):
+        calls.append(1)
+        return real(*arguments) * (1 + 0.001 * (len(calls) - 1))
+
+    monkeypatch.setattr("memedge.export.export.epsilon", drifting)
+    refused(checkpoint, tmp_path / "engine", "differs from torch by 1.0e-03")
+
+
+def test_existing_empty_folder_is_used(checkpoint, tmp_path):
+    (tmp_path / "engine").mkdir()
+    export(checkpoint, tmp_path / "engine")
+    assert Detector.load(tmp_path / "engine").score(["a"]).norm[0] > 0

@@ -1,0 +1,223 @@
+"""The detector on real engines: results, verdicts, options, threads, and what it refuses."""
+
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from memedge import Detector, EngineError, InputError
+from memedge.detector import BATCH
+from memedge.engine.errors import IntegrityError, NotFiniteError, ProviderError
+
+PROMPTS = ["a star", "zebra on skis", "house", "cat " * 50]
+
+
+@pytest.fixture(scope="module")
+def plain(engine):
+    """A detector on an engine without calibration."""
+    return Detector.load(engine)
+
+
+def test_scores_are_the_calibrated_sum(detector):
+    scores, c = detector.score(PROMPTS), detector.info.calibration
+    np.testing.assert_allclose(scores.score, c.gamma_norm * scores.norm + c.gamma_alignment * scores.alignment)
+    np.testing.assert_array_equal(scores.memorized, scores.score >= c.threshold)
+    assert scores.threshold == c.threshold
+    assert scores.truncated.tolist() == [False, False, False, True]
+    assert len(scores) == 4
+
+
+def test_verdicts_are_the_scores(detector):
+    scores, verdicts = detector.score(PROMPTS), detector.detect(PROMPTS)
+    assert [v.prompt for v in verdicts] == PROMPTS
+    for row, v in enumerate(verdicts):
+        assert (v.score, v.norm, v.alignment) == (scores.score[row], scores.norm[row], scores.alignment[row])
+        assert (v.memorized, v.truncated, v.threshold) == (
+            scores.memorized[row],
+            scores.truncated[row],
+            scores.threshold,
+        )
+        assert v.passes == 2 * detector.info.manifest.draws
+        assert v.reason.startswith("score ")
+
+
+def test_without_calibration(plain):
+    scores = plain.score(PROMPTS)
+    assert scores.score is None
+    assert scores.memorized is None
+    assert scores.threshold is None
+    assert (scores.norm > 0).all()
+    verdict = plain.detect(["a star"])[0]
+    assert verdict.memorized is None
+    assert "no calibration for cpu-fp32" in verdict.reason
+
+
+def test_calibration_holds_for_its_own_statistics_only(detector):
+    assert detector.score(PROMPTS, alignment="flat").score is None
+    assert detector.score(PROMPTS, operands="cond_delta").memorized is None
+    assert detector.score(PROMPTS, alignment="channel", operands="uncond_delta").score is not None
+
+
+@pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
+def test_empty_prompt(detector, prompt):
+    scores = detector.score([prompt, "a star"])
+    assert (scores.norm[0], scores.alignment[0], scores.memorized[0]) == (0, 0, False)
+    assert scores.norm[1] > 0
+    assert "empty" in detector.detect([prompt])[0].reason
+
+
+def test_empty_prompt_is_never_memorized(engine, tmp_path):
+    """Not even where every score passes the threshold."""
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["calibrations"]["cpu-fp32"] = {
+        "gamma_norm": 1.0,
+        "gamma_alignment": 2.0,
+        "threshold": -100.0,
+        "alignment": "channel",
+        "operands": "uncond_delta",
+        "data": "none",
+        "fitted_by": "a test",
+        "memorized_prompts": 1,
+        "clean_prompts": 1,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert Detector.load(folder).score(["", "a"]).memorized.tolist() == [False, True]
+
+
+def test_batches_change_nothing(plain):
+    """Any iterable, of any length, in order; scores within rounding of one prompt at a time."""
+    prompts = [f"prompt {i}" for i in range(2 * BATCH + 3)]
+    together = plain.score(p for p in prompts)
+    alone = [plain.score([p]) for p in prompts]
+    np.testing.assert_allclose(together.norm, [s.norm[0] for s in alone], rtol=1e-4)
+    np.testing.assert_allclose(together.alignment, [s.alignment[0] for s in alone], atol=1e-4)
+
+
+def test_memory_does_not_grow_with_prompts(plain):
+    """Prompts are taken one batch at a time: none is asked for before those of the batch before are scored."""
+    taken, seen = [], []
+    original = plain._engine.statistics
+
+    def prompts():
+        for i in range(3 * BATCH):
+            taken.append(i)
+            yield str(i)
+
+    def statistics(states, *options):
+        seen.append((len(taken), len(states)))
+        return original(states, *options)
+
+    plain._engine.statistics = statistics
+    try:
+        plain.score(prompts())
+    finally:
+        del plain._engine.statistics
+    assert seen == [(BATCH, BATCH), (2 * BATCH, BATCH), (3 * BATCH, BATCH)]
+
+
+def test_embeddings(plain):
+    states = plain._engine.encode(plain._engine.tokenize(["a star", ""])[0])
+    by_states, by_prompts = plain.score_embeddings(states), plain.score(["a star", ""])
+    np.testing.assert_array_equal(by_states.norm, by_prompts.norm)
+    np.testing.assert_array_equal(by_states.alignment, by_prompts.alignment)
+    assert by_states.norm[1] == 0
+    assert not by_states.truncated.any()
+
+
+def test_wrong_embeddings(plain):
+    tokens, width = plain.info.manifest.tokens, plain.info.manifest.state_width
+    for shape in [(tokens, width), (1, tokens, width + 1), (1, 77, 768), (0, tokens, width)]:
+        with pytest.raises(InputError, match="this engine takes"):
+            plain.score_embeddings(np.zeros(shape))
+    for states in ("a star", [[1, 2], [3]], torch.zeros(1, tokens, width, requires_grad=True)):
+        with pytest.raises(InputError, match="no array of numbers"):
+            plain.score_embeddings(states)
+    for value in (np.nan, np.inf):
+        states = np.zeros((2, tokens, width))
+        states[1, 3, 5] = value
+        with pytest.raises(NotFiniteError):
+            plain.score_embeddings(states)
+
+
+def test_threads_agree(plain):
+    """One detector, many threads: the results of one thread."""
+    expected = plain.score(PROMPTS)
+    with ThreadPoolExecutor(8) as pool:
+        for scores in pool.map(lambda _: plain.score(PROMPTS), range(24)):
+            np.testing.assert_allclose(scores.norm, expected.norm, rtol=1e-6)
+            np.testing.assert_allclose(scores.alignment, expected.alignment, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ([], "no prompts"),
+        (iter(()), "no prompts"),
+        ("a star", "one string"),
+        (b"a star", "one string"),
+        (7, "is int"),
+        (None, "is NoneType"),
+        (["a", 7], "Prompt 2 is int"),
+        ([None], "Prompt 1 is NoneType"),
+        (["a"] * BATCH + ["\ud800"], f"Prompt {BATCH + 1} is not valid UTF-8"),
+    ],
+)
+def test_wrong_prompts(plain, prompts, words):
+    for method in (plain.score, plain.detect):
+        with pytest.raises(InputError, match=words):
+            method(iter(()) if words == "no prompts" else prompts)
+
+
+def test_wrong_options(plain, engine):
+    with pytest.raises(InputError, match="no alignment 'pixel'"):
+        plain.score(["a"], alignment="pixel")
+    with pytest.raises(InputError, match="no operands 'delta'"):
+        plain.score(["a"], operands="delta")
+    with pytest.raises(InputError, match="no early='late'"):
+        plain.detect(["a"], early="late")
+    with pytest.raises(InputError, match="threads is 0"):
+        Detector.load(engine, threads=0)
+    with pytest.raises(ProviderError, match="no provider 'cuda'"):
+        Detector.load(engine, provider="cuda")
+    with pytest.raises(ProviderError, match="is an fp32 engine"):
+        Detector.load(engine, precision="fp16")
+    with pytest.raises(EngineError, match="is not a directory"):
+        Detector.load("nowhere")
+
+
+def test_info(plain, engine):
+    info = plain.info
+    assert (info.path, info.provider, info.precision, info.key) == (engine, "cpu", "fp32", "cpu-fp32")
+    assert info.threads >= 1
+    assert Detector.load(engine, threads=1).info.threads == 1
+
+
+def test_not_finite_model(engine, tmp_path):
+    """NaN weights in an engine whose hashes fit: an error, never a score."""
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    weights = bytearray((folder / "unet.onnx.data").read_bytes())
+    weights[:] = np.full(len(weights) // 4, np.nan, dtype=np.float32).tobytes()
+    (folder / "unet.onnx.data").write_bytes(weights)
+    from memedge.engine.directory import describe_file
+
+    entry = describe_file(folder / "unet.onnx.data")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["unet.onnx.data"] = {"size": entry.size, "sha256": entry.sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(NotFiniteError):
+        Detector.load(folder).score(["a star"])
+
+
+def test_warmup(plain):
+    plain.warmup()
+
+
+def test_damaged_engine(engine, tmp_path):
+    folder = shutil.copytree(engine, tmp_path / "engine")
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(IntegrityError):
+        Detector.load(folder)

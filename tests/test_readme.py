@@ -1,0 +1,51 @@
+"""What README shows works as it stands there."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_three_lines_of_python(tmp_path):
+    code = blocks("python")[0]
+    assert len(code.splitlines()) == 3
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "memorized=True" in done.stdout
+    assert "memorized=False" in done.stdout
+
+
+def test_free_norm():
+    import numpy as np
+
+    names = {"eps_cond": np.ones((3, 4, 8, 8), np.float32), "eps_uncond": np.zeros((1, 4, 8, 8), np.float32)}
+    exec(blocks("python")[1], names)
+    np.testing.assert_allclose(names["stats"].norm, [16, 16, 16])
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "prompts.txt").write_text("woman farmer\na red bicycle\n")
+    (folder / "my-model").symlink_to(checkpoint)
+    return folder
+
+
+def test_commands(folder):
+    commands = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
+    assert len(commands) == 6
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in commands:
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
