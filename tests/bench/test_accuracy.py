@@ -1,0 +1,63 @@
+"""The figures of bench/ against their definitions written out."""
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture
+def scores():
+    generator = np.random.default_rng(5)
+    return generator.normal(1.0, 1.0, 40).round(1), generator.normal(0.0, 1.0, 250).round(1)  # rounded: with ties
+
+
+def test_auc_is_the_chance_that_a_positive_is_higher(scores):
+    from accuracy import auc
+
+    positive, negative = scores
+    wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    assert auc(positive, negative) == pytest.approx(wins)
+
+
+def test_tpr_is_strict(scores):
+    """The highest TPR over all thresholds whose FPR is at most 1 %: 2 of 250 negatives may pass, 3 may not."""
+    from accuracy import tpr_at_1_percent
+
+    positive, negative = scores
+    thresholds = [t for t in np.r_[positive, negative, np.inf] if (negative >= t).sum() <= 2]
+    assert tpr_at_1_percent(positive, negative) == pytest.approx(max((positive >= t).mean() for t in thresholds))
+
+
+def test_interval_covers(scores):
+    from accuracy import auc, interval
+
+    low, high = interval(auc, *scores)
+    assert low < auc(*scores) < high
+    assert 0.02 < high - low < 0.3
+
+
+def test_calibration_recovers_a_direction():
+    from calibrate import fit_direction, fit_threshold
+
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(4000, 2)) * [2.0, 0.1]
+    memorized = features @ [1.0, -6.0] + generator.normal(size=4000) * 0.2 > 1
+    gamma = fit_direction(features, memorized)
+    assert gamma[0] == 1
+    assert gamma[1] == pytest.approx(-6, rel=0.1)
+    score = features @ gamma
+    threshold = fit_threshold(score, memorized)
+    assert 0 < (score[~memorized] >= threshold).mean() <= 0.01
+
+
+def test_similarity_is_a_correlation_of_centred_channels():
+    from generate import similarity
+
+    a, b = torch.rand(3, 4, 6, 6), torch.rand(2, 4, 6, 6)
+    own = similarity(a, b).numpy()
+    for i in range(3):
+        for j in range(2):
+            x, y = ((p - p.mean((1, 2), keepdim=True)).flatten().numpy() for p in (a[i], b[j]))
+            assert own[i, j] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
+    shifted = a + torch.rand(1, 4, 1, 1)  # another mean colour
+    np.testing.assert_allclose(similarity(a, shifted).diagonal(), 1, atol=1e-5)
