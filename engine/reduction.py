@@ -17,6 +17,7 @@ from memedge.engine import dlpack
 from memedge.engine.errors import InputError, NotFiniteError
 
 OPERANDS = ("uncond_delta", "cond_uncond", "cond_delta")
+ALIGNMENTS = ("channel", "flat")
 
 _NATIVE = {np.dtype(name): name for name in ("float32", "float16", "float64")}
 _MIN_SQUARED_NORM = 1e-16  # PyTorch's rule: a norm is clamped from below at 1e-8
@@ -52,8 +53,7 @@ class RowStatistics:
 
     def cosine(self, alignment: str) -> npt.NDArray[np.float64]:
         """Return `channel` or `flat`; raises InputError for another name."""
-        if alignment not in ("channel", "flat"):
-            raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
+        check_options(alignment)
         return self.channel if alignment == "channel" else self.flat
 
 
@@ -87,6 +87,14 @@ def core_status() -> CoreStatus:
     )
 
 
+def check_options(alignment: str = ALIGNMENTS[0], operands: str = OPERANDS[0]) -> None:
+    """Raise InputError for a name that does not exist; for callers who would rather know before a UNet pass."""
+    if alignment not in ALIGNMENTS:
+        raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
+    if operands not in OPERANDS:
+        raise InputError(f"There are no operands {operands!r}: use one of {', '.join(OPERANDS)}.")
+
+
 def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads: int | None = None) -> RowStatistics:
     """Return norm and cosines of each guidance vector Δ = ε_c − ε_0 in one pass (METHODS.md §1).
 
@@ -105,8 +113,7 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
         InputError: arrays that cannot be read or do not fit together, or an option that does not exist.
         NotFiniteError: NaN, infinity or overflow in any row: never a score.
     """
-    if operands not in OPERANDS:
-        raise InputError(f"There are no operands {operands!r}: use one of {', '.join(OPERANDS)}.")
+    check_options(operands=operands)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}: give at least 1, or None for all.")
     c, dtype = _host_array(cond, "cond")

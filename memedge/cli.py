@@ -167,7 +167,8 @@ def main() -> None:
         print(f"memedge: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:  # a full disk, a folder without permission: what is wrong with which file says it all
-        print(f"memedge: {error.filename}: {error.strerror}.", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""  # a write to an open file does not know its name
+        print(f"memedge: {place}{error.strerror or error}.", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("memedge: interrupted", file=sys.stderr)

@@ -32,7 +32,8 @@ def prompts() -> list[str]:
 
 def draw(verdicts: Sequence[Verdict], path: Path) -> None:
     """Draw a row per prompt that has pictures: training image | generations | verdict; write a PNG to `path`."""
-    rows = [(v, found) for v in verdicts if (found := strips().get(v.prompt))]
+    pictures_of = strips()
+    rows = [(v, pictures_of[v.prompt]) for v in verdicts if v.prompt in pictures_of]
     tile, line = SIDE * ZOOM, SIDE * ZOOM + GAP
     columns = (GAP, tile + 2 * GAP, (1 + GENERATED) * tile + 3 * GAP)
     canvas = Image.new("RGB", (columns[2] + TEXT, line * len(rows) + 3 * GAP), "white")

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands
 from memedge.engine.passes import Engine
+from memedge.engine.reduction import check_options
 from memedge.results import Scores, Verdict
 
 EMBEDDED_ENGINE = Path(__file__).parent / "data" / "engine"
@@ -164,6 +165,7 @@ class Detector:
         calibration = self._info.calibration
         kind = alignment or (calibration.alignment if calibration else DEFAULT_ALIGNMENT)
         pair = operands or (calibration.operands if calibration else DEFAULT_OPERANDS)
+        check_options(kind, pair)
         return kind, pair
 
     def _score_batch(
