@@ -1,5 +1,6 @@
 """Checkpoints and engines that several tests read; made once per run, never changed."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,12 @@ def engine(checkpoint, tmp_path_factory) -> Path:
     phases = [line for line in done.stderr.splitlines() if "torch" in line]
     assert len(phases) == 3, done.stderr  # the reference, the comparison, and what it found
     return output
+
+
+@pytest.fixture
+def copy(engine, tmp_path) -> Path:
+    """A copy of the engine, to be changed."""
+    return shutil.copytree(engine, tmp_path / "engine")
 
 
 @pytest.fixture(scope="session")

@@ -1,28 +1,14 @@
 """Attempts to make an engine directory read, allocate or run what it should not. Its manifest is the attacker's too."""
 
-import json
 import os
 import shutil
 
 import onnx
 import pytest
+from engines import edit_manifest, list_file
 
 from memedge import Detector, EngineError
-from memedge.engine.directory import describe_file
 from memedge.engine.errors import IntegrityError, ManifestError
-
-
-@pytest.fixture
-def copy(engine, tmp_path):
-    return shutil.copytree(engine, tmp_path / "engine")
-
-
-def list_file(folder, name, path=None):
-    """Enter a file into the manifest with its true size and hash, as an attacker would."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    entry = describe_file(path or folder / name)
-    manifest["files"][name] = {"size": entry.size, "sha256": entry.sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret", "", "..", "a\\..\\secret", "x\0y"])
@@ -74,18 +60,14 @@ def test_other_content(copy, name, content):
 
 def test_model_of_other_shape(copy):
     """Sizes in the manifest that are not the graphs': refused at load, or at the latest with the first prompt."""
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["state_width"] = 4096
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, lambda m: m.update(state_width=4096))
     with pytest.raises(EngineError):
         Detector.load(copy)
 
 
 def test_many_draws(copy):
     """A claim of 65536 draws allocates nothing: the baseline's shape is checked before."""
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["draws"] = 65536
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, lambda m: m.update(draws=65536))
     with pytest.raises(IntegrityError, match="no float32 tensor"):
         Detector.load(copy)
 

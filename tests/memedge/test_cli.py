@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_mistakes(engine, tmp_path):
         (("bogus",), "No such command"),
     ]:
         fails(memedge(*arguments), words, code=2)
+
+
+def test_full_disk():
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "memedge.cli", "detect", "a star", "--json"]
+        done = subprocess.run(command, cwd="/", stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode != 0
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_help_lists_every_command():

@@ -1,12 +1,11 @@
 """The detector on real engines: results, verdicts, options, threads, and what it refuses."""
 
-import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from engines import edit_manifest, list_file
 
 from memedge import Detector, EngineError, InputError
 from memedge.detector import BATCH
@@ -69,11 +68,9 @@ def test_empty_prompt(detector, prompt):
     assert "empty" in detector.detect([prompt])[0].reason
 
 
-def test_empty_prompt_is_never_memorized(engine, tmp_path):
+def test_empty_prompt_is_never_memorized(copy):
     """Not even where every score passes the threshold."""
-    folder = shutil.copytree(engine, tmp_path / "engine")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["calibrations"]["cpu-fp32"] = {
+    calibration = {
         "gamma_norm": 1.0,
         "gamma_alignment": 2.0,
         "threshold": -100.0,
@@ -84,8 +81,8 @@ def test_empty_prompt_is_never_memorized(engine, tmp_path):
         "memorized_prompts": 1,
         "clean_prompts": 1,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    assert Detector.load(folder).score(["", "a"]).memorized.tolist() == [False, True]
+    edit_manifest(copy, lambda m: m["calibrations"].update({"cpu-fp32": calibration}))
+    assert Detector.load(copy).score(["", "a"]).memorized.tolist() == [False, True]
 
 
 def test_batches_change_nothing(plain):
@@ -177,6 +174,10 @@ def test_wrong_options(plain, engine):
         plain.score(["a"], alignment="pixel")
     with pytest.raises(InputError, match="no operands 'delta'"):
         plain.score(["a"], operands="delta")
+    untouched = iter(["a"])
+    with pytest.raises(InputError, match="no alignment"):
+        plain.score(untouched, alignment="pixel")
+    assert next(untouched) == "a"  # refused before anything was computed
     with pytest.raises(InputError, match="no early='late'"):
         plain.detect(["a"], early="late")
     with pytest.raises(InputError, match="threads is 0"):
@@ -196,28 +197,20 @@ def test_info(plain, engine):
     assert Detector.load(engine, threads=1).info.threads == 1
 
 
-def test_not_finite_model(engine, tmp_path):
+def test_not_finite_model(copy):
     """NaN weights in an engine whose hashes fit: an error, never a score."""
-    folder = shutil.copytree(engine, tmp_path / "engine")
-    weights = bytearray((folder / "unet.onnx.data").read_bytes())
-    weights[:] = np.full(len(weights) // 4, np.nan, dtype=np.float32).tobytes()
-    (folder / "unet.onnx.data").write_bytes(weights)
-    from memedge.engine.directory import describe_file
-
-    entry = describe_file(folder / "unet.onnx.data")
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["unet.onnx.data"] = {"size": entry.size, "sha256": entry.sha256}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    weights = copy / "unet.onnx.data"
+    weights.write_bytes(np.full(weights.stat().st_size // 4, np.nan, dtype=np.float32).tobytes())
+    list_file(copy, weights.name)
     with pytest.raises(NotFiniteError):
-        Detector.load(folder).score(["a star"])
+        Detector.load(copy).score(["a star"])
 
 
 def test_warmup(plain):
     plain.warmup()
 
 
-def test_damaged_engine(engine, tmp_path):
-    folder = shutil.copytree(engine, tmp_path / "engine")
-    (folder / "tokenizer.json").unlink()
+def test_damaged_engine(copy):
+    (copy / "tokenizer.json").unlink()
     with pytest.raises(IntegrityError):
-        Detector.load(folder)
+        Detector.load(copy)
