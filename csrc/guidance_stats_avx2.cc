@@ -10,7 +10,10 @@ struct Avx2 {
   using Vec = __m256;
   static constexpr std::size_t width = 8;
 
-  static Vec load(const float* p) { return _mm256_loadu_ps(p); }
+  static Vec load(const float* p) {
+    prefetch(p);
+    return _mm256_loadu_ps(p);
+  }
   static Vec load(const Half* p) { return _mm256_cvtph_ps(bits(p)); }
   static Vec load(const Bfloat16* p) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits(p)), 16));
@@ -45,7 +48,11 @@ struct Avx2 {
   }
 
  private:
-  static __m128i bits(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  template <class T>
+  static __m128i bits(const T* p) {
+    prefetch(p);
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  }
 };
 
 }  // namespace

@@ -13,7 +13,10 @@ struct Avx512 {
   using Vec = __m512;
   static constexpr std::size_t width = 16;
 
-  static Vec load(const float* p) { return _mm512_loadu_ps(p); }
+  static Vec load(const float* p) {
+    prefetch(p);
+    return _mm512_loadu_ps(p);
+  }
   static Vec load(const Half* p) { return widen(p, bits(p)); }
   static Vec load(const Bfloat16* p) { return widen(p, bits(p)); }
   static Vec load(const float* p, std::size_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
@@ -42,7 +45,11 @@ struct Avx512 {
 
  private:
   static __mmask16 mask(std::size_t n) { return static_cast<__mmask16>((1u << n) - 1); }
-  static __m256i bits(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  template <class T>
+  static __m256i bits(const T* p) {
+    prefetch(p);
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
   static Vec widen(const Half*, __m256i bits) { return _mm512_cvtph_ps(bits); }
   static Vec widen(const Bfloat16*, __m256i bits) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));

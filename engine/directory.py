@@ -3,7 +3,9 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
@@ -16,6 +18,7 @@ TOKENIZER = "tokenizer.json"
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
 BASELINE = "baseline.safetensors"
+Tensors = dict[str, npt.NDArray[Any]]
 REQUIRED = (TOKENIZER, TEXT_ENCODER, UNET, BASELINE)
 
 
@@ -23,11 +26,13 @@ REQUIRED = (TOKENIZER, TEXT_ENCODER, UNET, BASELINE)
 class Baseline:
     """What does not depend on the prompt.
 
-    sample: float32 [n, C, H, W], the noise x. uncond: float32 [2, n, C, H, W], ε_0 at (t_norm, t_cos).
+    sample: float32 [n, C, H, W], the noise x. uncond: float32 [2, n, C, H, W], ε_0 at (t_norm, t_cos), as ONNX Runtime
+    computed it. cached: the UNet's cached inputs, [2n, …], float16 in fp16 engines, else float32.
     """
 
     sample: npt.NDArray[np.float32]
     uncond: npt.NDArray[np.float32]
+    cached: Tensors
 
 
 @dataclass(frozen=True)
@@ -57,29 +62,51 @@ class EngineDirectory:
                 raise IntegrityError(f"{path / name} is not the file that was exported: copy or export it again.")
         return EngineDirectory(path, manifest)
 
+    @property
+    def identity(self) -> str:
+        """A hash of all the engine's files: what is computed from them and kept belongs to it."""
+        return hashlib.sha256(msgspec.json.encode(self.manifest.files, order="sorted")).hexdigest()
+
     def file(self, name: str) -> Path:
         return self.path / name
 
     def baseline(self) -> Baseline:
-        """Return the cached noise and ε_0.
+        """Return the cached noise, ε_0 and inputs.
 
         Raises:
             IntegrityError: tensors are missing, of another shape or dtype than the manifest says, or not finite.
         """
-        path = self.file(BASELINE)
-        latents = (self.manifest.draws, *self.manifest.latent_shape)
-        expected = {"sample": latents, "uncond": (2, *latents)}
-        try:
-            tensors = load_file(path)
-        except (SafetensorError, ValueError, TypeError, AttributeError):
-            raise IntegrityError(f"{path} is not a safetensors file: export the engine again.") from None
-        for name, shape in expected.items():
-            tensor = tensors.get(name)
-            if tensor is None or tensor.shape != shape or tensor.dtype != np.float32:
-                raise IntegrityError(f"{path} holds no float32 tensor {name!r} of shape {shape}: export again.")
-            if not np.isfinite(tensor).all():
-                raise IntegrityError(f"{path} holds NaN or infinity in {name!r}: export the engine again.")
-        return Baseline(**{name: tensors[name] for name in expected})
+        manifest = self.manifest
+        latents = (manifest.draws, *manifest.latent_shape)
+        rows = 2 * manifest.draws
+        half = np.float16 if manifest.precision == "fp16" else np.float32
+        expected: dict[str, tuple[tuple[int, ...], type]] = {
+            "sample": (latents, np.float32),
+            "uncond": ((2, *latents), np.float32),
+            **{name: ((rows, *shape), half) for name, shape in manifest.cached.items()},
+        }
+        tensors = read_tensors(self.file(BASELINE), expected)
+        sample, uncond = tensors.pop("sample"), tensors.pop("uncond")
+        return Baseline(sample, uncond, tensors)
+
+
+def read_tensors(path: Path, expected: dict[str, tuple[tuple[int, ...], type]]) -> Tensors:
+    """Return the tensors of a safetensors file; `expected` gives the shape and dtype of each.
+
+    Raises:
+        IntegrityError: tensors are missing, of another shape or dtype, or not finite.
+    """
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError):
+        raise IntegrityError(f"{path} is not a safetensors file: export the engine again.") from None
+    for name, (shape, dtype) in expected.items():
+        tensor = tensors.get(name)
+        if tensor is None or tensor.shape != shape or tensor.dtype != dtype:
+            raise IntegrityError(f"{path} holds no {np.dtype(dtype)} tensor {name!r} of shape {shape}: export again.")
+        if not np.isfinite(tensor).all():
+            raise IntegrityError(f"{path} holds NaN or infinity in {name!r}: export the engine again.")
+    return {name: tensors[name] for name in expected}
 
 
 def describe_file(path: Path) -> FileEntry:

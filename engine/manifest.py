@@ -9,11 +9,11 @@ import msgspec
 
 from memedge.engine.errors import ManifestError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE_NAME = "manifest.json"
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 PredictionType = Literal["epsilon", "v_prediction"]
 Alignment = Literal["channel", "flat"]
 Operands = Literal["uncond_delta", "cond_uncond", "cond_delta"]
@@ -33,6 +33,15 @@ class Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sha256: str
 
 
+class Conformal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the alignment of prompts like the calibration's lies, but for a share ε of them (memedge/conformal.py)."""
+
+    lowest: float
+    highest: float
+    epsilon: float
+    prompts: int
+
+
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (METHODS.md §1).
 
@@ -48,6 +57,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     fitted_by: str
     memorized_prompts: int
     clean_prompts: int
+    conformal: Conformal | None = None
 
 
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -59,11 +69,25 @@ class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     score_absolute: float
 
 
+class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Floating-point operations, twice the multiply-adds of convolutions, matrix products and attention.
+
+    Of one prompt in the text encoder, and of one row in the UNet: as the checkpoint has it, what the cached prefix
+    spares, and what is left to run (folding upsampling into convolutions spares more).
+    """
+
+    text_encoder: int
+    unet: int
+    prefix: int
+    remaining: int
+
+
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The manifest of schema 1.
+    """The manifest of schema 2.
 
     `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both. `calibrations` is keyed by
-    "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts.
+    "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
+    cached inputs and the shape of one row of each (export/split.py).
     """
 
     schema: int
@@ -79,6 +103,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     precision: Precision
     opset: int
     tools: dict[str, str]
+    flops: Flops
+    cached: dict[str, tuple[int, ...]]
     parity: Parity
     calibrations: dict[str, Calibration]
     files: dict[str, FileEntry]
@@ -134,11 +160,16 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _check_values(manifest: Manifest, path: Path) -> None:
     """Refuse values that no export writes, before anything is allocated by them."""
-    positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws)
-    numbers = [v for c in manifest.calibrations.values() for v in (c.gamma_norm, c.gamma_alignment, c.threshold)]
+    cached = [size for shape in manifest.cached.values() for size in shape]
+    positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
+    calibrations = manifest.calibrations.values()
+    numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold)]
+    intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
     if not all(0 < a < 1 for a in manifest.alphas_cumprod):
         raise ManifestError(f"{path} names an ᾱ outside (0, 1): export the engine again.")
     if not all(math.isfinite(v) for v in numbers):
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
+    if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.epsilon < 1 for i in intervals):
+        raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")

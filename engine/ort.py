@@ -1,14 +1,14 @@
 """ONNX Runtime on the CPU."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.directory import TEXT_ENCODER, UNET
+from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
+from memedge.engine.machine import usable_processors
 
 try:
     import onnxruntime
@@ -20,22 +20,16 @@ except ImportError:
 EXECUTION_PROVIDER = "CPUExecutionProvider"
 
 
-def usable_processors() -> int:
-    """Return how many processors this process may use, which under taskset or in a container is not all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 class OrtBackend:
-    """A text encoder and a UNet as ONNX Runtime sessions, whose `run` may be called from several threads."""
+    """A text encoder and a UNet as ONNX Runtime sessions, which several threads may run at once."""
 
     provider = "cpu"
 
-    def __init__(self, folder: Path, precision: str, threads: int | None = None):
+    def __init__(self, folder: Path, cached: Tensors, precision: str, threads: int | None = None):
         """Load both graphs in `folder`, to run on `threads` threads (default: as many as this process may use).
 
-        `precision` is what the graphs were exported in; it is reported, not chosen here.
+        `cached` are the UNet's cached inputs. `precision` is what the graphs were exported in; it is reported, not
+        chosen here.
 
         Raises:
             ProviderError: ONNX Runtime did not give the CPU provider.
@@ -43,8 +37,11 @@ class OrtBackend:
         """
         self.threads = threads or usable_processors()
         self.precision = precision
+        self.identity = f"onnxruntime {onnxruntime.__version__}"
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)
+        # Bound as they are, call after call: no copies, and no conversion of many arrays per call.
+        self._cached = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in cached.items()}
 
     def _session(self, path: Path) -> Any:
         options = onnxruntime.SessionOptions()
@@ -64,8 +61,14 @@ class OrtBackend:
         return states
 
     def predict(
-        self, sample: npt.NDArray[np.float32], timestep: npt.NDArray[np.int64], states: npt.NDArray[np.float32]
+        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        feeds = {"sample": sample, "timestep": timestep, "states": states}
-        prediction: npt.NDArray[np.float32] = self._unet.run(["prediction"], feeds)[0]
+        binding = self._unet.io_binding()  # one per call: sessions may be shared between threads, bindings not
+        for name, value in self._cached.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, array in (("states", states), ("prompt", prompt), ("row", row)):
+            binding.bind_cpu_input(name, np.ascontiguousarray(array))
+        binding.bind_output("prediction")
+        self._unet.run_with_iobinding(binding)
+        prediction: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy()
         return prediction

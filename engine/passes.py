@@ -1,4 +1,4 @@
-"""One prompt's way through the engine: ids → states → ε_c at both timesteps → norm and alignment."""
+"""One prompt's way through the engine: ids → states → ε_c on cached rows → norms and alignments."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from memedge.engine.errors import IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Operands
 from memedge.engine.reduction import reduce_rows
 from memedge.engine.tokenizer import PromptTokenizer
+from memedge.engine.uncond import unconditional
 
 # Latent values in one UNet call: bounds the memory of activations (16 rows of the embedded model, 4 of SD 1.x).
-# On a CPU larger batches gain nothing (FACTS.md).
 VALUES_PER_CALL = 1 << 16
 # States closer than this to the empty prompt's, relative to its largest value, are the empty prompt: what is left
 # of Δ is rounding, whose direction is noise.
@@ -24,24 +24,30 @@ EMPTY_TOLERANCE = 1e-5
 class Engine:
     """An opened engine: verified files, a tokenizer, a backend and the cached baseline.
 
-    Holds no mutable state, so that one engine may serve any number of threads.
+    A prompt has 2n rows, (timestep, draw) in C order: n at t_norm, then n at t_cos. Any number of threads may use one
+    engine. `rows_per_call` is the most rows that one UNet call has; `uncond` is ε_0, float32 [2n, C, H, W].
     """
 
-    def __init__(self, directory: EngineDirectory, backend: Backend):
+    def __init__(self, directory: EngineDirectory, backend: Backend, uncond: npt.NDArray[np.float32] | None = None):
+        """Encode the empty prompt, and take ε_0 [2n, C, H, W] from the backend if it is not given."""
         manifest = directory.manifest
         self.directory = directory
         self.backend = backend
-        self._baseline = directory.baseline()
+        self.draws = manifest.draws
+        self.rows_per_call = max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
+        if manifest.precision == "int8":
+            # Its products are scaled by the largest value in the call: rows must not meet others' values there.
+            self.rows_per_call = 1
         self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
-        self._empty_states = backend.encode(self.tokenize([""])[0])[0]
+        self._empty_states = self.backend.encode(self.tokenize([""])[0])[0]
         if self._empty_states.shape != (manifest.tokens, manifest.state_width):
             raise IntegrityError(
                 f"The text encoder of {directory.path} gives states of shape {list(self._empty_states.shape)}, not "
                 f"[{manifest.tokens}, {manifest.state_width}] as its manifest says: export the engine again."
             )
-        # The rows of one prompt: (timestep, draw) in C order, as ε_0 is stored.
-        self._sample = np.concatenate([self._baseline.sample] * 2)
-        self._timestep = np.repeat(np.array(manifest.timesteps, dtype=np.int64), manifest.draws)
+        if uncond is None:
+            uncond = unconditional(directory, backend, self._empty_states)
+        self.uncond = uncond.reshape(2 * self.draws, *manifest.latent_shape)
 
     @staticmethod
     def open(path: Path, provider: str, precision: str | None, threads: int | None) -> "Engine":
@@ -52,7 +58,7 @@ class Engine:
     @property
     def passes(self) -> int:
         """Conditional UNet evaluations per prompt: two timesteps times the draws."""
-        return len(self._timestep)
+        return 2 * self.draws
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, L], and whether each prompt was cut, bool [B]."""
@@ -62,31 +68,53 @@ class Engine:
         """Return prompt embeddings, float32 [B, L, D]."""
         return self.backend.encode(ids)
 
-    def predict(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Return ε_c, float32 [B, 2, n, C, H, W], for prompt embeddings [B, L, D], on the cached noise."""
-        manifest = self.directory.manifest
-        prompts, rows = len(states), self.passes
-        prediction = np.empty((prompts * rows, *manifest.latent_shape), dtype=np.float32)
-        per_call = max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
-        for start in range(0, len(prediction), per_call):
-            index = np.arange(start, min(start + per_call, len(prediction)))
-            row = index % rows
-            prediction[index] = self.backend.predict(self._sample[row], self._timestep[row], states[index // rows])
-        return prediction.reshape(prompts, 2, manifest.draws, *manifest.latent_shape)
+    def is_empty(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+        """Return, bool [B], which prompt embeddings [B, L, D] are the empty prompt's, whose Δ is 0."""
+        distance = np.abs(states - self._empty_states).max(axis=(1, 2))
+        empty: npt.NDArray[np.bool_] = distance <= EMPTY_TOLERANCE * np.abs(self._empty_states).max()
+        return empty
+
+    def predict(self, states: npt.NDArray[np.float32], rows: range) -> npt.NDArray[np.float32]:
+        """Return ε_c, float32 [B, k, C, H, W], for prompt embeddings [B, L, D] on k of each prompt's rows."""
+        total = len(states) * len(rows)
+        parts = []
+        for start in range(0, total, self.rows_per_call):
+            prompt, row = np.divmod(np.arange(start, min(start + self.rows_per_call, total)), len(rows))
+            first = prompt[0]
+            parts.append(self.backend.predict(states[first : prompt[-1] + 1], prompt - first, row + rows.start))
+        prediction = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return prediction.reshape(len(states), len(rows), *self.directory.manifest.latent_shape)
+
+    def norm(self, states: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """Return the norm, float64 [B]: n passes per prompt."""
+        norm: npt.NDArray[np.float64] = self._statistics(states, range(self.draws), "channel", "uncond_delta")[0]
+        return np.asarray(norm.mean(axis=1))
+
+    def alignments(
+        self, states: npt.NDArray[np.float32], draw: int, alignment: Alignment, operands: Operands
+    ) -> npt.NDArray[np.float64]:
+        """Return the alignment on one draw, float64 [B]: one pass per prompt."""
+        row = self.draws + draw
+        return self._statistics(states, range(row, row + 1), alignment, operands)[1][:, 0]
 
     def statistics(
         self, states: npt.NDArray[np.float32], alignment: Alignment, operands: Operands
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return norm and alignment, float64 [B] each, of prompt embeddings [B, L, D] (METHODS.md §1).
+        """Return norm and alignment, float64 [B] each, of prompt embeddings [B, L, D] (METHODS.md §1): 2n passes."""
+        norm, cosine = self._statistics(states, range(self.passes), alignment, operands)
+        return norm[:, : self.draws].mean(axis=1), cosine[:, self.draws :].mean(axis=1)
+
+    def _statistics(
+        self, states: npt.NDArray[np.float32], rows: range, alignment: Alignment, operands: Operands
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Return ‖Δ‖ (scaled for v-prediction) and cosine on each of k rows, float64 [B, k].
 
         Raises:
             NotFiniteError: the prompt embeddings or the UNet's output hold NaN or infinity.
         """
         if not np.isfinite(states).all():
             raise NotFiniteError("The prompt embeddings hold NaN or infinity, so there is no score to give.")
-        rows = reduce_rows(self.predict(states), self._baseline.uncond, operands, self.backend.threads)
-        cosine = rows.cosine(alignment)
-        norm = self.directory.manifest.norm_factor * rows.norm[:, 0].mean(axis=1)
-        distance = np.abs(states - self._empty_states).max(axis=(1, 2))
-        empty = distance <= EMPTY_TOLERANCE * np.abs(self._empty_states).max()
-        return np.where(empty, 0.0, norm), np.where(empty, 0.0, cosine[:, 1].mean(axis=1))
+        uncond = self.uncond[rows.start : rows.stop]
+        result = reduce_rows(self.predict(states, rows), uncond, operands, self.backend.threads)
+        some = ~self.is_empty(states)[:, None]
+        return self.directory.manifest.norm_factor * result.norm * some, result.cosine(alignment) * some

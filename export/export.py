@@ -13,14 +13,16 @@ from safetensors.numpy import save
 
 from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, describe_file
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import SCHEMA, Manifest, Precision, Source, velocity_norm_factor, write_manifest
+from memedge.engine.manifest import SCHEMA, Flops, Manifest, Precision, Source, velocity_norm_factor, write_manifest
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
+from memedge.export import cost, graphs, linear, upsample
 from memedge.export.checkpoint import Checkpoint, load_checkpoint
-from memedge.export.graphs import OPSET, TextEncoderGraph, UNetGraph, export_text_encoder, export_unet
+from memedge.export.graphs import OPSET, TextEncoderGraph, text_encoder_model, unet_model
 from memedge.export.parity import PROBES, Statistics, check, compare, epsilon
 from memedge.export.quiet import quiet
+from memedge.export.split import run_prefix, split
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
 
@@ -87,19 +89,36 @@ def _write(
     progress("computing the reference with torch")
     reference = Statistics.of(_torch_epsilon(checkpoint, sample, ids), factor)
 
-    # Only now, with the reference computed, may the modules change their precision.
+    # Only now, with the reference computed, may the modules change their precision and their attention.
     if precision == "fp16":
         checkpoint.text_encoder.half()
         checkpoint.unet.half()
     progress("exporting the text encoder")
-    export_text_encoder(checkpoint, folder / TEXT_ENCODER)
+    text_encoder = text_encoder_model(checkpoint)
+    graphs.save(text_encoder, folder / TEXT_ENCODER)
     progress("exporting the UNet")
-    export_unet(checkpoint, folder / UNET)
+    unet = unet_model(checkpoint)
+    progress("splitting off what no prompt changes")
+    parts = split(unet, 2 * draws)
+    upsample.fold(parts.unet)
+    flops = Flops(
+        text_encoder=sum(map(cost.flops, text_encoder.graph)),
+        unet=parts.flops,
+        prefix=parts.flops_cached,
+        remaining=sum(map(cost.flops, parts.unet.graph)),
+    )
+    linear.fuse(parts.unet)
+    graphs.save(parts.unet, folder / UNET, external_data=True)
+    cached = run_prefix(parts, sample, checkpoint.timesteps)
 
     progress("caching the unconditional predictions")
-    backend = OrtBackend(folder, precision)
-    prediction = epsilon(backend.predict, sample, checkpoint.timesteps, backend.encode(ids))
-    (folder / BASELINE).write_bytes(save({"sample": sample, "uncond": np.ascontiguousarray(prediction[0])}))
+    backend = OrtBackend(folder, cached, precision)
+    first = np.zeros(1, dtype=np.int64)
+    prediction = epsilon(
+        lambda state, row: backend.predict(state[None], first, first + row)[0], backend.encode(ids), draws
+    )
+    tensors = {"sample": sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
+    (folder / BASELINE).write_bytes(save(tensors))
 
     progress("comparing with torch")
     parity = compare(Statistics.of(prediction, factor), reference)
@@ -117,6 +136,8 @@ def _write(
         seed=seed,
         precision=precision,
         opset=OPSET,
+        flops=flops,
+        cached={name: array.shape[1:] for name, array in cached.items()},
         tools={tool: version(tool) for tool in TOOLS},
         parity=parity,
         calibrations={},
@@ -139,6 +160,12 @@ def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:
 def _torch_epsilon(
     checkpoint: Checkpoint, sample: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    unet = UNetGraph(checkpoint.unet)
     states = TextEncoderGraph(checkpoint.text_encoder)(torch.from_numpy(ids)).numpy()
-    return epsilon(lambda *inputs: unet(*map(torch.from_numpy, inputs)).numpy(), sample, checkpoint.timesteps, states)
+
+    def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
+        step, draw = divmod(row, len(sample))
+        inputs = torch.from_numpy(sample[draw : draw + 1]), checkpoint.timesteps[step], torch.from_numpy(state[None])
+        prediction: npt.NDArray[np.float32] = checkpoint.unet(*inputs, return_dict=False)[0][0].numpy()
+        return prediction
+
+    return epsilon(predict, states, len(sample))

@@ -1,11 +1,13 @@
-"""torch modules → ONNX files, with the dynamo exporter (FACTS.md says why), in the precision asked for."""
+"""torch modules → ONNX graphs, with the dynamo exporter (FACTS.md says why), in the precision asked for."""
 
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import nn
 
+from memedge.export.attention import FusedAttention
 from memedge.export.checkpoint import Checkpoint
 
 OPSET = 20
@@ -24,35 +26,57 @@ class TextEncoderGraph(nn.Module):
 
 
 class UNetGraph(nn.Module):
-    """sample [R, C, H, W], timestep int64 [R], states [R, L, D] → prediction [R, C, H, W]; float32 outside."""
+    """sample [R, C, H, W], timestep int64 [R], states [B, L, D], prompt int64 [R] → prediction [R, C, H, W].
 
-    def __init__(self, unet: nn.Module):
+    Row r is for the states of prompt[r]. Float32 outside, whatever the precision inside. Made of `FusedAttention`, it
+    can be exported, but not called.
+    """
+
+    def __init__(self, unet: Any):
         super().__init__()
+        unet.set_attn_processor(FusedAttention())
         self.unet = unet
 
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor
+    ) -> torch.Tensor:
         dtype = next(self.unet.parameters()).dtype
-        prediction: torch.Tensor = self.unet(sample.to(dtype), timestep, states.to(dtype), return_dict=False)[0]
+        prediction: torch.Tensor = self.unet(
+            sample.to(dtype),
+            timestep,
+            states.to(dtype),
+            cross_attention_kwargs={"prompt": prompt},
+            return_dict=False,
+        )[0]
         return prediction.float()
 
 
-def export_text_encoder(checkpoint: Checkpoint, path: Path) -> None:
+def text_encoder_model(checkpoint: Checkpoint) -> ir.Model:
+    """Return the graph of TextEncoderGraph."""
     example = {"ids": torch.zeros(2, checkpoint.tokens, dtype=torch.int64)}
-    _export(TextEncoderGraph(checkpoint.text_encoder), example, "states", path, external_data=False)
+    return _trace(TextEncoderGraph(checkpoint.text_encoder), example, {"ids": "prompts"}, "states")
 
 
-def export_unet(checkpoint: Checkpoint, path: Path) -> None:
+def unet_model(checkpoint: Checkpoint) -> ir.Model:
+    """Return the graph of UNetGraph. Afterwards the checkpoint's UNet cannot be called any more."""
     example = {
-        "sample": torch.zeros(2, *checkpoint.latent_shape),
-        "timestep": torch.tensor(checkpoint.timesteps),
+        "sample": torch.zeros(3, *checkpoint.latent_shape),
+        "timestep": torch.tensor([*checkpoint.timesteps, 0]),
         "states": torch.zeros(2, checkpoint.tokens, checkpoint.state_width),
+        "prompt": torch.tensor([0, 1, 1]),
     }
-    _export(UNetGraph(checkpoint.unet), example, "prediction", path, external_data=True)
+    axes = {"sample": "rows", "timestep": "rows", "states": "prompts", "prompt": "rows"}
+    return _trace(UNetGraph(checkpoint.unet), example, axes, "prediction")
 
 
-def _export(graph: nn.Module, example: dict[str, torch.Tensor], output: str, path: Path, external_data: bool) -> None:
-    """Export with a dynamic first dimension; UNets keep their weights in a second file (protobuf ends at 2 GB)."""
-    batch = torch.export.Dim("batch")
+def save(model: ir.Model, path: Path, external_data: bool = False) -> None:
+    """Write a graph; UNets keep their weights in a second file, `path` + ".data" (protobuf ends at 2 GB)."""
+    ir.save(model, path, external_data=f"{path.name}.data" if external_data else None)
+
+
+def _trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, str], output: str) -> ir.Model:
+    """Trace with the named first dimensions dynamic."""
+    dimensions = {name: torch.export.Dim(name) for name in set(axes.values())}
     program = torch.onnx.export(
         graph.eval(),
         kwargs=example,
@@ -60,15 +84,16 @@ def _export(graph: nn.Module, example: dict[str, torch.Tensor], output: str, pat
         opset_version=OPSET,
         input_names=list(example),
         output_names=[output],
-        dynamic_shapes={name: {0: batch} for name in example},
+        dynamic_shapes={name: {0: dimensions[axes[name]]} for name in example},
         verbose=False,
     )
     assert program is not None  # it is None only when the exporter writes the file itself
-    _strip(program.model)
-    program.save(path, external_data=external_data)
+    model: ir.Model = program.model.clone()  # the exporter's own values compare by building graphs: no keys for sets
+    _strip(model)
+    return model
 
 
-def _strip(model: Any) -> None:
+def _strip(model: ir.Model) -> None:
     """Remove what the exporter notes for debugging: stack traces name this machine's paths and outweigh the graph."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()

@@ -14,19 +14,14 @@ from memedge.engine.reduction import reduce_rows
 # Only agreement is measured with them, so any text will do; the empty prompt comes first, for ε_0.
 PROBES = ("", "a photo of a cat", "sunset over the sea, oil painting", "portrait of a man in a red hat", "x")
 
-Predict = Callable[[npt.NDArray[np.float32], npt.NDArray[np.int64], npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+# ε [C, H, W] of prompt embeddings [L, D] on a row: (timestep, draw) in C order.
+Predict = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.float32]]
 
 
-def epsilon(
-    predict: Predict, sample: npt.NDArray[np.float32], timesteps: tuple[int, int], states: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return ε, [B, 2, n, C, H, W], for sample [n, C, H, W] and states [B, L, D], one row at a time.
-
-    `predict` takes sample [1, C, H, W], timestep [1] and states [1, L, D].
-    """
-    return np.stack(
-        [[[predict(x[None], np.array([t]), state[None])[0] for x in sample] for t in timesteps] for state in states]
-    )
+def epsilon(predict: Predict, states: npt.NDArray[np.float32], draws: int) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], for states [B, L, D], one row at a time."""
+    rows = np.stack([[predict(state, row) for row in range(2 * draws)] for state in states])
+    return rows.reshape(len(states), 2, draws, *rows.shape[2:])
 
 
 @dataclass(frozen=True)

@@ -21,25 +21,51 @@ app = typer.Typer(
 EngineOption = Annotated[
     Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default="the embedded engine")
 ]
-ProviderOption = Annotated[str, typer.Option("--provider", metavar="NAME", help="cpu, or auto for the first there is.")]
+ProviderOption = Annotated[
+    str, typer.Option("--provider", metavar="NAME", help="openvino, cpu, or auto: the first that is calibrated.")
+]
 PrecisionOption = Annotated[
-    str | None, typer.Option("--precision", metavar="P", help="fp32 or fp16.", show_default="the engine's own")
+    str | None,
+    typer.Option("--precision", metavar="P", help="fp32, bf16, fp16 or int8.", show_default="the provider's best"),
 ]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads per call.", show_default="all cores")
 ]
+EarlyOption = Annotated[
+    Literal["proven", "conformal", "off"],
+    typer.Option(
+        "--early",
+        help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none.",
+    ),
+]
+MOST = 1000  # prompts per call, or draws, that `bench` measures
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 
-def load(engine: Path | None, provider: str, precision: str | None, threads: int | None) -> Any:
+def load(
+    engine: Path | None,
+    provider: str,
+    precision: str | None,
+    threads: int | None,
+    batch_size: int | Literal["auto"] | None = None,
+) -> Any:
     from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
 
-    return Detector.load(engine, provider, precision, threads)
+    return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
+
+
+def _batch_size(value: str) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    if not value.isdecimal() or int(value) < 1:
+        raise typer.BadParameter(f"{value!r} is neither a number of at least 1 nor auto.")
+    return int(value)
 
 
 @app.command()
 def detect(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")],
+    early: EarlyOption = "proven",
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
@@ -47,7 +73,7 @@ def detect(
     json: JsonOption = False,
 ) -> None:
     """Say whether each prompt is memorized."""
-    verdicts = load(engine, provider, precision, threads).detect(prompts)
+    verdicts = load(engine, provider, precision, threads).detect(prompts, early)
     show.print_json(verdicts) if json else show.print_verdicts(verdicts)
 
 
@@ -56,6 +82,15 @@ def score(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Prompts: .txt, .csv, .jsonl or .parquet.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUTPUT", help="Scores, in any of these formats.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            metavar="N|auto",
+            parser=_batch_size,
+            help="UNet rows (prompt × timestep × draw) per call; auto measures what is fastest here.",
+            show_default="what memory surely allows",
+        ),
+    ] = None,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
@@ -70,7 +105,7 @@ def score(
     from memedge.job import check_places, score_file
 
     check_places(source, output)  # before an engine is loaded for nothing
-    detector = load(engine, provider, precision, threads)
+    detector = load(engine, provider, precision, threads, batch_size)
     with show.progress_bar("scoring") as progress:
         summary = score_file(
             detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
@@ -129,7 +164,7 @@ def demo(
 
     if not picture.resolve().parent.is_dir():
         raise InputError(f"The folder of {picture} does not exist: make it, or name another with --output.")
-    verdicts = load(engine, provider, precision, threads).detect(prompts())
+    verdicts = load(engine, provider, precision, threads).detect(prompts(), "off")
     verdicts.sort(key=lambda verdict: (bool(verdict.memorized), verdict.score or verdict.norm), reverse=True)
     draw(verdicts, picture)
     if json:
@@ -137,6 +172,50 @@ def demo(
     else:
         show.print_verdicts(verdicts)
         show.say(f"Training images beside what the model generates: {picture}")
+
+
+@app.command()
+def bench(
+    batch: Annotated[
+        str, typer.Option("--batch", metavar="B,...", help="Prompts per call, one or several.")
+    ] = "1,4,16",
+    draws: Annotated[
+        str | None,
+        typer.Option("--draws", metavar="N,...", help="Draws per prompt.", show_default="the engine's own"),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="A .png or .svg to draw.")] = None,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what scoring costs on this machine: time, throughput, memory, share of the processor's peak.
+
+    Every case is timed after one call that is reported apart, for 200 calls or 10 seconds.
+    """
+    batches, counts = _counts(batch, "--batch"), _counts(draws, "--draws") if draws is not None else None
+    if plot:
+        from memedge.plot import check_plot
+
+        check_plot(plot)
+    from memedge.bench import measure
+
+    with show.progress_bar("measuring") as progress:
+        result = measure(engine, provider, precision, threads, batches, counts, progress)
+    show.print_json(result) if json else show.print_bench(result)
+    if plot:
+        from memedge.plot import plot as draw
+
+        draw(result, plot)
+
+
+def _counts(text: str, option: str) -> list[int]:
+    """Return the different numbers of a list such as 1,4,16."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and len(part) <= 4 and 1 <= int(part) <= MOST for part in parts):
+        raise InputError(f"{option} {text} is no list of whole numbers from 1 to {MOST}: give one such as 1,4,16.")
+    return list(dict.fromkeys(int(part) for part in parts))
 
 
 @app.command()

@@ -1,25 +1,33 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from memedge.decision import Floats, decide, score_bounds
+from memedge.early import Outcome, evaluate
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands
 from memedge.engine.passes import Engine
+from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
+from memedge.engine.tuning import best_rows_per_call
 from memedge.results import Scores, Verdict
 
 EMBEDDED_ENGINE = Path(__file__).parent / "data" / "engine"
-BATCH = 16  # prompts tokenized and encoded together; what the UNet gets at once is bounded in engine/passes.py
+BATCH = 16  # prompts tokenized and encoded together, or as many as the UNet takes rows at once
+Early = Literal["proven", "conformal", "off"]
+# Prompt embeddings [K, L, D] of the rows asked for of a batch.
+Encode = Callable[[Any], npt.NDArray[np.float32]]
 DEFAULT_ALIGNMENT: Alignment = "channel"
 DEFAULT_OPERANDS: Operands = "uncond_delta"
 
@@ -58,6 +66,7 @@ class Detector:
 
     def __init__(self, engine: Engine):
         self._engine = engine
+        self._batch = max(BATCH, engine.rows_per_call)
         directory, backend = engine.directory, engine.backend
         self._info = EngineInfo(
             directory.path, directory.manifest, backend.provider, backend.precision, backend.threads
@@ -69,22 +78,35 @@ class Detector:
         provider: str = "auto",
         precision: str | None = None,
         threads: int | None = None,
+        *,
+        batch_size: int | Literal["auto"] | None = None,
     ) -> "Detector":
         """Open an engine directory, verify it and load its graphs.
 
         Args:
             path: the folder `memedge export` wrote; default: the embedded engine, a small model trained on emoji.
-            provider: "cpu" (ONNX Runtime), or "auto": the first installed one, in the order of engine/backend.py.
-            precision: the engine's own if None; anything else must be what the engine was exported in.
+            provider: "openvino", "cpu" (ONNX Runtime), or "auto": the first of these, in this order, that is installed
+                and that the engine is calibrated for; "cpu" if it is not calibrated at all.
+            precision: of the UNet. OpenVINO runs fp32 engines in "bf16" (its default, on CPUs that compute in it) or
+                "fp32"; ONNX Runtime runs what was exported.
             threads: threads per call; default: as many cores as this process may use.
+            batch_size: rows (prompt × timestep × draw) per UNet call; default: as many as hold 2^16 latent values;
+                "auto" measures it, which takes some 15 calls. Results do not depend on it but by rounding.
 
         Raises:
             EngineError: the directory is no engine, was damaged, or cannot run here as asked.
-            InputError: threads is not positive.
+            InputError: threads or batch_size is not positive.
         """
         if threads is not None and threads < 1:
             raise InputError(f"threads is {threads}: give at least 1, or leave it out to use all cores.")
-        return Detector(Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads))
+        if not (batch_size in (None, "auto") or (isinstance(batch_size, int) and batch_size >= 1)):
+            raise InputError(f"batch_size is {batch_size!r}: give at least 1, 'auto', or leave it out.")
+        engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads)
+        if engine.directory.manifest.precision == "int8" and batch_size not in (None, "auto", 1):
+            raise InputError(f"An int8 engine computes one row at a time, not {batch_size}: leave batch_size out.")
+        if batch_size is not None:
+            engine.rows_per_call = best_rows_per_call(engine) if batch_size == "auto" else batch_size
+        return Detector(engine)
 
     @property
     def info(self) -> EngineInfo:
@@ -93,7 +115,7 @@ class Detector:
 
     def warmup(self) -> None:
         """Run one prompt, so that the first real call finds memory allocated and kernels chosen."""
-        self._score_batch(["warm up"], DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
+        self.score(["warm up"])
 
     def score(
         self, prompts: Iterable[str], *, alignment: Alignment | None = None, operands: Operands | None = None
@@ -111,10 +133,10 @@ class Detector:
             NotFiniteError: the model produced NaN or infinity.
         """
         kind, pair = self._options(alignment, operands)
-        rest = _checked(prompts)
         parts = []
-        while batch := list(islice(rest, BATCH)):
-            parts.append(self._score_batch(batch, kind, pair))
+        for batch in _batches(prompts, self._batch):
+            ids, truncated = self._engine.tokenize(batch)
+            parts.append((*self._statistics(_Encode(self._engine, ids), kind, pair), truncated))
         if not parts:
             raise InputError("There are no prompts to score: give at least one.")
         norm, aligned, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -140,26 +162,40 @@ class Detector:
                 f"The prompt embeddings have shape {list(array.shape)}: this engine takes "
                 f"[B, {manifest.tokens}, {manifest.state_width}] with B ≥ 1."
             )
-        parts = [self._engine.statistics(array[i : i + BATCH], kind, pair) for i in range(0, len(array), BATCH)]
+        batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
+        parts = [self._statistics(batch.__getitem__, kind, pair) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
         return self._judge(norm, aligned, np.zeros(len(array), dtype=bool), kind, pair)
 
-    def detect(self, prompts: Iterable[str], early: Literal["proven", "off"] = "proven") -> list[Verdict]:
-        """Return one verdict per prompt, with its statistics and the reason.
+    def detect(self, prompts: Iterable[str], early: Early = "proven") -> list[Verdict]:
+        """Return one verdict per prompt, with what it took and the reason.
 
         Args:
             prompts: any iterable of prompts.
-            early: "proven" promises the verdicts of `score`, with whatever passes cannot change them left out; "off"
-                computes everything. This version leaves nothing out in either case: `passes` is 2 · draws.
+            early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment;
+                verdicts are those of `score`. "conformal": also those that change it for at most a share ε of prompts
+                like the calibration's; ε is in the calibration and in the reason. "off": none.
 
         Raises:
-            InputError, NotFiniteError: as `score` does.
+            InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`.
+            NotFiniteError: the model produced NaN or infinity.
         """
-        if early not in ("proven", "off"):
-            raise InputError(f"There is no early={early!r} in this version: use 'proven' or 'off'.")
-        texts = list(_checked(prompts))
-        scores = self.score(texts)
-        return [self._verdict(text, scores, row) for row, text in enumerate(texts)]
+        if early not in get_args(Early):
+            raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
+        calibration = self._info.calibration
+        if early == "conformal" and (calibration is None or calibration.conformal is None):
+            raise InputError(
+                f"{self._info.path} stores no conformal interval for {self._info.key}: calibrate it with at least 99 "
+                "prompts, or use early='proven'."
+            )
+        verdicts: list[Verdict] = []
+        for batch in _batches(prompts, self._batch):
+            ids, truncated = self._engine.tokenize(batch)
+            outcome = self._outcome(_Encode(self._engine, ids), early)
+            verdicts += (self._verdict(text, outcome, row, truncated[row]) for row, text in enumerate(batch))
+        if not verdicts:
+            raise InputError("There are no prompts to score: give at least one.")
+        return verdicts
 
     def _options(self, alignment: Alignment | None, operands: Operands | None) -> tuple[Alignment, Operands]:
         calibration = self._info.calibration
@@ -168,11 +204,55 @@ class Detector:
         check_options(kind, pair)
         return kind, pair
 
-    def _score_batch(
-        self, batch: list[str], alignment: Alignment, operands: Operands
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        ids, truncated = self._engine.tokenize(batch)
-        return *self._engine.statistics(self._engine.encode(ids), alignment, operands), truncated
+    def _calibration_for(self, kind: Alignment, pair: Operands) -> Calibration | None:
+        """Return the calibration if it is for exactly these statistics."""
+        calibration = self._info.calibration
+        return calibration if calibration and (calibration.alignment, calibration.operands) == (kind, pair) else None
+
+    def _statistics(self, encode: Encode, kind: Alignment, pair: Operands) -> tuple[Floats, Floats]:
+        """Return norm and alignment of a batch; where the verdict hangs on rounding, those of the prompt alone."""
+        norm, aligned = self._engine.statistics(encode(slice(None)), kind, pair)
+        self._settle(encode, norm, aligned, kind, pair)
+        return norm, aligned
+
+    def _settle(
+        self, encode: Encode, norm: Floats, aligned: Floats, kind: Alignment, pair: Operands
+    ) -> npt.NDArray[np.intp]:
+        """Evaluate alone, in place, each prompt whose score is too near the threshold; return which.
+
+        Alone, a prompt always meets the same shapes, so that it gets the same verdict however it was batched.
+        """
+        calibration = self._calibration_for(kind, pair)
+        if calibration is None:
+            return np.empty(0, dtype=np.intp)
+        near = np.flatnonzero(decide(calibration, norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1])
+        for row in near:
+            one = slice(row, row + 1)
+            norm[one], aligned[one] = self._engine.statistics(encode(one), kind, pair)
+        return near
+
+    def _outcome(self, encode: Encode, early: Early) -> Outcome:
+        """Evaluate a batch for `detect`."""
+        engine, calibration = self._engine, self._info.calibration
+        if calibration is None:
+            norm, aligned = self._statistics(encode, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
+            unknown = np.full_like(norm, np.nan)
+            return Outcome(norm, aligned, unknown, unknown, np.full(len(norm), engine.passes))
+        kind, pair = calibration.alignment, calibration.operands
+        states = encode(slice(None))
+        if early == "off":
+            norm, aligned = engine.statistics(states, kind, pair)
+            outcome = Outcome(norm, aligned, norm, norm, np.full(len(norm), engine.passes))
+        else:
+            outcome = evaluate(engine, calibration, states, calibration.conformal if early == "conformal" else None)
+        whole = np.flatnonzero(~np.isnan(outcome.alignment))
+        norm, aligned = outcome.norm[whole], outcome.alignment[whole]
+        settled = self._settle(lambda rows: encode(whole[rows]), norm, aligned, kind, pair)
+        outcome.norm[whole], outcome.alignment[whole] = norm, aligned
+        outcome.passes[whole[settled]] += engine.passes
+        low, high = score_bounds(calibration, norm, aligned, aligned)
+        outcome.lowest[whole], outcome.highest[whole] = low, high
+        return outcome
 
     def _judge(
         self,
@@ -183,34 +263,69 @@ class Detector:
         pair: Operands,
     ) -> Scores:
         """Apply the calibration, if there is one for exactly these statistics."""
-        calibration = self._info.calibration
-        if calibration is None or (calibration.alignment, calibration.operands) != (kind, pair):
+        calibration = self._calibration_for(kind, pair)
+        if calibration is None:
             return Scores(norm, alignment, None, None, truncated, None)
-        score = calibration.gamma_norm * norm + calibration.gamma_alignment * alignment
+        score, _ = score_bounds(calibration, norm, alignment, alignment)
         # The empty prompt (norm exactly 0) is never memorized, whatever the threshold.
         memorized = (score >= calibration.threshold) & (norm > 0)
         return Scores(norm, alignment, score, memorized, truncated, calibration.threshold)
 
-    def _verdict(self, prompt: str, scores: Scores, row: int) -> Verdict:
-        memorized = None if scores.memorized is None else bool(scores.memorized[row])
-        score = None if scores.score is None else float(scores.score[row])
-        if score is None:
+    def _verdict(self, prompt: str, outcome: Outcome, row: int, truncated: bool) -> Verdict:
+        calibration = self._info.calibration
+        norm, alignment = float(outcome.norm[row]), float(outcome.alignment[row])
+        low, high = float(outcome.lowest[row]), float(outcome.highest[row])
+        whole = not math.isnan(alignment)
+        memorized = score = threshold = None
+        if calibration is None:
             reason = f"no calibration for {self._info.key}, so no verdict: only norm and alignment"
-        elif scores.norm[row] == 0:
-            reason = "the empty prompt has no guidance"
         else:
-            reason = f"score {score:.4g} {'≥' if memorized else '<'} threshold {scores.threshold:.4g}"
+            threshold = calibration.threshold
+            memorized = norm > 0 and low >= threshold
+            score = low if whole else None
+            reason = _reason(calibration, norm, low, high, whole)
         return Verdict(
             prompt=prompt,
             memorized=memorized,
             score=score,
-            norm=float(scores.norm[row]),
-            alignment=float(scores.alignment[row]),
-            threshold=scores.threshold,
-            truncated=bool(scores.truncated[row]),
-            passes=self._engine.passes,
+            norm=norm,
+            alignment=alignment if whole else None,
+            threshold=threshold,
+            truncated=bool(truncated),
+            passes=int(outcome.passes[row]),
             reason=reason,
         )
+
+
+class _Encode:
+    """Encodes some prompts of a batch, in one call: all of them, or one alone."""
+
+    def __init__(self, engine: Engine, ids: npt.NDArray[np.int64]):
+        self._engine, self._ids = engine, ids
+
+    def __call__(self, rows: Any) -> npt.NDArray[np.float32]:
+        return self._engine.encode(self._ids[rows])
+
+
+def _reason(calibration: Calibration, norm: float, low: float, high: float, whole: bool) -> str:
+    """Say why the score, which lies in [low, high], makes the verdict what it is."""
+    threshold = f"threshold {calibration.threshold:.4g}"
+    if norm == 0:
+        return "the empty prompt has no guidance"
+    if whole:
+        return f"score {low:.4g} {'≥' if low >= calibration.threshold else '<'} {threshold}"
+    if low >= calibration.threshold:
+        return f"score at least {low:.4g} ≥ {threshold}, whatever the rest"
+    worst = max(-calibration.gamma_alignment, calibration.gamma_alignment) + calibration.gamma_norm * norm
+    if worst < calibration.threshold or calibration.conformal is None:
+        return f"score at most {high:.4g} < {threshold}, whatever the rest"
+    return f"score at most {high:.4g} < {threshold}, but for a share ε = {calibration.conformal.epsilon:.2g} of prompts"
+
+
+def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
+    rest = _checked(prompts)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def _checked(prompts: Iterable[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 if TYPE_CHECKING:  # these pull in numpy, which --help does not need
+    from memedge.bench import Bench
     from memedge.detector import EngineInfo
     from memedge.doctor import Finding
     from memedge.engine.manifest import Manifest
@@ -35,12 +36,13 @@ def say(text: str) -> None:
 def print_verdicts(verdicts: Sequence["Verdict"]) -> None:
     table = Table("prompt", "verdict", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
-    for name in ("score", "norm", "alignment"):
+    for name in ("score", "norm", "alignment", "passes"):
         table.add_column(name, justify="right", no_wrap=True)
     for v in verdicts:
         prompt = escape(v.prompt) if v.prompt else "[dim](empty)[/]"
         note = " [yellow](truncated)[/]" if v.truncated else ""
-        table.add_row(prompt + note, LABELS[v.memorized], _number(v.score), _number(v.norm), _number(v.alignment))
+        numbers = [_number(value) for value in (v.score, v.norm, v.alignment)]
+        table.add_row(prompt + note, LABELS[v.memorized], *numbers, str(v.passes))
     Console().print(table)
     first = verdicts[0]
     if first.memorized is None:
@@ -90,6 +92,34 @@ def print_parity(manifest: "Manifest", output: Path) -> None:
     say(f"{output}: {manifest.precision}, largest differences from torch fp32: {_parity(manifest)}.")
 
 
+def print_bench(bench: "Bench") -> None:
+    table = Table(box=None, pad_edge=False, collapse_padding=True)
+    heads = "batch draws calls first,ms p50,ms p95,ms p99,ms prompts,/s GFLOP of,peak host,µs host,share"
+    for name in heads.split():
+        table.add_column(name.replace(",", "\n"), justify="right", no_wrap=True)
+    for c in bench.cases:
+        table.add_row(
+            *(str(count) for count in (c.batch, c.draws, c.calls)),
+            *(_short(1e3 * seconds) for seconds in (c.first_call_s, c.p50_s, c.p95_s, c.p99_s)),
+            _short(c.prompts_per_s),
+            _short(c.flops_per_prompt / 1e9),
+            "—" if c.gemm_fraction is None else f"{c.gemm_fraction:.0%}",
+            f"{c.host_us:.0f}",
+            f"{c.host_fraction:.1%}",
+        )
+    Console().print(table)
+    say(
+        f"{bench.checkpoint} on {bench.provider}, {bench.precision}, threads: {bench.threads}. Loaded in "
+        f"{bench.load_s:.2f} s, {bench.peak_memory_bytes / 1e6:.0f} MB at peak. Times are per call, GFLOP per prompt, "
+        "host is what a call spends outside the model."
+    )
+    if bench.gemm_gflops is not None:
+        say(
+            f"Peak: {bench.gemm_gflops:.0f} GFLOP/s, the fastest float32 matrix product in NumPy during this run, on "
+            "as many threads."
+        )
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that draws a bar on stderr, where that is a terminal."""
@@ -102,6 +132,11 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}"
+
+
+def _short(value: float) -> str:
+    """Return at least three digits, and no power of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _parity(manifest: "Manifest") -> str:

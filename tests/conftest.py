@@ -36,7 +36,7 @@ def copy(engine, tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def detector():
-    """A detector on the embedded engine."""
+    """A detector on the embedded engine, on the provider that it was exported with."""
     from memedge import Detector
 
-    return Detector.load()
+    return Detector.load(provider="cpu")

@@ -1,9 +1,10 @@
-"""Fit the embedded engine's γ and threshold on the calibration split, and write them into its manifest.
+"""Fit γ and a threshold to the embedded engine on the calibration split, for every backend, into its manifest.
 
     python bench/tiny/calibrate.py ENGINE_DIR CAPTIONS.csv
 
 Logistic regression on (norm, alignment) gives the direction, scaled so that γ_norm = 1; the threshold lets at most 1 %
-of the clean calibration captions through. Labels are those of behaviour (label.py); held-out captions are not read.
+of the clean calibration captions through. The conformal interval comes from all of them. Needs OpenVINO and a CPU that
+computes in bf16. Labels are those of behaviour (label.py); held-out captions are not read.
 """
 
 import argparse
@@ -17,9 +18,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from memedge import Detector
+from memedge.conformal import conformal_interval
 from memedge.engine.manifest import Calibration, read_manifest, write_manifest
 
 FALSE_POSITIVES = 0.01
+OPEN_VERDICTS = 0.01  # the share ε of verdicts that `early="conformal"` may change
+BACKENDS = (("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 
 
 def fit_direction(features: np.ndarray, memorized: np.ndarray) -> np.ndarray:
@@ -37,6 +41,25 @@ def fit_threshold(score: np.ndarray, memorized: np.ndarray) -> float:
     return float((highest + score[score > highest].min()) / 2)
 
 
+def fit(detector: Detector, captions: list[str], memorized: np.ndarray, data: str) -> Calibration:
+    """Return the calibration for what the detector runs."""
+    scores = detector.score(captions, alignment="channel", operands="uncond_delta")
+    features = np.stack([scores.norm, scores.alignment], axis=1)
+    gamma = fit_direction(features, memorized)
+    return Calibration(
+        gamma_norm=float(gamma[0]),
+        gamma_alignment=float(gamma[1]),
+        threshold=fit_threshold(features @ gamma, memorized),
+        alignment="channel",
+        operands="uncond_delta",
+        data=data,
+        fitted_by="bench/tiny/calibrate.py",
+        memorized_prompts=int(memorized.sum()),
+        clean_prompts=int((~memorized).sum()),
+        conformal=conformal_interval(scores.alignment, float(gamma[1]), OPEN_VERDICTS),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("engine", type=Path)
@@ -45,25 +68,15 @@ def main() -> None:
     with arguments.captions.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
     memorized = np.array([row["memorized"] == "true" for row in rows])
-    detector = Detector.load(arguments.engine)
-    scores = detector.score([row["caption"] for row in rows], alignment="channel", operands="uncond_delta")
-    features = np.stack([scores.norm, scores.alignment], axis=1)
-    gamma = fit_direction(features, memorized)
-    calibration = Calibration(
-        gamma_norm=float(gamma[0]),
-        gamma_alignment=float(gamma[1]),
-        threshold=fit_threshold(features @ gamma, memorized),
-        alignment="channel",
-        operands="uncond_delta",
-        data=f"{arguments.captions.name}, calibration split",
-        fitted_by="bench/tiny/calibrate.py",
-        memorized_prompts=int(memorized.sum()),
-        clean_prompts=int((~memorized).sum()),
-    )
+    captions = [row["caption"] for row in rows]
     manifest = read_manifest(arguments.engine)
-    manifest = msgspec.structs.replace(manifest, calibrations={detector.info.key: calibration})
-    write_manifest(arguments.engine, manifest)
-    print(calibration)
+    calibrations = {}
+    for provider, precision in BACKENDS:
+        detector = Detector.load(arguments.engine, provider=provider, precision=precision)
+        found = fit(detector, captions, memorized, f"{arguments.captions.name}, calibration split")
+        calibrations[detector.info.key] = found
+        print(detector.info.key, found)
+    write_manifest(arguments.engine, msgspec.structs.replace(manifest, calibrations=calibrations))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,11 @@ def test_what_is_written(engine, checkpoint):
 def test_batch_is_dynamic(engine):
     model = onnx.load(engine / "unet.onnx", load_external_data=False)
     inputs = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input}
-    assert inputs.keys() == {"sample", "timestep", "states"}
-    assert all(shape[0].dim_param == "batch" for shape in inputs.values())
+    cached = {name for name in inputs if name.startswith("cached.")}
+    assert cached and inputs.keys() - cached == {"states", "prompt", "row"}
+    assert inputs["states"][0].dim_param == "prompts"
+    assert inputs["prompt"][0].dim_param == inputs["row"][0].dim_param == "rows"
+    assert {inputs[name][0].dim_value for name in cached} == {2}  # (timestep, draw)
 
 
 def test_bad_input(checkpoint, tmp_path):

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import reference
 from models import make_checkpoint
+from scipy.stats import spearmanr
 
 import memedge.demo
 from memedge import Detector
-from memedge.engine.precision import ENGINE
+from memedge.engine.openvino import precisions as openvino_precisions
+from memedge.engine.precision import ENGINE, ENGINE_MIN_SPEARMAN
 from memedge.export.export import export
 
 ROOT = Path(__file__).parents[2]
@@ -41,9 +43,16 @@ def test_random_unet(tmp_path, prediction_type, draws, precision):
     agree(Detector.load(tmp_path / "engine"), expected, PROMPTS, precision)
 
 
-def test_embedded_engine(detector):
+@pytest.mark.parametrize(("provider", "precision"), [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")])
+def test_embedded_engine(provider, precision):
+    if provider == "openvino" and precision not in openvino_precisions("fp32"):
+        pytest.skip("this CPU does not compute in bf16")
+    detector = Detector.load(provider=provider, precision=precision)
     prompts = [p for p in memedge.demo.prompts() if p]
-    agree(detector, reference.statistics(EMBEDDED, prompts, 1), prompts)
+    expected = reference.statistics(EMBEDDED, prompts, 1)
+    agree(detector, expected, prompts, precision)
+    norm = spearmanr([e["norm"] for e in expected], detector.score(prompts).norm).statistic
+    assert norm >= ENGINE_MIN_SPEARMAN.get(precision, 1 - 1e-9)
 
 
 @pytest.mark.slow

@@ -1,0 +1,33 @@
+"""What this machine has, and what this process takes of it."""
+
+import os
+import sys
+from pathlib import Path
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use, which under taskset or in a container is not all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Return the largest resident size of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # not getrusage: a child process inherits its parent's peak there
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int | None:
+    """Return how many bytes can still be used without swapping, or None where that cannot be found out."""
+    info = Path("/proc/meminfo")
+    if not info.exists():
+        return None
+    line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
+    return int(line.split()[1]) * 1024 if line else None

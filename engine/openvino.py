@@ -1,0 +1,192 @@
+"""OpenVINO on the CPU: the same engine directory, in fp32 or, on CPUs that have it, in bf16."""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine import cache
+from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
+from memedge.engine.errors import IntegrityError, ProviderError
+from memedge.engine.machine import usable_processors
+
+try:
+    import openvino
+    from openvino import opset13 as ops
+    from openvino.frontend.onnx import ConversionExtension
+except ImportError:
+    raise ProviderError(
+        "Provider 'openvino' needs OpenVINO, which is not installed: run `python -m pip install 'memedge[openvino]'`."
+    ) from None
+
+Run = Callable[[Tensors], npt.NDArray[np.float32]]
+HINTS = {"bf16": "bf16", "fp32": "f32"}
+# A small UNet computes this many rows at once. A large one gains nothing from more than one (FACTS.md), and each shape
+# that is compiled keeps a copy of the weights.
+BLOCK = 16
+SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
+
+
+def precisions(own: str) -> tuple[str, ...]:
+    """Return the precisions this CPU runs an engine of precision `own` in, the fastest first."""
+    if own != "fp32":
+        return ()
+    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("bf16", "fp32") if capable else ("fp32",)
+
+
+class OpenVinoBackend:
+    """A text encoder (always fp32: it is a hundredth of the work) and a UNet, compiled for fixed shapes.
+
+    Shapes are fixed because OpenVINO takes 1.5 times as long per row on shapes it did not know at compile time.
+    """
+
+    provider = "openvino"
+
+    def __init__(self, directory: EngineDirectory, precision: str | None, threads: int | None = None):
+        """Compile both graphs for `threads` threads (default: as many as this process may use).
+
+        Raises:
+            ProviderError: OpenVINO cannot run the engine in `precision` (default: bf16 where the CPU has it) here.
+            IntegrityError: OpenVINO refuses a graph.
+        """
+        own = directory.manifest.precision
+        able = precisions(own)
+        if not able:
+            raise ProviderError(f"Provider 'openvino' runs fp32 engines, and {directory.path} is {own}: use 'cpu'.")
+        self.precision = precision or able[0]
+        if self.precision not in able:
+            raise ProviderError(
+                f"Provider 'openvino' cannot run {directory.path} in {self.precision!r} on this CPU: "
+                f"use {' or '.join(able)}."
+            )
+        self.threads = threads or usable_processors()
+        self._core = openvino.Core()
+        self._core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
+        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        self.identity = f"openvino {openvino.get_version()} on {name}"
+        self._directory, self._cached = directory, directory.baseline().cached
+        size = sum(entry.size for file, entry in directory.manifest.files.items() if file.startswith(UNET))
+        self._small = size < SMALL
+        text_encoder = self._read(TEXT_ENCODER, {"ids": [1, directory.manifest.tokens]})
+        self._text_encoder = self._compile(text_encoder, "fp32", {})
+        self._unets = {1: self._compile_unet(1)}
+        self._compiling = threading.Lock()
+
+    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        return np.concatenate([self._text_encoder({"ids": ids[i : i + 1]}) for i in range(len(ids))])
+
+    def predict(
+        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        parts = []
+        start = 0
+        while start < len(row):
+            rows = BLOCK if self._small and len(row) - start >= BLOCK else 1
+            part = slice(start, start + rows)
+            # As many prompts as rows, whatever they are, so that one compiled shape serves all.
+            inputs: Tensors = {"states": states[prompt[part]], "prompt": np.arange(rows), "row": row[part]}
+            parts.append(self._unet(rows)(inputs))
+            start += rows
+        return np.concatenate(parts)
+
+    def _unet(self, rows: int) -> Run:
+        if rows not in self._unets:
+            with self._compiling:
+                if rows not in self._unets:
+                    self._unets[rows] = self._compile_unet(rows)
+        return self._unets[rows]
+
+    def _compile_unet(self, rows: int) -> Run:
+        manifest = self._directory.manifest
+        shapes = {"states": [rows, manifest.tokens, manifest.state_width], "prompt": [rows], "row": [rows]}
+        model = self._read(UNET, shapes)
+        if self.precision == "fp32":
+            return self._compile(model, "fp32", self._cached)
+        last = _take_last_convolution(model, self._directory.file(UNET))
+        first, second = self._compile(model, self.precision, self._cached), self._compile(last, "fp32", {})
+        return lambda inputs: second({"features": first(inputs)})
+
+    def _read(self, name: str, shapes: dict[str, list[int]]) -> Any:
+        path = self._directory.file(name)
+        try:
+            model = self._core.read_model(path)
+            model.reshape(shapes)
+        except Exception as error:  # OpenVINO's errors are RuntimeErrors of its own making
+            reason = str(error).strip().splitlines()[-1]
+            raise IntegrityError(f"OpenVINO cannot load {path} ({reason}): export the engine again.") from None
+        return model
+
+    def _compile(self, model: Any, precision: str, constant: Tensors) -> Run:
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[precision],
+            "INFERENCE_NUM_THREADS": self.threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        if not self._small and (folder := next(cache.writable(self._directory), None)):
+            options["CACHE_DIR"] = str(folder / "plans" / "openvino")
+        compiled = self._core.compile_model(model, "CPU", options)
+        given = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        if given != HINTS[precision]:
+            raise ProviderError(f"OpenVINO computes in {given} instead of {HINTS[precision]}: use provider 'cpu'.")
+        return _Requests(compiled, constant)
+
+
+def _take_last_convolution(model: Any, path: Path) -> Any:
+    """Cut the UNet before its last convolution, which becomes a model of its own, to be run in fp32.
+
+    Δ is small beside ε, so what bf16 rounds off in ε is much of Δ. On the embedded model 70 % of that error arises in
+    this one convolution, half a percent of the work.
+    """
+    result = model.get_results()[0]
+    node = result.input_value(0).get_node()
+    while node.get_type_name() != "Convolution":
+        if node.get_type_name() not in ("Add", "Convert"):
+            raise IntegrityError(f"{path} does not end in a convolution, as UNets do: run it in fp32.")
+        node = node.input_value(0).get_node()
+    features = node.input_value(0)
+    entrance = ops.parameter(features.get_partial_shape(), features.get_element_type(), name="features")
+    node.input(0).replace_source_output(entrance.output(0))
+    last = openvino.Model([result], [entrance])
+    last.input(0).set_names({"features"})
+    body = ops.result(features)
+    model.remove_result(result)
+    model.add_results([body])
+    return last
+
+
+class _Requests:
+    """Runs a compiled model from any number of threads: each call takes a request that is free, or makes one."""
+
+    def __init__(self, compiled: Any, constant: Tensors):
+        self._compiled = compiled
+        self._constant = {name: openvino.Tensor(array, shared_memory=True) for name, array in constant.items()}
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def __call__(self, inputs: Tensors) -> npt.NDArray[np.float32]:
+        try:
+            request = self._free.get_nowait()
+        except queue.Empty:
+            request = self._compiled.create_infer_request()
+            for name, tensor in self._constant.items():
+                request.set_tensor(name, tensor)
+        try:
+            request.infer(inputs, share_inputs=True)
+            return np.array(request.get_output_tensor(0).data)  # a copy: the request's own memory is used again
+        finally:
+            self._free.put(request)
+
+
+def _attention(node: Any) -> list[Any]:
+    """Return `com.microsoft::MultiHeadAttention` of q, k, v [R, S, heads · d] in OpenVINO's operators."""
+    heads = node.get_attribute("num_heads")
+    order = ops.constant(np.array([0, 2, 1, 3]))
+    apart = ops.constant(np.array([0, 0, heads, -1]))
+    q, k, v = (ops.transpose(ops.reshape(node.get_input(i), apart, True), order) for i in range(3))
+    result = ops.transpose(ops.scaled_dot_product_attention(q, k, v), order)
+    return [ops.reshape(result, ops.constant(np.array([0, 0, -1])), True).output(0)]

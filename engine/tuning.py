@@ -1,0 +1,49 @@
+"""How many rows to give the UNet at once: measured here, within the memory there is."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from memedge.engine.machine import available_memory, peak_memory
+from memedge.engine.passes import Engine
+
+MOST = 64
+CALLS = 3  # per size; the fastest counts
+GAIN = 0.03  # a larger batch must be at least this much faster per row
+MEMORY_SHARE = 0.5  # of what is available may be taken by a larger batch
+
+
+def best_rows_per_call(engine: Engine, clock: Callable[[], float] = time.perf_counter) -> int:
+    """Return the smallest number of rows per UNet call, a power of two, whose time per row is nearly the best.
+
+    Sizes double until time per row no longer falls by GAIN, or until the next size would take more than MEMORY_SHARE of
+    the memory that is left, judged by what this one took.
+    """
+    if engine.directory.manifest.precision == "int8":
+        return 1  # as Engine says
+    states = engine.encode(engine.tokenize(["how many at once"])[0])
+    best, fastest = 1, float("inf")
+    rows = 1
+    while rows <= MOST:
+        before, available = peak_memory(), available_memory()
+        seconds = _seconds_per_row(engine, states, rows, clock)
+        if seconds > fastest * (1 - GAIN):
+            break
+        best, fastest = rows, seconds
+        grown = peak_memory() - before
+        rows *= 2
+        if available is not None and 2 * grown > MEMORY_SHARE * available:
+            break
+    return best
+
+
+def _seconds_per_row(engine: Engine, states: np.ndarray, rows: int, clock: Callable[[], float]) -> float:
+    prompt, row = np.zeros(rows, dtype=np.int64), np.arange(rows) % engine.passes
+    engine.backend.predict(states, prompt, row)  # the first call of a shape allocates
+    times = []
+    for _ in range(CALLS):
+        start = clock()
+        engine.backend.predict(states, prompt, row)
+        times.append(clock() - start)
+    return min(times) / rows

@@ -1,0 +1,55 @@
+"""Attention as the exported graph holds it: one fused node, and keys and values once per prompt."""
+
+from typing import Any
+
+import torch
+
+from memedge.engine.errors import ExportError
+
+
+class FusedAttention:
+    """A diffusers attention processor that emits ONNX Runtime's `com.microsoft::MultiHeadAttention`, for tracing only.
+
+    Fused, a step of SD 1.4's UNet takes 14 to 19 % less time on a CPU (FACTS.md). Keys and values are projected from
+    the B prompts' states and then taken for each of the R rows (`prompt` says which), so that both timesteps and all
+    draws of a prompt share one projection.
+    """
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        temb: torch.Tensor | None = None,  # noqa: ARG002  # only spatial norms, refused below, would use it
+        *,
+        prompt: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return attention over hidden_states [R, S, D] or [R, C, H, W]; states are [B, L, D], prompt int64 [R]."""
+        if attention_mask is not None or attn.spatial_norm is not None or attn.norm_q is not None or attn.norm_cross:
+            raise ExportError("This UNet's attention has masks or norms of its own, which memedge does not export.")
+        residual = hidden_states
+        spatial = hidden_states.ndim == 4
+        if spatial:
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
+        if encoder_hidden_states is not None:
+            key, value = key.index_select(0, prompt), value.index_select(0, prompt)
+        result: torch.Tensor = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (query, key, value),
+            {"num_heads": attn.heads},
+            dtype=query.dtype,
+            shape=query.shape,
+            version=1,
+        )
+        result = attn.to_out[0](result)
+        if spatial:
+            result = result.transpose(1, 2).reshape(residual.shape)
+        if attn.residual_connection:
+            result = result + residual
+        scaled: torch.Tensor = result / attn.rescale_output_factor
+        return scaled

@@ -1,0 +1,42 @@
+"""Adding to a graph: constants, and nodes with named and typed outputs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+
+def constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
+    """Return an initializer of the graph with this name, made of the array if there is none yet."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+        graph.register_initializer(value)
+    return graph.initializers[name]
+
+
+def insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    name: str,
+    like: ir.Value,
+    *,
+    shape: ir.Shape | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    """Insert a node before another; return its output, of the type of `like` and of the shape given, or of `like`'s."""
+    output = ir.Value(name=name, shape=like.shape if shape is None else shape, type=like.type)
+    graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], domain=""))
+    return output
+
+
+def replace(old: ir.Value, new: ir.Value) -> None:
+    """Let everything use another value; as the graph's output it takes over the name."""
+    if old.is_graph_output():
+        name, old.name = old.name, f"{old.name}.replaced"
+        new.name = name
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
