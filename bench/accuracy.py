@@ -67,11 +67,14 @@ def columns(detector: Detector, prompts: list[str]) -> dict[str, np.ndarray]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", type=Path, help="an engine of the embedded model; default: the embedded one")
+    parser.add_argument("--provider", default="cpu")
+    parser.add_argument("--precision")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with CAPTIONS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    detector = Detector.load()
+    detector = Detector.load(arguments.engine, provider=arguments.provider, precision=arguments.precision)
     statistics = columns(detector, [row["caption"] for row in rows])
     group = np.array([row["group"] for row in rows])
     memorized = np.array([row["memorized"] == "true" for row in rows])

@@ -38,7 +38,7 @@ def open_backend(directory: EngineDirectory, provider: str, precision: str | Non
     """Return the backend for `provider`.
 
     "auto" takes the first of PROVIDERS that is installed and calibrated in this engine, in the first of its precisions
-    that is; in an engine without calibrations "cpu", which the export computed the baseline with.
+    that is. In an engine without calibrations it is "cpu", which the export computed the baseline with, if installed.
 
     Raises:
         ProviderError: an unknown provider, one that is not installed, or a precision that cannot be had.
@@ -78,4 +78,5 @@ def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, 
         for candidate in candidates:
             if precision in (None, candidate) and f"{provider}-{candidate}" in directory.manifest.calibrations:
                 return provider, candidate
-    return "cpu", precision
+    alone = find_spec("onnxruntime") is None and find_spec("openvino") is not None
+    return ("openvino" if alone else "cpu"), precision

@@ -69,6 +69,18 @@ class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     score_absolute: float
 
 
+class Drift(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How far an int8 engine's scores, with γ = (1, 1), are from the same engine's in float32, over some prompts.
+
+    `auc_change` is None where it was not known which prompts are memorized.
+    """
+
+    score_absolute: float
+    spearman: float
+    auc_change: float | None
+    prompts: int
+
+
 class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Floating-point operations, twice the multiply-adds of convolutions, matrix products and attention.
 
@@ -87,7 +99,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both. `calibrations` is keyed by
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
-    cached inputs and the shape of one row of each (export/split.py).
+    cached inputs and the shape of one row of each (export/split.py). `drift` is there in int8 engines.
     """
 
     schema: int
@@ -108,6 +120,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     parity: Parity
     calibrations: dict[str, Calibration]
     files: dict[str, FileEntry]
+    drift: Drift | None = None
 
     @property
     def norm_factor(self) -> float:

@@ -25,8 +25,8 @@ except ImportError:
 
 Run = Callable[[Tensors], npt.NDArray[np.float32]]
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-# A small UNet computes this many rows at once. A large one gains nothing from more than one (FACTS.md), and each shape
-# that is compiled keeps a copy of the weights.
+# A small UNet computes up to this many rows at once. A large one gains nothing from more than one (FACTS.md), and each
+# shape that is compiled keeps a copy of the weights.
 BLOCK = 16
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 
@@ -72,6 +72,10 @@ class OpenVinoBackend:
         self._directory, self._cached = directory, directory.baseline().cached
         size = sum(entry.size for file, entry in directory.manifest.files.items() if file.startswith(UNET))
         self._small = size < SMALL
+        draws = directory.manifest.draws
+        # Many prompts, all rows of one prompt, those of its first timestep; and whatever is left, one by one.
+        sizes = {BLOCK, 2 * draws, draws, 1} if self._small else {1}
+        self._sizes = sorted((size for size in sizes if size <= BLOCK), reverse=True)
         text_encoder = self._read(TEXT_ENCODER, {"ids": [1, directory.manifest.tokens]})
         self._text_encoder = self._compile(text_encoder, "fp32", {})
         self._unets = {1: self._compile_unet(1)}
@@ -86,7 +90,7 @@ class OpenVinoBackend:
         parts = []
         start = 0
         while start < len(row):
-            rows = BLOCK if self._small and len(row) - start >= BLOCK else 1
+            rows = next(size for size in self._sizes if size <= len(row) - start)
             part = slice(start, start + rows)
             # As many prompts as rows, whatever they are, so that one compiled shape serves all.
             inputs: Tensors = {"states": states[prompt[part]], "prompt": np.arange(rows), "row": row[part]}

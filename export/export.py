@@ -5,23 +5,35 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
-from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, describe_file
+from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import SCHEMA, Flops, Manifest, Precision, Source, velocity_norm_factor, write_manifest
+from memedge.engine.manifest import (
+    SCHEMA,
+    Drift,
+    Flops,
+    Manifest,
+    Precision,
+    Source,
+    velocity_norm_factor,
+    write_manifest,
+)
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export import cost, graphs, linear, upsample
+from memedge.export import cost, graphs, int8, linear, upsample
 from memedge.export.checkpoint import Checkpoint, load_checkpoint
+from memedge.export.drift import drift, scores
 from memedge.export.graphs import OPSET, TextEncoderGraph, text_encoder_model, unet_model
 from memedge.export.parity import PROBES, Statistics, check, compare, epsilon
 from memedge.export.quiet import quiet
+from memedge.export.samples import Samples, read_samples
 from memedge.export.split import run_prefix, split
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
@@ -34,6 +46,7 @@ def export(
     draws: int = 1,
     seed: int = 42,
     precision: Precision = "fp32",
+    prompts: Path | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
     """Export a diffusers-format directory as an engine directory, and compare it with torch.
@@ -43,32 +56,39 @@ def export(
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
-        precision: of the graphs. Inputs and outputs are float32 in either case.
+        precision: of the graphs. Inputs and outputs are float32 in any case; int8 is the UNet's alone.
+        prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
+            which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
+            is CSV with a column `memorized` (true or false).
         progress: is told the name of each phase as it begins.
 
     Returns:
         The manifest; its `parity` holds the differences from torch in fp32.
 
     Raises:
+        InputError: the prompts cannot be read, or are fewer than 8.
         ExportError: the checkpoint cannot be read, the output is in the way, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
         In every case nothing is left behind.
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
-    if precision not in ("fp32", "fp16"):
-        raise ExportError(f"Precision {precision!r} cannot be exported: use fp32 or fp16.")
+    if precision not in get_args(Precision):
+        raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
+    if prompts is not None and precision != "int8":
+        raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ExportError(f"{output} is there already: remove it, or name another folder.")
     if not output.resolve().parent.is_dir():
         raise ExportError(f"The folder {output.resolve().parent} does not exist: make it first.")
+    samples = read_samples(prompts) if precision == "int8" else None
     # Beside the output, so that the last step is a rename within one file system.
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
         with quiet():
             progress("loading the checkpoint")
-            manifest = _write(load_checkpoint(model), folder, draws, seed, precision, progress)
+            manifest = _write(load_checkpoint(model), folder, draws, seed, precision, samples, progress)
         folder.replace(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,10 +97,17 @@ def export(
 
 
 def _write(
-    checkpoint: Checkpoint, folder: Path, draws: int, seed: int, precision: Precision, progress: Callable[[str], None]
+    checkpoint: Checkpoint,
+    folder: Path,
+    draws: int,
+    seed: int,
+    precision: Precision,
+    samples: Samples | None,
+    progress: Callable[[str], None],
 ) -> Manifest:
     _write_tokenizer(checkpoint, folder / TOKENIZER)
-    ids, _ = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)(PROBES)
+    tokenizer = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)
+    ids, _ = tokenizer(PROBES)
     sample = torch.randn((draws, *checkpoint.latent_shape), generator=torch.Generator().manual_seed(seed)).numpy()
     factor = 1.0
     if checkpoint.prediction_type == "v_prediction":
@@ -110,6 +137,9 @@ def _write(
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
     cached = run_prefix(parts, sample, checkpoint.timesteps)
+
+    # Here and not at the end, because the baseline must come from the graph that is shipped.
+    measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None
 
     progress("caching the unconditional predictions")
     backend = OrtBackend(folder, cached, precision)
@@ -142,10 +172,34 @@ def _write(
         parity=parity,
         calibrations={},
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+        drift=measured,
     )
     write_manifest(folder, manifest)
     Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
     return manifest
+
+
+def _to_int8(
+    folder: Path,
+    cached: Tensors,
+    tokenizer: PromptTokenizer,
+    samples: Samples,
+    draws: int,
+    norm_factor: float,
+    progress: Callable[[str], None],
+) -> Drift:
+    """Replace the float32 UNet by an int8 one, and return how far that moves scores."""
+    count = len(samples.drift)
+    ids, _ = tokenizer(["", *samples.drift])
+    progress(f"scoring {count} prompts in fp32")
+    backend = OrtBackend(folder, cached, "fp32")
+    true = scores(backend, ids, draws, norm_factor)
+    progress(f"calibrating int8 on {len(samples.activations)} prompts")
+    states = backend.encode(tokenizer(["", *samples.activations])[0])
+    del backend  # at most one float32 UNet in memory
+    int8.quantise(folder / UNET, states, cached)
+    progress(f"scoring {count} prompts in int8")
+    return drift(scores(OrtBackend(folder, cached, "int8"), ids, draws, norm_factor), true, samples.memorized)
 
 
 def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:

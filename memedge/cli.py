@@ -224,7 +224,15 @@ def export(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE_DIR", help="Engine directory to make.")],
     draws: Annotated[int, typer.Option(min=1, help="Noise draws per prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 42,
-    precision: Annotated[Literal["fp32", "fp16"], typer.Option(help="Precision of the graphs.")] = "fp32",
+    precision: Annotated[Literal["fp32", "fp16", "int8"], typer.Option(help="Precision of the graphs.")] = "fp32",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="int8: prompts to calibrate on and compare with fp32 on; a CSV column memorized gives ΔAUC.",
+            show_default="a list of captions",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint as an engine directory, and compare it with torch."""
@@ -234,7 +242,7 @@ def export(
         raise MemedgeError(
             f"Exporting needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[export]'`."
         ) from None
-    manifest = run(model, output, draws=draws, seed=seed, precision=precision, progress=show.say)
+    manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=show.say)
     show.print_json(manifest) if json else show.print_parity(manifest, output)
 
 

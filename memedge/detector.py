@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from memedge.decision import Floats, decide, score_bounds
 from memedge.early import Outcome, evaluate
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, NotFiniteError
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands
 from memedge.engine.passes import Engine
 from memedge.engine.precision import BATCH as BATCH_NOISE
@@ -162,6 +162,8 @@ class Detector:
                 f"The prompt embeddings have shape {list(array.shape)}: this engine takes "
                 f"[B, {manifest.tokens}, {manifest.state_width}] with B ≥ 1."
             )
+        if not np.isfinite(array).all():
+            raise NotFiniteError("The prompt embeddings hold NaN or infinity, so there is no score to give.")
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
         parts = [self._statistics(batch.__getitem__, kind, pair) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -225,7 +227,8 @@ class Detector:
         calibration = self._calibration_for(kind, pair)
         if calibration is None:
             return np.empty(0, dtype=np.intp)
-        near = np.flatnonzero(decide(calibration, norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1])
+        undecided = decide(calibration, norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1]
+        near = np.flatnonzero(undecided & (norm > 0))  # the empty prompt's verdict is not its score's
         for row in near:
             one = slice(row, row + 1)
             norm[one], aligned[one] = self._engine.statistics(encode(one), kind, pair)

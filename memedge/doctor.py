@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from memedge import __version__
-from memedge.engine.backend import PROVIDERS
 from memedge.engine.errors import MemedgeError
 from memedge.engine.reduction import core_status
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one module
 OPTIONAL = {
-    "export": ("torch", "diffusers", "transformers", "onnx", "onnxscript"),
-    "eval": ("pyarrow", "sklearn"),
+    "export": ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "networkx"),
+    "eval": ("pyarrow", "sklearn", "matplotlib"),
 }
+
+
+State = Literal["active", "missing", "broken"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Finding:
     """One line of the report: "active" works, "missing" is optional and not there, "broken" needs the user."""
 
     part: str
-    state: Literal["active", "missing", "broken"]
+    state: State
     detail: str
 
 
@@ -55,10 +57,23 @@ def _runtime() -> list[Finding]:
     if len(present) > 1:
         detail = "onnxruntime and onnxruntime-gpu share one module and overwrite each other: uninstall both, then one"
         return [Finding("ONNX Runtime", "broken", detail)]
-    if not present:
-        return [Finding("ONNX Runtime", "broken", "not installed: python -m pip install 'memedge[cpu]'")]
-    detail = f"{present[0]} {installed[present[0]]}; providers memedge can use: {', '.join(PROVIDERS)}"
-    return [Finding("ONNX Runtime", "active", detail)]
+    openvino = _openvino()
+    if present:
+        return [Finding("ONNX Runtime", "active", f"{present[0]} {installed[present[0]]}: provider cpu"), openvino]
+    state: State = "missing" if openvino.state == "active" else "broken"  # one runtime is enough
+    return [Finding("ONNX Runtime", state, "not installed: python -m pip install 'memedge[cpu]'"), openvino]
+
+
+def _openvino() -> Finding:
+    if find_spec("openvino") is None:
+        return Finding("OpenVINO", "missing", "not installed: python -m pip install 'memedge[openvino]'")
+    try:
+        from memedge.engine.openvino import precisions
+
+        able = precisions("fp32")
+    except (MemedgeError, RuntimeError) as error:
+        return Finding("OpenVINO", "broken", f"{error}; reinstall it: python -m pip install 'memedge[openvino]'")
+    return Finding("OpenVINO", "active", f"{_version('openvino')}: provider openvino, on this CPU in {', '.join(able)}")
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:

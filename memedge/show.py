@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.bench import Bench
     from memedge.detector import EngineInfo
     from memedge.doctor import Finding
-    from memedge.engine.manifest import Manifest
+    from memedge.engine.manifest import Drift, Manifest
     from memedge.job import JobSummary
     from memedge.results import Verdict
 
@@ -72,7 +72,9 @@ def print_info(info: "EngineInfo") -> None:
         ("draws", f"{manifest.draws} (seed {manifest.seed})"),
         ("runs on", f"{info.provider}, {info.precision}, {info.threads} threads"),
         ("size", f"{sum(entry.size for entry in manifest.files.values()) / 1e6:.1f} MB"),
+        ("work", _work(manifest)),
         ("parity", _parity(manifest)),
+        *([("int8 drift", _drift(manifest.drift))] if manifest.drift else []),
         ("exported by", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
         ("calibration", _calibration(info)),
     ):
@@ -90,6 +92,8 @@ def print_findings(findings: Sequence["Finding"]) -> None:
 
 def print_parity(manifest: "Manifest", output: Path) -> None:
     say(f"{output}: {manifest.precision}, largest differences from torch fp32: {_parity(manifest)}.")
+    if manifest.drift:
+        say(f"int8 against the same engine in fp32: {_drift(manifest.drift)}.")
 
 
 def print_bench(bench: "Bench") -> None:
@@ -139,11 +143,27 @@ def _short(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _work(manifest: "Manifest") -> str:
+    flops = manifest.flops
+    return (
+        f"{flops.remaining / 1e9:.4g} of {flops.unet / 1e9:.4g} GFLOP per UNet row ({flops.prefix / 1e9:.3g} cached), "
+        f"{flops.text_encoder / 1e9:.3g} per prompt in the text encoder"
+    )
+
+
 def _parity(manifest: "Manifest") -> str:
     p = manifest.parity
     return (
         f"ε {p.epsilon_relative:.1e}, norm {p.norm_relative:.1e}, alignment {p.alignment_absolute:.1e} (absolute), "
         f"score with γ = (1, 1) {p.score_absolute:.1e} (absolute)"
+    )
+
+
+def _drift(drift: "Drift") -> str:
+    auc = "unknown without labels" if drift.auc_change is None else f"{drift.auc_change:+.4f}"
+    return (
+        f"score with γ = (1, 1) {drift.score_absolute:.1e} (absolute, largest), Spearman {drift.spearman:.4f}, "
+        f"ΔAUC {auc}, over {drift.prompts} prompts"
     )
 
 

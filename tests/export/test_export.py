@@ -55,7 +55,7 @@ def test_bad_input(checkpoint, tmp_path):
     refused(tmp_path / "absent", output, "is not a directory")
     refused(tmp_path, output, "holds no unet folder")
     refused(checkpoint, output, "draws is 0", draws=0)
-    refused(checkpoint, output, "Precision 'int8'", precision="int8")
+    refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     refused(checkpoint, tmp_path / "full", "is there already")

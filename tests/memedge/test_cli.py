@@ -37,7 +37,7 @@ def fails(done: subprocess.CompletedProcess[str], words: str, code: int = 1) -> 
 
 
 def test_detect(detector):
-    done = memedge("detect", "a star", "", "cat " * 50, "--json")
+    done = memedge("detect", "a star", "", "cat " * 50, "--provider", "cpu", "--json")
     assert done.returncode == 0
     verdicts = json.loads(done.stdout)
     assert all(v.keys() >= KEYS for v in verdicts)
@@ -91,7 +91,7 @@ def test_score(detector, tmp_path, suffix):
     prompts = ["a star", "house, red", "a star", "cat " * 50]
     (tmp_path / "in.csv").write_text("prompt\n" + "".join(f'"{p}"\n' for p in prompts))
     output = tmp_path / f"out.{suffix}"
-    done = memedge("score", tmp_path / "in.csv", "-o", output, "--json")
+    done = memedge("score", tmp_path / "in.csv", "-o", output, "--provider", "cpu", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
     assert (summary["rows"], summary["unique"], summary["scored_now"]) == (4, 3, 3)
@@ -193,4 +193,4 @@ def test_full_disk():
 
 def test_help_lists_every_command():
     text = memedge("--help").stdout
-    assert all(name in text for name in ("detect", "score", "info", "doctor", "demo", "export", "Exit codes"))
+    assert all(name in text for name in ("detect", "score", "info", "doctor", "demo", "export", "bench", "Exit codes"))

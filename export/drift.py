@@ -1,0 +1,48 @@
+"""How far int8 moves scores, on prompts: measured and told, never promised."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.stats import mannwhitneyu, spearmanr
+
+from memedge.engine.backend import Backend
+from memedge.engine.manifest import Drift
+from memedge.export.parity import Statistics, epsilon
+
+Floats = npt.NDArray[np.float64]
+
+
+def scores(backend: Backend, ids: npt.NDArray[np.int64], draws: int, norm_factor: float) -> Floats:
+    """Return norm + alignment, [B], of ids [1 + B, L] whose first row is the empty prompt's.
+
+    γ is (1, 1), as nothing is calibrated yet. One prompt is held at a time, so that any number takes the memory of one.
+
+    Raises:
+        NotFiniteError: a prediction holds NaN or infinity.
+    """
+    first = np.zeros(1, dtype=np.int64)
+
+    def predict(one: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        states = backend.encode(one[None])
+        return epsilon(lambda state, row: backend.predict(state[None], first, first + row)[0], states, draws)
+
+    uncond = predict(ids[0])
+    found = (Statistics.of(np.concatenate([uncond, predict(one)]), norm_factor) for one in ids[1:])
+    return np.array([float(s.norm[0] + s.alignment[0]) for s in found])
+
+
+def drift(own: Floats, true: Floats, memorized: npt.NDArray[np.bool_] | None) -> Drift:
+    """Return how far scores [B] are from the float32 engine's; the AUC's change if both labels [B] occur."""
+    labelled = memorized is not None and memorized.any() and not memorized.all()
+    return Drift(
+        score_absolute=float(np.abs(own - true).max()),
+        spearman=float(spearmanr(own, true).statistic),
+        auc_change=_auc(own, memorized) - _auc(true, memorized) if labelled else None,
+        prompts=len(own),
+    )
+
+
+def _auc(score: Floats, memorized: Any) -> float:
+    clean, found = score[~memorized], score[memorized]
+    return float(mannwhitneyu(found, clean).statistic) / (len(found) * len(clean))

@@ -1,0 +1,135 @@
+"""The OpenVINO backend: what it refuses, what it keeps, threads, and the order of "auto"."""
+
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from engines import edit_manifest
+from safetensors.numpy import load_file
+
+from memedge import Detector
+from memedge.engine import backend, openvino
+from memedge.engine.errors import IntegrityError, ProviderError
+
+EMBEDDED = Path(__file__).parents[2] / "memedge" / "data" / "engine"
+PROMPTS = ["a star", "zebra on skis", "house", ""] * 6
+bf16 = pytest.mark.skipif("bf16" not in openvino.precisions("fp32"), reason="this CPU does not compute in bf16")
+
+
+@pytest.fixture
+def embedded(tmp_path):
+    """A copy of the embedded engine without what was computed on first use."""
+    shutil.copytree(EMBEDDED, tmp_path / "engine", ignore=shutil.ignore_patterns("baseline.*-*"))
+    return tmp_path / "engine"
+
+
+@bf16
+def test_verdicts_are_those_of_onnx_runtime(detector):
+    prompts = ["the left luggage sign", "a red bicycle", "skull icon", *PROMPTS]
+    expected = detector.score(prompts)
+    found = Detector.load(provider="openvino", precision="bf16").score(prompts)
+    assert found.memorized.tolist() == expected.memorized.tolist()
+    assert any(found.memorized) and not all(found.memorized)
+
+
+def test_a_prompt_does_not_depend_on_its_batch(embedded):
+    detector = Detector.load(embedded, provider="openvino", precision="fp32")
+    together = detector.score(PROMPTS)  # blocks of 16 rows
+    alone = [detector.score([prompt]) for prompt in PROMPTS[:4]]  # single rows
+    np.testing.assert_allclose(together.norm[:4], [s.norm[0] for s in alone], rtol=1e-5)
+    np.testing.assert_allclose(together.alignment[:4], [s.alignment[0] for s in alone], atol=1e-5)
+    assert together.norm[3] == 0
+
+
+def test_threads_share_a_detector(embedded):
+    detector = Detector.load(embedded, provider="openvino", precision="fp32", threads=1)
+    expected = detector.score(PROMPTS)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: detector.score(PROMPTS), range(16)):
+            np.testing.assert_array_equal(found.norm, expected.norm)
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("baseline.*-*.safetensors"))
+
+
+def test_own_unconditional_prediction_is_kept(embedded):
+    """ε_0 is computed by the backend itself, once; what is damaged or another engine's is computed again."""
+    Detector.load(embedded, provider="openvino", precision="fp32")
+    (path,) = kept(embedded)
+    good, content = load_file(path)["uncond"], path.read_bytes()
+    for bad in (b"", content[:-5], content.replace(b"openvino", b"openvina")):
+        path.write_bytes(bad)
+        Detector.load(embedded, provider="openvino", precision="fp32")
+        np.testing.assert_array_equal(load_file(path)["uncond"], good)
+        assert b"openvina" not in path.read_bytes()
+    time = path.stat().st_mtime_ns
+    Detector.load(embedded, provider="openvino", precision="fp32")
+    assert path.stat().st_mtime_ns == time
+
+
+def test_where_the_engine_cannot_be_written(embedded, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("memedge.engine.cache.os.access", lambda path, _mode: embedded not in (path, *path.parents))
+    Detector.load(embedded, provider="openvino", precision="fp32")
+    assert not kept(embedded)
+    assert len(kept(tmp_path / "cache")) == 1
+
+
+def test_refusals(engine, embedded, monkeypatch):
+    with pytest.raises(ProviderError, match=r"cannot run .* in 'int8' on this CPU: use"):
+        Detector.load(engine, provider="openvino", precision="int8")
+    monkeypatch.setattr(openvino, "precisions", lambda _own: ("fp32",))
+    with pytest.raises(ProviderError, match=r"cannot run .* in 'bf16' on this CPU: use fp32"):
+        Detector.load(engine, provider="openvino", precision="bf16")
+    monkeypatch.undo()
+    edit_manifest(embedded, lambda m: m.update(precision="fp16"))
+    with pytest.raises((ProviderError, IntegrityError)):
+        Detector.load(embedded, provider="openvino")
+
+
+def test_auto_takes_what_is_calibrated(embedded, monkeypatch):
+    """The first of a fixed order that is installed, that this CPU can do, and that the engine is calibrated for."""
+    best = openvino.precisions("fp32")[0]
+
+    def key() -> str:
+        return Detector.load(embedded).info.key
+
+    assert key() == f"openvino-{best}"
+    assert Detector.load(embedded, precision="fp32").info.key == "openvino-fp32"
+    edit_manifest(embedded, lambda m: m["calibrations"].pop(f"openvino-{best}"))
+    assert key() == ("openvino-fp32" if best != "fp32" else "cpu-fp32")
+    monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "openvino" else object())
+    assert key() == "cpu-fp32"
+    monkeypatch.undo()
+    edit_manifest(embedded, lambda m: m.update(calibrations={}))
+    assert key() == "cpu-fp32"
+
+
+def test_not_installed():
+    """One sentence that names the extra, as for every provider."""
+    code = (
+        "import sys; sys.modules['openvino'] = None\n"
+        "from memedge import Detector\n"
+        "try: Detector.load(provider='openvino')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert done.stdout.startswith("ProviderError Provider 'openvino' needs OpenVINO"), done.stderr
+    assert "memedge[openvino]" in done.stdout
+
+
+def test_no_torch_is_imported():
+    code = (
+        "import sys, json; from memedge import Detector\n"
+        "Detector.load(provider='openvino', precision='fp32').score(['a'])\n"
+        "heavy = {'torch', 'transformers', 'diffusers', 'onnx', 'onnxruntime'}\n"
+        "print(json.dumps(sorted(heavy & sys.modules.keys())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
