@@ -279,7 +279,7 @@ def processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="for every implementation")
-    parser.add_argument("--rounds", type=int, default=30, help="timings per implementation and case")
+    parser.add_argument("--rounds", type=int, default=12, help="timings per implementation and case")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -38,7 +38,9 @@ def score_bounds(calibration: Calibration, norm: Floats, lowest: Floats, highest
     return base + np.minimum(*ends), base + np.maximum(*ends)
 
 
-def alignment_bounds(known: Floats, done: int, draws: int, conformal: Conformal | None) -> tuple[Floats, Floats]:
+def alignment_bounds(
+    known: Floats, done: int | npt.NDArray[np.int64], draws: int, conformal: Conformal | None
+) -> tuple[Floats, Floats]:
     """Return where the mean alignment over `draws` lies, given the sum over the first `done` of them; float64 [B] each.
 
     A draw not done lies in [−1, 1]. With `conformal` the mean also lies in its interval, but for a share ε of prompts;
@@ -46,8 +48,8 @@ def alignment_bounds(known: Floats, done: int, draws: int, conformal: Conformal 
     """
     rest = draws - done
     lowest, highest = (known - rest) / draws, (known + rest) / draws
-    if conformal is None or rest == 0:
+    if conformal is None:
         return lowest, highest
     narrow = np.maximum(lowest, conformal.lowest), np.minimum(highest, conformal.highest)
-    possible = narrow[0] <= narrow[1]
+    possible = (narrow[0] <= narrow[1]) & (rest > 0)
     return np.where(possible, narrow[0], lowest), np.where(possible, narrow[1], highest)

@@ -1,7 +1,6 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +21,7 @@ from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
 from memedge.engine.tuning import best_rows_per_call
 from memedge.results import Scores, Verdict
+from memedge.verdicts import make_verdicts
 
 EMBEDDED_ENGINE = Path(__file__).parent / "data" / "engine"
 BATCH = 16  # prompts tokenized and encoded together, or as many as the UNet takes rows at once
@@ -194,7 +194,7 @@ class Detector:
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(_Encode(self._engine, ids), early)
-            verdicts += (self._verdict(text, outcome, row, truncated[row]) for row, text in enumerate(batch))
+            verdicts += make_verdicts(batch, truncated, outcome, calibration, self._info.key)
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts
@@ -239,13 +239,12 @@ class Detector:
         engine, calibration = self._engine, self._info.calibration
         if calibration is None:
             norm, aligned = self._statistics(encode, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-            unknown = np.full_like(norm, np.nan)
-            return Outcome(norm, aligned, unknown, unknown, np.full(len(norm), engine.passes))
+            return Outcome.whole(norm, aligned, engine.passes)
         kind, pair = calibration.alignment, calibration.operands
         states = encode(slice(None))
         if early == "off":
             norm, aligned = engine.statistics(states, kind, pair)
-            outcome = Outcome(norm, aligned, norm, norm, np.full(len(norm), engine.passes))
+            outcome = Outcome.whole(norm, aligned, engine.passes)
         else:
             outcome = evaluate(engine, calibration, states, calibration.conformal if early == "conformal" else None)
         whole = np.flatnonzero(~np.isnan(outcome.alignment))
@@ -274,31 +273,6 @@ class Detector:
         memorized = (score >= calibration.threshold) & (norm > 0)
         return Scores(norm, alignment, score, memorized, truncated, calibration.threshold)
 
-    def _verdict(self, prompt: str, outcome: Outcome, row: int, truncated: bool) -> Verdict:
-        calibration = self._info.calibration
-        norm, alignment = float(outcome.norm[row]), float(outcome.alignment[row])
-        low, high = float(outcome.lowest[row]), float(outcome.highest[row])
-        whole = not math.isnan(alignment)
-        memorized = score = threshold = None
-        if calibration is None:
-            reason = f"no calibration for {self._info.key}, so no verdict: only norm and alignment"
-        else:
-            threshold = calibration.threshold
-            memorized = norm > 0 and low >= threshold
-            score = low if whole else None
-            reason = _reason(calibration, norm, low, high, whole)
-        return Verdict(
-            prompt=prompt,
-            memorized=memorized,
-            score=score,
-            norm=norm,
-            alignment=alignment if whole else None,
-            threshold=threshold,
-            truncated=bool(truncated),
-            passes=int(outcome.passes[row]),
-            reason=reason,
-        )
-
 
 class _Encode:
     """Encodes some prompts of a batch, in one call: all of them, or one alone."""
@@ -308,21 +282,6 @@ class _Encode:
 
     def __call__(self, rows: Any) -> npt.NDArray[np.float32]:
         return self._engine.encode(self._ids[rows])
-
-
-def _reason(calibration: Calibration, norm: float, low: float, high: float, whole: bool) -> str:
-    """Say why the score, which lies in [low, high], makes the verdict what it is."""
-    threshold = f"threshold {calibration.threshold:.4g}"
-    if norm == 0:
-        return "the empty prompt has no guidance"
-    if whole:
-        return f"score {low:.4g} {'≥' if low >= calibration.threshold else '<'} {threshold}"
-    if low >= calibration.threshold:
-        return f"score at least {low:.4g} ≥ {threshold}, whatever the rest"
-    worst = max(-calibration.gamma_alignment, calibration.gamma_alignment) + calibration.gamma_norm * norm
-    if worst < calibration.threshold or calibration.conformal is None:
-        return f"score at most {high:.4g} < {threshold}, whatever the rest"
-    return f"score at most {high:.4g} < {threshold}, but for a share ε = {calibration.conformal.epsilon:.2g} of prompts"
 
 
 def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:

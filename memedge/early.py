@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision import Floats, alignment_bounds, decide, score_bounds
+from memedge.decision import Bools, Floats, alignment_bounds, decide, score_bounds
 from memedge.engine.manifest import Calibration, Conformal
 from memedge.engine.passes import Engine
 from memedge.engine.precision import BATCH
@@ -20,6 +20,7 @@ class Outcome:
         alignment: float64 [B]; NaN where passes were left out.
         lowest, highest: float64 [B], bounds of the score: equal where nothing was left out.
         passes: int64 [B], conditional UNet evaluations.
+        proven: bool [B], whether the verdict holds whatever was left out would have been.
     """
 
     norm: Floats
@@ -27,6 +28,14 @@ class Outcome:
     lowest: Floats
     highest: Floats
     passes: npt.NDArray[np.int64]
+    proven: Bools
+
+    @staticmethod
+    def whole(norm: Floats, alignment: Floats, passes: int) -> "Outcome":
+        """Return the outcome of computing everything, with bounds of the score still to be filled in."""
+        unknown = np.full_like(norm, np.nan)
+        count = len(norm)
+        return Outcome(norm, alignment, unknown, unknown.copy(), np.full(count, passes), np.ones(count, dtype=bool))
 
 
 def evaluate(
@@ -55,4 +64,6 @@ def evaluate(
     # The empty prompt's Δ is 0, so all of it is known.
     whole = (done == engine.draws) | (norm == 0)
     low, high = np.where(norm == 0, 0.0, low), np.where(norm == 0, 0.0, high)
-    return Outcome(norm, np.where(whole, known / engine.draws, np.nan), low, high, passes + done)
+    rest = alignment_bounds(known, done, engine.draws, None)
+    proven = whole | ~decide(calibration, norm, *rest, noise)[1]
+    return Outcome(norm, np.where(whole, known / engine.draws, np.nan), low, high, passes + done, proven)

@@ -43,7 +43,8 @@ def test_proven_is_score(calibrated, gamma, quantile):
     for early in ("proven", "off"):
         verdicts = detector.detect(PROMPTS, early)
         assert [v.memorized for v in verdicts] == scores.memorized.tolist()
-        for v, score in zip(verdicts, scores.score, strict=True):
+        for v, score, norm in zip(verdicts, scores.score, scores.norm, strict=True):
+            assert v.norm == pytest.approx(norm, rel=1e-5)
             assert v.score is None or v.score == pytest.approx(score, abs=1e-5)
             assert (v.score is None) == (v.alignment is None)
             assert (v.passes == 1) == (v.score is None or v.norm == 0) or early == "off"
