@@ -21,7 +21,6 @@ class Torch:
     """A checkpoint, loaded as its users would for speed: bf16 in channels-last."""
 
     def __init__(self, folder: Path, precision: str):
-        torch.set_grad_enabled(False)
         self.dtype = DTYPES[precision]
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=self.dtype).eval()
         if precision == "bf16":
@@ -44,14 +43,15 @@ class Torch:
         ).input_ids
         return self.text_encoder(ids)[0]
 
+    @torch.no_grad()
     def stages(self) -> dict[str, Stage]:
-        cached = self.cached()
-        return {
+        stages: dict[str, Stage] = {
             "published": lambda prompt: self.guided(prompt, 4),
             "minimal": lambda prompt: self.guided(prompt, 2),
-            "cached": cached,
+            "cached": self.cached(),
             "prefix": self.prefix(),
         }
+        return {name: torch.no_grad()(stage) for name, stage in stages.items()}
 
     def guided(self, prompt: str, calls: int) -> tuple[float, float]:
         """UNet calls on [unconditional, conditional]: the released code makes 4, the formulas need 2."""

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import reference
+import torch
 
 STAGES = {"published", "minimal", "cached", "prefix", "engine", "early_proven", "early_conformal"}
 
@@ -21,9 +22,9 @@ def test_torch_rungs_are_the_method(checkpoint):
         assert alignment == pytest.approx(expected["uncond_delta/channel"], abs=1e-4), name
 
 
+@torch.no_grad()
 def test_prefix_is_split_off(checkpoint):
     """What is left of torch's graph does not know the noise or the timestep, and is shorter."""
-    import torch
     from torch_stages import Torch, split
 
     model = Torch(checkpoint, "fp32")
