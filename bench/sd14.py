@@ -8,20 +8,21 @@ else of it means anything.
 """
 
 import argparse
+import shutil
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel
 
 TOKENS = 77
-TOKENIZER = Path(__file__).parent / "tiny" / "emoji" / "tokenizer"
+EMOJI = Path(__file__).parent / "tiny" / "emoji"
 
 
 def build(folder: Path) -> Path:
     """Write the checkpoint to `folder`, about 4 GB in fp32."""
     torch.manual_seed(0)
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER, model_max_length=TOKENS)
+    tokenizer = AutoTokenizer.from_pretrained(EMOJI / "tokenizer", model_max_length=TOKENS)
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPTextModel(
         CLIPTextConfig(
@@ -37,14 +38,7 @@ def build(folder: Path) -> Path:
         )
     ).save_pretrained(folder / "text_encoder")
     UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8).save_pretrained(folder / "unet")
-    DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+    shutil.copytree(EMOJI / "scheduler", folder / "scheduler")  # the embedded model has SD's own schedule
     return folder
 
 

@@ -60,7 +60,7 @@ def open_backend(directory: EngineDirectory, provider: str, precision: str | Non
         )
     from memedge.engine.ort import OrtBackend
 
-    return OrtBackend(directory.path, directory.baseline().cached, own, threads)
+    return OrtBackend(directory.path, directory.baseline.cached, own, threads)
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:

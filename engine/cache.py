@@ -1,7 +1,6 @@
 """Where to keep what can be computed again."""
 
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,16 +22,3 @@ def writable(directory: EngineDirectory) -> Iterator[Path]:
             continue
         if os.access(folder, os.W_OK | os.X_OK):
             yield folder
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file in one step: other processes may read or write the same one now."""
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-        Path(partial).chmod(0o644)  # mkstemp's 0600 would shut out the engine's other users
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

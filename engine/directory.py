@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -70,8 +71,9 @@ class EngineDirectory:
     def file(self, name: str) -> Path:
         return self.path / name
 
+    @cached_property
     def baseline(self) -> Baseline:
-        """Return the cached noise, ε_0 and inputs.
+        """The cached noise, ε_0 and inputs; read once.
 
         Raises:
             IntegrityError: tensors are missing, of another shape or dtype than the manifest says, or not finite.

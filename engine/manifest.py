@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from memedge.engine import atomic
 from memedge.engine.errors import ManifestError
 
 SCHEMA = 2
@@ -166,9 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest in one step: readers see the old one or the new one, never a part."""
-    partial = folder / f"{FILE_NAME}.partial"
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
-    partial.replace(folder / FILE_NAME)
+    atomic.write(folder / FILE_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
 def _check_values(manifest: Manifest, path: Path) -> None:

@@ -69,7 +69,7 @@ class OpenVinoBackend:
         self._core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         self.identity = f"openvino {openvino.get_version()} on {name}"
-        self._directory, self._cached = directory, directory.baseline().cached
+        self._directory, self._cached = directory, directory.baseline.cached
         size = sum(entry.size for file, entry in directory.manifest.files.items() if file.startswith(UNET))
         self._small = size < SMALL
         draws = directory.manifest.draws

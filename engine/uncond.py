@@ -11,7 +11,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from memedge.engine import cache
+from memedge.engine import atomic, cache
 from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory, read_tensors
 from memedge.engine.errors import IntegrityError, NotFiniteError
@@ -28,7 +28,7 @@ def unconditional(
     key = f"{backend.provider}-{backend.precision}"
     manifest = directory.manifest
     if key == f"cpu-{manifest.precision}":
-        return directory.baseline().uncond
+        return directory.baseline.uncond
     shape = (2, manifest.draws, *manifest.latent_shape)
     identity = {"engine": directory.identity, "runtime": backend.identity}
     name = f"baseline.{key}.safetensors"
@@ -44,7 +44,7 @@ def unconditional(
         raise NotFiniteError(f"Provider {key} computes NaN or infinity for the empty prompt: use another precision.")
     for folder in cache.writable(directory):
         try:
-            cache.write(folder / name, save({"uncond": uncond}, identity))
+            atomic.write(folder / name, save({"uncond": uncond}, identity))
             break
         except OSError:  # a full disk; without the file, ε_0 is computed at each start
             continue

@@ -58,7 +58,7 @@ def _apply(graph: ir.Graph, node: ir.Node, halves: dict[ir.Value, Halves]) -> Ha
         sliced = np.split(array, [first], axis=axis)[half]
         return constant(graph, f"{value.name}.half{half}", sliced)
 
-    rule = _RULES.get(node.op_type) or (_same if node.op_type in UNARY | BINARY else None)
+    rule = _RULES.get(node.op_type)
     return rule(graph, node, part, (first, total)) if rule else None
 
 
@@ -107,7 +107,7 @@ def _reshape(graph: ir.Graph, node: ir.Node, part: Part, channels: tuple[int, in
     return outputs[0], outputs[1]
 
 
-_RULES = {"Conv": _conv, "Reshape": _reshape, "InstanceNormalization": _same}
+_RULES = {"Conv": _conv, "Reshape": _reshape, **dict.fromkeys(UNARY | BINARY | {"InstanceNormalization"}, _same)}
 
 
 def _channel_axis(node: ir.Node, array: np.ndarray, total: int) -> int | None:

@@ -2,10 +2,12 @@
 
 import csv
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from memedge.engine import atomic
 from memedge.results import Verdict
 
 DATA = Path(__file__).parent / "data"
@@ -51,9 +53,6 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
         pen.text((columns[2], y + 30), label, fill=colour, font=bold)
         reason = verdict.reason.replace("≥", ">=")  # Pillow's own font lacks the sign
         pen.text((columns[2], y + 56), reason, fill="dimgray", font=font)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        canvas.save(partial, format="PNG", optimize=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = BytesIO()
+    canvas.save(content, format="PNG", optimize=True)
+    atomic.write(path, content.getvalue())

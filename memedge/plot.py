@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memedge.engine import cache
+from memedge.engine import atomic
 from memedge.engine.errors import InputError, MemedgeError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def plot(bench: "Bench", path: Path) -> None:
     axes.set_title(f"{title}\n{bench.peak_memory_bytes / 1e6:.0f} MB at peak{peak}", fontsize=11, parse_math=False)
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi=120)
-    cache.write(path, content.getvalue())
+    atomic.write(path, content.getvalue())
 
 
 def _bars(axes: "Axes", cases: list["Case"], places: list[float], width: float, colour: str) -> None:

@@ -21,7 +21,7 @@ def fails(folder, error: type[EngineError], words: str):
 def test_opens(copy):
     directory = EngineDirectory.open(copy)
     assert directory.manifest == read_manifest(copy)
-    baseline = directory.baseline()
+    baseline = directory.baseline
     assert baseline.sample.shape == (1, 4, 8, 8)
     assert baseline.uncond.shape == (2, 1, 4, 8, 8)
 
@@ -29,7 +29,7 @@ def test_opens(copy):
 def test_noise_is_what_the_manifest_says(copy):
     import torch
 
-    sample = EngineDirectory.open(copy).baseline().sample
+    sample = EngineDirectory.open(copy).baseline.sample
     expected = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(42)).numpy()
     np.testing.assert_array_equal(sample, expected)
 
@@ -138,4 +138,4 @@ def replace_baseline(folder, tensors):
 def test_wrong_baseline(copy, change, words):
     replace_baseline(copy, change(load_file(copy / "baseline.safetensors")))
     with pytest.raises(IntegrityError, match=words):
-        EngineDirectory.open(copy).baseline()
+        EngineDirectory.open(copy).baseline  # noqa: B018  # it is read when asked for

@@ -111,6 +111,10 @@ def test_auto_takes_what_is_calibrated(embedded, monkeypatch):
     assert key() == "cpu-fp32"
 
 
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+
+
 def test_not_installed():
     """One sentence that names the extra, as for every provider."""
     code = (
@@ -119,7 +123,7 @@ def test_not_installed():
         "try: Detector.load(provider='openvino')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = python(code)
     assert done.stdout.startswith("ProviderError Provider 'openvino' needs OpenVINO"), done.stderr
     assert "memedge[openvino]" in done.stdout
 
@@ -131,5 +135,5 @@ def test_no_torch_is_imported():
         "heavy = {'torch', 'transformers', 'diffusers', 'onnx', 'onnxruntime'}\n"
         "print(json.dumps(sorted(heavy & sys.modules.keys())))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
+    done = python(code)
     assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr

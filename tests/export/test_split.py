@@ -85,6 +85,6 @@ def test_what_is_saved_is_counted(engine, checkpoint):
 def test_embedded_engine_keeps_little():
     """On the embedded model a seventh of the work is the same for all prompts."""
     directory = EngineDirectory.open(ROOT / "memedge" / "data" / "engine")
-    flops, cached = directory.manifest.flops, directory.baseline().cached
+    flops, cached = directory.manifest.flops, directory.baseline.cached
     assert flops.prefix / flops.unet > 0.14
     assert sum(array.nbytes for array in cached.values()) < 2 << 20
