@@ -5,17 +5,23 @@ the top-level names `export` and `engine`.
 
 Without a compiler, or where compiling fails, the package installs all the same and computes in NumPy. Environment:
 MEMEDGE_REQUIRE_CORE=1 makes that failure fatal, MEMEDGE_NO_CORE=1 doesn't try, MEMEDGE_WERROR=1 turns warnings into
-errors.
+errors. The same holds for the core's device code, with nvcc as the compiler (from CUDA_HOME, else from PATH):
+MEMEDGE_REQUIRE_CUDA=1, MEMEDGE_NO_CUDA=1.
 """
 
 import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
-REQUIRED = os.environ.get("MEMEDGE_REQUIRE_CORE") == "1"
-WARNINGS = ["-Wall", "-Wextra", "-Werror"] if os.environ.get("MEMEDGE_WERROR") == "1" else []
+CUDA_REQUIRED = os.environ.get("MEMEDGE_REQUIRE_CUDA") == "1"
+REQUIRED = CUDA_REQUIRED or os.environ.get("MEMEDGE_REQUIRE_CORE") == "1"
+WERROR = os.environ.get("MEMEDGE_WERROR") == "1"
+WARNINGS = ["-Wall", "-Wextra", "-Werror"] if WERROR else []
 
 # Each file is compiled with its own instruction set's flags, all others with none: what runs anywhere stays so.
 ISA_FLAGS = {
@@ -26,22 +32,84 @@ ISA_FLAGS = {
     "aarch64": {"csrc/guidance_stats_neon.cc": []},
 }
 
+# Each of these also runs on later chips of its generation. All others compile the PTX when they load it; the oldest
+# serves the most of them, and the kernel uses nothing newer.
+CUDA_TARGETS = (75, 80, 86, 89, 90, 100, 120)
+NVCC_FLAGS = [
+    "-O3",
+    "-std=c++17",
+    *(f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in CUDA_TARGETS),
+    f"-gencode=arch=compute_{CUDA_TARGETS[0]},code=compute_{CUDA_TARGETS[0]}",
+    "-cudart=static",
+    "--threads=0",
+    "-Xcompiler=-fPIC,-fvisibility=hidden",
+    *(["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"] if WERROR else []),
+]
 
-def say_missing(reason):
+
+def say_missing(what, reason, remedy):
     line = "=" * 100
     print(
-        f"{line}\nmemedge: the native core was NOT built; everything works, in NumPy, more slowly.\n"
-        f"Reason: {reason}\n"
-        f"With a C++17 compiler (and pybind11, unless pip fetches it), reinstall memedge to get it.\n{line}",
+        f"{line}\nmemedge: {what}\nReason: {reason}\n{remedy}\n{line}",
         file=sys.stderr,
         flush=True,
     )
 
 
+def say_core_missing(reason):
+    say_missing(
+        "the native core was NOT built; everything works, in NumPy, more slowly.",
+        reason,
+        "With a C++17 compiler (and pybind11, unless pip fetches it), reinstall memedge to get it.",
+    )
+
+
+def find_nvcc():
+    if home := os.environ.get("CUDA_HOME"):
+        nvcc = Path(home, "bin", "nvcc")
+        return nvcc if nvcc.is_file() else None
+    return shutil.which("nvcc")
+
+
+def cuda_runtime(nvcc):
+    """The static CUDA runtime that belongs to this nvcc; nvcc itself may be a script that calls the real one."""
+    dry_run = subprocess.run([nvcc, "--dryrun", "-cudart=static", "none.o"], capture_output=True, text=True, check=True)
+    for word in dry_run.stderr.replace('"', " ").split():
+        if word.startswith("-L") and Path(library := f"{word[2:]}/libcudart_static.a").is_file():
+            return library
+    raise FileNotFoundError("CUDA's libcudart_static.a is not installed")
+
+
 class BuildCore(build_ext):
     """Compiles every file with its own flags, and forgives failure unless MEMEDGE_REQUIRE_CORE=1."""
 
+    def add_device_code(self, ext):
+        """Compile the kernel for every target and link CUDA's runtime into the core, which needs no driver to load."""
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise FileNotFoundError("nvcc is neither in CUDA_HOME nor on PATH")
+        temp = Path(self.build_temp)
+        temp.mkdir(parents=True, exist_ok=True)
+        compiled = temp / "guidance_stats.cu.o"
+        subprocess.run([nvcc, *NVCC_FLAGS, "-c", "csrc/guidance_stats.cu", "-o", compiled], check=True)
+        ext.extra_objects.append(str(compiled))
+        ext.extra_objects.append(cuda_runtime(nvcc))
+        ext.define_macros.append(("MEMEDGE_CUDA", None))
+        # CUDA's runtime stays private, so that it cannot be mistaken for PyTorch's.
+        ext.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
+
     def build_extension(self, ext):
+        if os.environ.get("MEMEDGE_NO_CUDA") != "1":
+            try:
+                self.add_device_code(ext)
+            except (OSError, subprocess.CalledProcessError) as error:
+                if CUDA_REQUIRED:
+                    raise
+                say_missing(
+                    "the CUDA reduction was NOT built; everything else is.",
+                    error,
+                    "With CUDA's compiler, nvcc 12.8 or newer, reinstall memedge to get it.",
+                )
         try:
             architecture = self.plat_name.rpartition("-")[2]
             for source, flags in ISA_FLAGS.get(architecture, {}).items():
@@ -55,7 +123,7 @@ class BuildCore(build_ext):
         except Exception as error:
             if REQUIRED:
                 raise
-            say_missing(error)
+            say_core_missing(error)
 
 
 def native_core():
@@ -66,12 +134,18 @@ def native_core():
     except ImportError as error:
         if REQUIRED:
             raise
-        say_missing(error)
+        say_core_missing(error)
         return []
     core = Pybind11Extension(
         "memedge._core",
         ["csrc/guidance_stats.cc", "csrc/module.cc"],
-        depends=["csrc/guidance_stats.h", "csrc/row_loop.h", "csrc/serial.h"],
+        depends=[
+            "csrc/guidance_stats.cu",
+            "csrc/guidance_stats.cuh",
+            "csrc/guidance_stats.h",
+            "csrc/row_loop.h",
+            "csrc/serial.h",
+        ],
         cxx_std=17,
         extra_compile_args=["-O3", "-pthread", *WARNINGS],
         extra_link_args=["-pthread"],

@@ -75,4 +75,17 @@ struct GuidanceStats {
 // keeps none, so a process may fork between calls.
 std::size_t guidance_stats(const GuidanceStats& task);
 
+struct DeviceGuidanceStats {
+  const void* cond;  // all three in memory of the current CUDA device
+  const void* uncond;
+  double* out;  // [3, rows]: norm, channel, flat; three NaNs where a row is not finite
+  DType dtype;
+  Operands operands;
+  std::size_t rows, uncond_rows, channels, pixels;  // all at least 1
+};
+
+// The same on a GPU (guidance_stats.cu, where nvcc built it): enqueues one kernel on the stream, a cudaStream_t, and
+// returns without waiting for it; the three buffers must outlive it. Returns null, or why nothing was enqueued.
+const char* guidance_stats(const DeviceGuidanceStats& task, void* stream);
+
 }  // namespace memedge

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -67,12 +68,17 @@ Isa parse_isa(const std::string& name) {
   return isa;
 }
 
-std::size_t run(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, const std::string& dtype,
-                std::size_t rows, std::size_t uncond_rows, std::size_t channels, std::size_t pixels,
-                const std::string& operands, std::size_t threads, const std::string& isa) {
+void check(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, std::size_t rows, std::size_t uncond_rows,
+           std::size_t channels, std::size_t pixels) {
   if (!cond || !uncond || !out) throw py::value_error("a pointer is null");
   if (!rows || !uncond_rows || !channels || !pixels) throw py::value_error("a size is zero");
   if (rows % uncond_rows) throw py::value_error("rows is no multiple of uncond_rows");
+}
+
+std::size_t run(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, const std::string& dtype,
+                std::size_t rows, std::size_t uncond_rows, std::size_t channels, std::size_t pixels,
+                const std::string& operands, std::size_t threads, const std::string& isa) {
+  check(cond, uncond, out, rows, uncond_rows, channels, pixels);
   const GuidanceStats task{
       reinterpret_cast<const void*>(cond), reinterpret_cast<const void*>(uncond), reinterpret_cast<double*>(out),
       parse(kDTypes, dtype, "dtype"), parse(kOperands, operands, "operands"), rows, uncond_rows, channels, pixels,
@@ -80,6 +86,20 @@ std::size_t run(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, 
   py::gil_scoped_release unlocked;
   return guidance_stats(task);
 }
+
+#ifdef MEMEDGE_CUDA
+void run_cuda(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, const std::string& dtype,
+              std::size_t rows, std::size_t uncond_rows, std::size_t channels, std::size_t pixels,
+              const std::string& operands, std::uintptr_t stream) {
+  check(cond, uncond, out, rows, uncond_rows, channels, pixels);
+  const DeviceGuidanceStats task{
+      reinterpret_cast<const void*>(cond), reinterpret_cast<const void*>(uncond), reinterpret_cast<double*>(out),
+      parse(kDTypes, dtype, "dtype"), parse(kOperands, operands, "operands"), rows, uncond_rows, channels, pixels};
+  py::gil_scoped_release unlocked;  // the first call starts CUDA
+  const char* error = guidance_stats(task, reinterpret_cast<void*>(stream));
+  if (error) throw std::runtime_error(std::string("CUDA guidance statistics: ") + error);
+}
+#endif
 
 }  // namespace
 
@@ -94,5 +114,14 @@ PYBIND11_MODULE(_core, m) {
   m.def("isa_available", &isa_available, "Instruction sets this build has and this processor runs, slowest first.");
   m.def("isa_active", &isa_active, "The instruction set used unless one is named.");
   m.attr("COMPILER") = MEMEDGE_COMPILER;
+#ifdef MEMEDGE_CUDA
+  m.def("cuda_guidance_stats", &run_cuda, py::arg("cond_ptr"), py::arg("uncond_ptr"), py::arg("out_ptr"),
+        py::arg("dtype"), py::arg("rows"), py::arg("uncond_rows"), py::arg("channels"), py::arg("pixels"),
+        py::arg("operands") = "uncond_delta", py::arg("stream") = 0,
+        "The same in memory of the current CUDA device, enqueued on the stream (a cudaStream_t) and not waited for. Rows "
+        "that are not finite are NaN. Raises RuntimeError with CUDA's reason where nothing was enqueued.");
+  m.attr("CUDA") = true;
+#else
   m.attr("CUDA") = false;
+#endif
 }

@@ -1,0 +1,182 @@
+// The CUDA kernel: one block per row, so that a row's result depends on nothing else and one launch does them all.
+//
+// Only the language is used, no runtime: a test runs this file unchanged on a CPU (tests/csrc/cuda_on_cpu.h).
+//
+// Sums are float32 in a fixed order, so equal input gives equal bits. A pixel's channels, a thread's pixels and the
+// threads are summed as three levels, the middle one, which grows with the picture, with its rounding errors carried
+// along. Consumer GPUs do float64 at a 64th of the speed: it is left to the last step, once per row. What differs from
+// the CPU paths: a row's whole sum of squares has to fit in float32, else the row is not finite.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#ifdef __CUDACC__
+#include <cuda_fp16.h>
+#endif
+
+#include "guidance_stats.h"
+
+namespace memedge {
+namespace {
+
+constexpr unsigned kThreads = 512;  // times the 8 pixels of a load of halves: a 64x64 latent in one step
+constexpr unsigned kWarp = 32;
+constexpr unsigned kWarps = kThreads / kWarp;
+constexpr std::size_t kChannelsPerSum = 64;  // more channels summed one after the other would lose digits
+constexpr int kSums = 5;                     // the five of RowSums
+
+// Pixels that one 16-byte load brings.
+template <class T>
+constexpr unsigned kPixelsPerLoad = 16 / sizeof(T);
+
+struct DeviceRows {
+  const void* cond;
+  const void* uncond;
+  double* out;
+  std::size_t channels, pixels;
+  unsigned uncond_rows;
+};
+
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
+__device__ inline float to_float(Bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
+
+template <class T>
+__device__ void load(const T* p, float (&x)[1]) {
+  x[0] = to_float(*p);
+}
+
+template <class T>
+__device__ void load(const T* p, float (&x)[kPixelsPerLoad<T>]) {
+  const uint4 bytes = __ldg(reinterpret_cast<const uint4*>(p));
+  T values[kPixelsPerLoad<T>];
+  memcpy(values, &bytes, sizeof bytes);
+#pragma unroll
+  for (unsigned i = 0; i < kPixelsPerLoad<T>; ++i) x[i] = to_float(values[i]);
+}
+
+// A float32 sum and the rounding errors it made (Knuth's two-sum).
+struct CarriedSum {
+  float sum = 0, lost = 0;
+
+  __device__ void add(float x) {
+    const float next = sum + x;
+    const float added = next - sum;
+    lost += (sum - (next - added)) + (x - added);
+    sum = next;
+  }
+};
+
+// kCount neighbouring pixels, each summed over channels.
+template <unsigned kCount>
+struct Pixels {
+  float aa[kCount] = {}, bb[kCount] = {}, ab[kCount] = {}, dd[kCount] = {};
+};
+
+template <Operands kOperands, class T, unsigned kCount>
+__device__ void add_channels(Pixels<kCount>& s, const T* cond, const T* uncond, std::size_t channels,
+                             std::size_t pixels) {
+#pragma unroll 4
+  for (std::size_t k = 0; k < channels; ++k) {
+    float c[kCount], u[kCount];
+    load(cond + k * pixels, c);
+    load(uncond + k * pixels, u);
+#pragma unroll
+    for (unsigned i = 0; i < kCount; ++i) {
+      const float delta = c[i] - u[i];
+      const float a = kOperands == Operands::uncond_delta ? u[i] : c[i];
+      const float b = kOperands == Operands::cond_uncond ? u[i] : delta;
+      s.aa[i] = fmaf(a, a, s.aa[i]);
+      s.bb[i] = fmaf(b, b, s.bb[i]);
+      s.ab[i] = fmaf(a, b, s.ab[i]);
+      s.dd[i] = fmaf(delta, delta, s.dd[i]);  // the compiler merges it with bb where b is delta
+    }
+  }
+}
+
+template <unsigned kCount>
+__device__ void add_pixels(Pixels<kCount>& s, const Pixels<kCount>& other) {
+#pragma unroll
+  for (unsigned i = 0; i < kCount; ++i) {
+    s.aa[i] += other.aa[i];
+    s.bb[i] += other.bb[i];
+    s.ab[i] += other.ab[i];
+    s.dd[i] += other.dd[i];
+  }
+}
+
+// In every lane, the sum over the warp.
+__device__ inline float warp_sum(float x) {
+#pragma unroll
+  for (unsigned distance = kWarp / 2; distance; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
+  return x;
+}
+
+// PyTorch's rule, as in serial.h; rounding never takes it out of [-1, 1].
+__device__ inline double clamped_cosine(double aa, double bb, double ab) {
+  return fmax(-1.0, fmin(1.0, ab / (sqrt(fmax(aa, kMinSquaredNorm)) * sqrt(fmax(bb, kMinSquaredNorm)))));
+}
+
+__device__ inline void store(const DeviceRows& rows, const float (&sums)[kSums]) {
+  const double aa = sums[0], bb = sums[1], ab = sums[2], dd = sums[3], cosine = sums[4];
+  const bool finite = isfinite(aa) && isfinite(bb) && isfinite(dd);
+  double* out = rows.out + blockIdx.x;
+  out[0] = finite ? sqrt(dd) : NAN;
+  out[gridDim.x] = finite ? fmax(-1.0, fmin(1.0, cosine / static_cast<double>(rows.pixels))) : NAN;
+  out[std::size_t{2} * gridDim.x] = finite ? clamped_cosine(aa, bb, ab) : NAN;
+}
+
+// Launched with one block of kThreads for each row. kCount is the pixels a thread loads at once: 1, or kPixelsPerLoad
+// where every channel of every row starts at a multiple of 16 bytes and holds whole loads.
+template <class T, Operands kOperands, unsigned kCount>
+__global__ void __launch_bounds__(kThreads) guidance_stats_kernel(const DeviceRows rows) {
+  const std::size_t channels = rows.channels, pixels = rows.pixels;
+  const T* cond = static_cast<const T*>(rows.cond) + blockIdx.x * (channels * pixels);
+  const T* uncond = static_cast<const T*>(rows.uncond) + blockIdx.x % rows.uncond_rows * (channels * pixels);
+  CarriedSum carried[kSums];
+
+  for (std::size_t p = threadIdx.x * kCount; p < pixels; p += kThreads * kCount) {
+    Pixels<kCount> s;
+    if (channels <= kChannelsPerSum) {
+      add_channels<kOperands>(s, cond + p, uncond + p, channels, pixels);
+    } else {
+      for (std::size_t k = 0; k < channels; k += kChannelsPerSum) {
+        const std::size_t count = channels - k < kChannelsPerSum ? channels - k : kChannelsPerSum;
+        Pixels<kCount> group;
+        add_channels<kOperands>(group, cond + k * pixels + p, uncond + k * pixels + p, count, pixels);
+        add_pixels(s, group);
+      }
+    }
+    float total[kSums] = {};
+#pragma unroll
+    for (unsigned i = 0; i < kCount; ++i) {
+      constexpr float kFloor = static_cast<float>(kMinSquaredNorm);
+      total[0] += s.aa[i];
+      total[1] += s.bb[i];
+      total[2] += s.ab[i];
+      total[3] += s.dd[i];
+      // Two reciprocals, since the product of two squared norms can leave float32's range.
+      total[4] = fmaf(s.ab[i] * rsqrtf(fmaxf(s.aa[i], kFloor)), rsqrtf(fmaxf(s.bb[i], kFloor)), total[4]);
+    }
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) carried[k].add(total[k]);
+  }
+
+  __shared__ float of_warp[kSums][kWarps];
+  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) {
+    const float sum = warp_sum(carried[k].sum + carried[k].lost);
+    if (lane == 0) of_warp[k][warp] = sum;
+  }
+  __syncthreads();
+  if (warp) return;
+  float sums[kSums];
+#pragma unroll
+  for (int k = 0; k < kSums; ++k) sums[k] = warp_sum(lane < kWarps ? of_warp[k][lane] : 0.0f);
+  if (lane == 0) store(rows, sums);
+}
+
+}  // namespace
+}  // namespace memedge
