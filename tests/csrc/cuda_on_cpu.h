@@ -15,7 +15,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 #define __device__
