@@ -77,7 +77,7 @@ struct Pixels {
 template <Operands kOperands, class T, unsigned kCount>
 __device__ void add_channels(Pixels<kCount>& s, const T* cond, const T* uncond, std::size_t channels,
                              std::size_t pixels) {
-#pragma unroll 4
+#pragma unroll(kCount == 1 ? 4 : 2)  // more 16-byte loads at once would spill registers
   for (std::size_t k = 0; k < channels; ++k) {
     float c[kCount], u[kCount];
     load(cond + k * pixels, c);
