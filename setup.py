@@ -65,10 +65,8 @@ def say_core_missing(reason):
 
 
 def find_nvcc():
-    if home := os.environ.get("CUDA_HOME"):
-        nvcc = Path(home, "bin", "nvcc")
-        return nvcc if nvcc.is_file() else None
-    return shutil.which("nvcc")
+    home = os.environ.get("CUDA_HOME")
+    return shutil.which("nvcc", path=f"{home}/bin" if home else None)
 
 
 def cuda_runtime(nvcc):
@@ -90,26 +88,28 @@ class BuildCore(build_ext):
             raise FileNotFoundError("nvcc is neither in CUDA_HOME nor on PATH")
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
-        compiled = temp / "guidance_stats.cu.o"
+        compiled = str(temp / "guidance_stats.cu.o")
         subprocess.run([nvcc, *NVCC_FLAGS, "-c", "csrc/guidance_stats.cu", "-o", compiled], check=True)
-        ext.extra_objects.append(str(compiled))
-        ext.extra_objects.append(cuda_runtime(nvcc))
+        ext.extra_objects += [compiled, cuda_runtime(nvcc)]
         ext.define_macros.append(("MEMEDGE_CUDA", None))
         # CUDA's runtime stays private, so that it cannot be mistaken for PyTorch's.
         ext.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
 
+    def try_device_code(self, ext):
+        if os.environ.get("MEMEDGE_NO_CUDA") == "1":
+            return
+        try:
+            self.add_device_code(ext)
+        except (OSError, subprocess.CalledProcessError) as error:
+            if CUDA_REQUIRED:
+                raise
+            say_missing(
+                "the CUDA reduction was NOT built; everything else is.",
+                error,
+                "With CUDA's compiler, nvcc 12.8 or newer, reinstall memedge to get it.",
+            )
+
     def build_extension(self, ext):
-        if os.environ.get("MEMEDGE_NO_CUDA") != "1":
-            try:
-                self.add_device_code(ext)
-            except (OSError, subprocess.CalledProcessError) as error:
-                if CUDA_REQUIRED:
-                    raise
-                say_missing(
-                    "the CUDA reduction was NOT built; everything else is.",
-                    error,
-                    "With CUDA's compiler, nvcc 12.8 or newer, reinstall memedge to get it.",
-                )
         try:
             architecture = self.plat_name.rpartition("-")[2]
             for source, flags in ISA_FLAGS.get(architecture, {}).items():
@@ -119,6 +119,7 @@ class BuildCore(build_ext):
                     extra_postargs=[*ext.extra_compile_args, *flags],
                     depends=ext.depends,
                 )
+            self.try_device_code(ext)
             super().build_extension(ext)
         except Exception as error:
             if REQUIRED:

@@ -248,7 +248,7 @@ def test_status_says_what_runs_and_why(path):
     status = core_status()
     assert status.path == path
     assert status.reason
-    assert status.cuda is False
+    assert status.cuda is (path == "native" and reduction._core.CUDA)
     if path == "native":
         assert status.isa == status.isas[-1] and status.compiler
 
