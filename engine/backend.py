@@ -1,37 +1,75 @@
-"""The border to whatever executes the graphs: a protocol, and the choice of provider."""
+"""The border to whatever executes the graphs: what a backend does, and the choice of provider."""
 
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import ProviderError
+from memedge.engine.memory import HostMemory, Memory, Tensor
 
-# In the order in which "auto" tries them: the fastest first. Provider -> the package it needs.
-PROVIDERS = {"openvino": "openvino", "cpu": "onnxruntime"}
+# In the order in which "auto" tries them: the fastest first. Provider -> the module it needs.
+PROVIDERS = {
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt_rtx",
+    "cuda": "onnxruntime",
+    "openvino": "openvino",
+    "cpu": "onnxruntime",
+}
+ON_GPU = ("tensorrt", "tensorrt-rtx", "cuda")
 
 
-class Backend(Protocol):
-    """Executes one engine's text encoder and UNet. Safe to call from several threads at once."""
+class Backend(ABC):
+    """Executes one engine's text encoder and UNet in one memory. Safe to call from several threads at once.
+
+    Only ids go in and statistics come out: prompt embeddings and predictions stay in the backend's memory. A tensor is
+    for the thread whose call made it, until that thread has downloaded something; then for all.
+
+    Attributes:
+        identity: the runtime, its version, and what else its rounding depends on.
+        most_rows: the most rows of one call, or None where only memory limits it.
+    """
 
     provider: str
     precision: str
     threads: int
     identity: str
-    """The runtime, its version, and what else its rounding depends on."""
+    most_rows: int | None = None
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    @property
+    @abstractmethod
+    def memory(self) -> Memory:
+        """Where this backend's tensors lie."""
+
+    @abstractmethod
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
         """Return the text encoder's states, float32 [B, L, D], of ids [B, L]."""
 
-    def predict(
-        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    @abstractmethod
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
         """Return the UNet's output, float32 [R, C, H, W], for states [B, L, D].
 
         Row r is for the prompt states[prompt[r]], on the noise and timestep of the cached row row[r]; both are [R].
         """
+
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
+        """Return norm, channel and flat cosine of each row's guidance vector, float64 [3, R]; NaN if not finite.
+
+        As `predict`, with ε_0 [2n, C, H, W] of all cached rows.
+        """
+        memory = self.memory
+        out = memory.empty((3, len(row)), np.float64)
+        memory.reduce(self.predict(states, prompt, row), uncond, memory.upload(row), operands, out)
+        return memory.download(out)
 
 
 def open_backend(directory: EngineDirectory, provider: str, precision: str | None, threads: int | None) -> Backend:
@@ -41,7 +79,7 @@ def open_backend(directory: EngineDirectory, provider: str, precision: str | Non
     that is. In an engine without calibrations it is "cpu", which the export computed the baseline with, if installed.
 
     Raises:
-        ProviderError: an unknown provider, one that is not installed, or a precision that cannot be had.
+        ProviderError: an unknown provider, one that cannot run here, or a precision that cannot be had.
     """
     if provider == "auto":
         provider, precision = _automatic(directory, precision)
@@ -55,28 +93,64 @@ def open_backend(directory: EngineDirectory, provider: str, precision: str | Non
     own = directory.manifest.precision
     if precision not in (None, own):
         raise ProviderError(
-            f"{directory.path} is an {own} engine and ONNX Runtime cannot run it in {precision!r}: leave the precision "
-            f"out, or export one with `memedge export --precision {precision}`."
+            f"{directory.path} is an {own} engine and provider {provider!r} cannot run it in {precision!r}: leave the "
+            f"precision out, or export one with `memedge export --precision {precision}`."
         )
+    if provider in ON_GPU:
+        return _open_on_gpu(directory, provider)
     from memedge.engine.ort import OrtBackend
 
-    return OrtBackend(directory.path, directory.baseline.cached, own, threads)
+    return OrtBackend(directory.path, directory.baseline.cached, own, HostMemory(threads), threads)
+
+
+def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
+    from memedge.engine import probe
+
+    if missing := probe.missing_for(provider):
+        raise ProviderError(missing)
+    if provider == "cuda":
+        from memedge.engine.cuda import CudaMemory
+        from memedge.engine.ort import OrtBackend
+
+        return OrtBackend(directory.path, directory.baseline.cached, directory.manifest.precision, CudaMemory(), 1)
+    from memedge.engine.tensorrt import TensorRtBackend
+
+    return TensorRtBackend(directory, provider)
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:
     """Return the provider and precision that "auto" stands for."""
     own = directory.manifest.precision
-    for provider, package in PROVIDERS.items():
-        if find_spec(package) is None:
-            continue
-        if provider == "openvino":
-            from memedge.engine.openvino import precisions
-
-            candidates = precisions(own)
-        else:
-            candidates = (own,)
-        for candidate in candidates:
-            if precision in (None, candidate) and f"{provider}-{candidate}" in directory.manifest.calibrations:
+    for provider in PROVIDERS:
+        for candidate in _candidates(provider, own):
+            wanted = precision in (None, candidate) and f"{provider}-{candidate}" in directory.manifest.calibrations
+            if wanted and _can_run(directory, provider):
                 return provider, candidate
     alone = find_spec("onnxruntime") is None and find_spec("openvino") is not None
     return ("openvino" if alone else "cpu"), precision
+
+
+def _candidates(provider: str, own: str) -> tuple[str, ...]:
+    """Return the precisions that a provider runs an engine of precision `own` in, if it is installed."""
+    if find_spec(PROVIDERS[provider]) is None:
+        return ()
+    if provider == "openvino":
+        from memedge.engine.openvino import precisions
+
+        return precisions(own)
+    return (own,)
+
+
+def _can_run(directory: EngineDirectory, provider: str) -> bool:
+    """Return whether this machine, and for TensorRT the plans it has, let an installed provider run the engine."""
+    if provider not in ON_GPU:
+        return True
+    from memedge.engine import probe
+
+    if probe.missing_for(provider) is not None:
+        return False
+    if provider == "cuda":
+        return True
+    from memedge.engine.tensorrt import has_plans
+
+    return has_plans(directory, provider)

@@ -10,9 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import cache
+from memedge.engine.backend import Backend
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
+from memedge.engine.memory import HostMemory, Tensor
 
 try:
     import openvino
@@ -39,7 +41,7 @@ def precisions(own: str) -> tuple[str, ...]:
     return ("bf16", "fp32") if capable else ("fp32",)
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(Backend):
     """A text encoder (always fp32: it is a hundredth of the work) and a UNet, compiled for fixed shapes.
 
     Shapes are fixed because OpenVINO takes 1.5 times as long per row on shapes it did not know at compile time.
@@ -65,6 +67,7 @@ class OpenVinoBackend:
                 f"use {' or '.join(able)}."
             )
         self.threads = threads or usable_processors()
+        self._memory = HostMemory(self.threads)
         self._core = openvino.Core()
         self._core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
         name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
@@ -81,22 +84,26 @@ class OpenVinoBackend:
         self._unets = {1: self._compile_unet(1)}
         self._compiling = threading.Lock()
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.concatenate([self._text_encoder({"ids": ids[i : i + 1]}) for i in range(len(ids))])
+    @property
+    def memory(self) -> HostMemory:
+        return self._memory
 
-    def predict(
-        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        states = np.concatenate([self._text_encoder({"ids": ids[i : i + 1]}) for i in range(len(ids))])
+        return self._memory.upload(states)
+
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+        embeddings = self._memory.download(states)
         parts = []
         start = 0
         while start < len(row):
             rows = next(size for size in self._sizes if size <= len(row) - start)
             part = slice(start, start + rows)
             # As many prompts as rows, whatever they are, so that one compiled shape serves all.
-            inputs: Tensors = {"states": states[prompt[part]], "prompt": np.arange(rows), "row": row[part]}
+            inputs: Tensors = {"states": embeddings[prompt[part]], "prompt": np.arange(rows), "row": row[part]}
             parts.append(self._unet(rows)(inputs))
             start += rows
-        return np.concatenate(parts)
+        return self._memory.upload(np.concatenate(parts))
 
     def _unet(self, rows: int) -> Run:
         if rows not in self._unets:

@@ -1,14 +1,18 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.backend import Backend
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
+from memedge.engine.memory import Memory, Tensor
 
 try:
     import onnxruntime
@@ -17,31 +21,54 @@ except ImportError:
         "Provider 'cpu' needs ONNX Runtime, which is not installed: run `python -m pip install 'memedge[cpu]'`."
     ) from None
 
-EXECUTION_PROVIDER = "CPUExecutionProvider"
+# The memory's device -> the provider's name here, and in ONNX Runtime.
+PROVIDERS = {"cpu": ("cpu", "CPUExecutionProvider"), "cuda": ("cuda", "CUDAExecutionProvider")}
 
 
-class OrtBackend:
-    """A text encoder and a UNet as ONNX Runtime sessions, which several threads may run at once."""
+class OrtBackend(Backend):
+    """A text encoder and a UNet as ONNX Runtime sessions that read and write tensors where they lie.
 
-    provider = "cpu"
+    On the CPU several threads run at once; on a GPU they take turns to queue their work on its one stream.
+    """
 
-    def __init__(self, folder: Path, cached: Tensors, precision: str, threads: int | None = None):
-        """Load both graphs in `folder`, to run on `threads` threads (default: as many as this process may use).
+    def __init__(self, folder: Path, cached: Tensors, precision: str, memory: Memory, threads: int | None = None):
+        """Load both graphs in `folder`, to run where `memory` is.
 
-        `cached` are the UNet's cached inputs. `precision` is what the graphs were exported in; it is reported, not
-        chosen here.
+        Args:
+            folder: holds the graphs.
+            cached: the UNet's cached inputs.
+            precision: what the graphs were exported in; it is reported, not chosen here.
+            memory: where to run.
+            threads: of the processor's; default: as many as this process may use.
 
         Raises:
-            ProviderError: ONNX Runtime did not give the CPU provider.
+            ProviderError: ONNX Runtime does not run on that device here.
             IntegrityError: ONNX Runtime refuses a graph.
         """
+        self.provider, self._execution_provider = PROVIDERS[memory.device]
         self.threads = threads or usable_processors()
         self.precision = precision
-        self.identity = f"onnxruntime {onnxruntime.__version__}"
+        self.identity = f"onnxruntime {onnxruntime.__version__} on {memory.name}"
+        self._memory = memory
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)
-        # Bound as they are, call after call: no copies, and no conversion of many arrays per call.
-        self._cached = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in cached.items()}
+        self._cached = {name: memory.upload(array) for name, array in cached.items()}
+        self._own = threading.local()  # sessions may be shared between threads, bindings not
+        self._turn = nullcontext() if memory.device == "cpu" else threading.Lock()
+        self._options = onnxruntime.RunOptions()
+        # Only `Memory.download` has to wait.
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    @property
+    def memory(self) -> Memory:
+        return self._memory
+
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        return self._run(self._bindings()[0], self._text_encoder, {"ids": self._memory.upload(ids)}, len(ids))
+
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+        inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": self._memory.upload(row)}
+        return self._run(self._bindings()[1], self._unet, inputs, len(row))
 
     def _session(self, path: Path) -> Any:
         options = onnxruntime.SessionOptions()
@@ -50,28 +77,53 @@ class OrtBackend:
         # spinning, 14.9 ms not, and equal in batches.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # warnings are about graph clean-ups, which users can do nothing about
+        settings: dict[str, str] = {}
+        if self.provider == "cuda":
+            # What was asked for is what runs: no node on the processor, and float32 without TF32's 10 bits.
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            settings = {
+                "device_id": str(self._memory.index),
+                "user_compute_stream": str(self._memory.stream),
+                "use_tf32": "0",
+            }
         try:
-            session = onnxruntime.InferenceSession(path, options, providers=[EXECUTION_PROVIDER])
+            # Without `enable_fallback=0` it would print that it goes on without the provider, and do so.
+            chosen = [(self._execution_provider, settings)]
+            session = onnxruntime.InferenceSession(path, options, providers=chosen, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = str(error).strip().splitlines()[0]
             raise IntegrityError(f"ONNX Runtime cannot load {path} ({reason}): export the engine again.") from None
-        if session.get_providers() != [EXECUTION_PROVIDER]:
-            raise ProviderError(f"ONNX Runtime gave {session.get_providers()} instead of {EXECUTION_PROVIDER}.")
+        if session.get_providers()[0] != self._execution_provider:
+            raise ProviderError(
+                f"ONNX Runtime gave {session.get_providers()[0]} instead of {self._execution_provider}: "
+                "`memedge doctor` says what is missing here."
+            )
+        (output,) = session.get_outputs()
+        if not all(isinstance(size, int) for size in output.shape[1:]):
+            raise IntegrityError(
+                f"{path} gives {output.name} of unknown shape {output.shape}: export the engine again."
+            )
         return session
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        states: npt.NDArray[np.float32] = self._text_encoder.run(["states"], {"ids": ids})[0]
-        return states
+    def _bindings(self) -> tuple[Any, Any]:
+        """Return this thread's bindings; the UNet's has the cached inputs in it, once and for all calls."""
+        if not hasattr(self._own, "bindings"):
+            unet = self._unet.io_binding()
+            for name, tensor in self._cached.items():
+                self._bind(unet.bind_input, name, tensor)
+            self._own.bindings = self._text_encoder.io_binding(), unet
+        bindings: tuple[Any, Any] = self._own.bindings
+        return bindings
 
-    def predict(
-        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        binding = self._unet.io_binding()  # one per call: sessions may be shared between threads, bindings not
-        for name, value in self._cached.items():
-            binding.bind_ortvalue_input(name, value)
-        for name, array in (("states", states), ("prompt", prompt), ("row", row)):
-            binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        binding.bind_output("prediction")
-        self._unet.run_with_iobinding(binding)
-        prediction: npt.NDArray[np.float32] = binding.get_outputs()[0].numpy()
-        return prediction
+    def _run(self, binding: Any, session: Any, inputs: dict[str, Tensor], rows: int) -> Tensor:
+        (output,) = session.get_outputs()
+        result = self._memory.empty((rows, *output.shape[1:]), np.float32)
+        for name, tensor in inputs.items():
+            self._bind(binding.bind_input, name, tensor)
+        self._bind(binding.bind_output, output.name, result)
+        with self._turn:
+            session.run_with_iobinding(binding, self._options)
+        return result
+
+    def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
+        bind(name, self._memory.device, self._memory.index, tensor.dtype, tensor.shape, tensor.pointer)

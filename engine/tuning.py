@@ -2,11 +2,14 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from memedge.engine.machine import available_memory, peak_memory
+from memedge.engine.memory import Tensor
 from memedge.engine.passes import Engine
+from memedge.engine.reduction import OPERANDS
 
 MOST = 64
 CALLS = 3  # per size; the fastest counts
@@ -22,10 +25,11 @@ def best_rows_per_call(engine: Engine, clock: Callable[[], float] = time.perf_co
     """
     if engine.directory.manifest.precision == "int8":
         return 1  # as Engine says
-    states = engine.encode(engine.tokenize(["how many at once"])[0])
+    states = engine.encode(engine.tokenize(["how many at once"])[0]).tensor
     best, fastest = 1, float("inf")
     rows = 1
-    while rows <= MOST:
+    most = engine.backend.most_rows or MOST
+    while rows <= most:
         before, available = peak_memory(), available_memory()
         seconds = _seconds_per_row(engine, states, rows, clock)
         if seconds > fastest * (1 - GAIN):
@@ -38,12 +42,13 @@ def best_rows_per_call(engine: Engine, clock: Callable[[], float] = time.perf_co
     return best
 
 
-def _seconds_per_row(engine: Engine, states: np.ndarray, rows: int, clock: Callable[[], float]) -> float:
+def _seconds_per_row(engine: Engine, states: Tensor, rows: int, clock: Callable[[], float]) -> float:
     prompt, row = np.zeros(rows, dtype=np.int64), np.arange(rows) % engine.passes
-    engine.backend.predict(states, prompt, row)  # the first call of a shape allocates
+    call = partial(engine.backend.statistics, states, prompt, row, engine.uncond, OPERANDS[0])
+    call()  # the first call of a shape allocates
     times = []
     for _ in range(CALLS):
         start = clock()
-        engine.backend.predict(states, prompt, row)
+        call()
         times.append(clock() - start)
     return min(times) / rows

@@ -15,12 +15,11 @@ from memedge.engine import atomic, cache
 from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory, read_tensors
 from memedge.engine.errors import IntegrityError, NotFiniteError
+from memedge.engine.memory import Tensor
 
 
-def unconditional(
-    directory: EngineDirectory, backend: Backend, empty_states: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Return ε_0, float32 [2, n, C, H, W], of `backend`, whose states of the empty prompt are [L, D].
+def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -> npt.NDArray[np.float32]:
+    """Return ε_0, float32 [2, n, C, H, W], of `backend`, whose states of the empty prompt are `empty`, [1, L, D].
 
     Raises:
         NotFiniteError: the backend computes NaN or infinity.
@@ -38,7 +37,7 @@ def unconditional(
             return found
     first = np.zeros(1, dtype=np.int64)
     # Row by row, so that any number of draws takes the memory of one.
-    rows = [backend.predict(empty_states[None], first, first + row) for row in range(2 * manifest.draws)]
+    rows = [backend.memory.download(backend.predict(empty, first, first + row)) for row in range(2 * manifest.draws)]
     uncond = np.concatenate(rows).reshape(shape)
     if not np.isfinite(uncond).all():
         raise NotFiniteError(f"Provider {key} computes NaN or infinity for the empty prompt: use another precision.")

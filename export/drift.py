@@ -8,7 +8,7 @@ from scipy.stats import mannwhitneyu, spearmanr
 
 from memedge.engine.backend import Backend
 from memedge.engine.manifest import Drift
-from memedge.export.parity import Statistics, epsilon
+from memedge.export.parity import Statistics, engine_epsilon
 
 Floats = npt.NDArray[np.float64]
 
@@ -21,11 +21,9 @@ def scores(backend: Backend, ids: npt.NDArray[np.int64], draws: int, norm_factor
     Raises:
         NotFiniteError: a prediction holds NaN or infinity.
     """
-    first = np.zeros(1, dtype=np.int64)
 
     def predict(one: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        states = backend.encode(one[None])
-        return epsilon(lambda state, row: backend.predict(state[None], first, first + row)[0], states, draws)
+        return engine_epsilon(backend, one[None], draws)
 
     uncond = predict(ids[0])
     found = (Statistics.of(np.concatenate([uncond, predict(one)]), norm_factor) for one in ids[1:])

@@ -24,6 +24,7 @@ from memedge.engine.manifest import (
     velocity_norm_factor,
     write_manifest,
 )
+from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
@@ -31,7 +32,7 @@ from memedge.export import cost, graphs, int8, linear, upsample
 from memedge.export.checkpoint import Checkpoint, load_checkpoint
 from memedge.export.drift import drift, scores
 from memedge.export.graphs import OPSET, TextEncoderGraph, text_encoder_model, unet_model
-from memedge.export.parity import PROBES, Statistics, check, compare, epsilon
+from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon
 from memedge.export.quiet import quiet
 from memedge.export.samples import Samples, read_samples
 from memedge.export.split import run_prefix, split
@@ -142,11 +143,7 @@ def _write(
     measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None
 
     progress("caching the unconditional predictions")
-    backend = OrtBackend(folder, cached, precision)
-    first = np.zeros(1, dtype=np.int64)
-    prediction = epsilon(
-        lambda state, row: backend.predict(state[None], first, first + row)[0], backend.encode(ids), draws
-    )
+    prediction = engine_epsilon(OrtBackend(folder, cached, precision, HostMemory()), ids, draws)
     tensors = {"sample": sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
     (folder / BASELINE).write_bytes(save(tensors))
 
@@ -192,14 +189,16 @@ def _to_int8(
     count = len(samples.drift)
     ids, _ = tokenizer(["", *samples.drift])
     progress(f"scoring {count} prompts in fp32")
-    backend = OrtBackend(folder, cached, "fp32")
+    backend = OrtBackend(folder, cached, "fp32", HostMemory())
     true = scores(backend, ids, draws, norm_factor)
     progress(f"calibrating int8 on {len(samples.activations)} prompts")
-    states = backend.encode(tokenizer(["", *samples.activations])[0])
+    states = backend.memory.download(backend.encode(tokenizer(["", *samples.activations])[0]))
     del backend  # at most one float32 UNet in memory
     int8.quantise(folder / UNET, states, cached)
     progress(f"scoring {count} prompts in int8")
-    return drift(scores(OrtBackend(folder, cached, "int8"), ids, draws, norm_factor), true, samples.memorized)
+    return drift(
+        scores(OrtBackend(folder, cached, "int8", HostMemory()), ids, draws, norm_factor), true, samples.memorized
+    )
 
 
 def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.backend import Backend
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import Parity
 from memedge.engine.precision import ENGINE
@@ -22,6 +23,19 @@ def epsilon(predict: Predict, states: npt.NDArray[np.float32], draws: int) -> np
     """Return ε, [B, 2, n, C, H, W], for states [B, L, D], one row at a time."""
     rows = np.stack([[predict(state, row) for row in range(2 * draws)] for state in states])
     return rows.reshape(len(states), 2, draws, *rows.shape[2:])
+
+
+def engine_epsilon(backend: Backend, ids: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], that a backend computes for ids [B, L], one row at a time."""
+    memory, first = backend.memory, np.zeros(1, dtype=np.int64)
+    states = memory.download(backend.encode(ids))
+
+    def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
+        prediction = backend.predict(memory.upload(state[None]), first, first + row)
+        found: npt.NDArray[np.float32] = memory.download(prediction)[0]
+        return found
+
+    return epsilon(predict, states, draws)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from memedge.detector import EMBEDDED_ENGINE, Detector
 from memedge.engine.backend import Backend
 from memedge.engine.machine import peak_memory
 from memedge.engine.manifest import Flops
+from memedge.engine.memory import Memory, Tensor
 from memedge.engine.passes import Engine
 from memedge.gemm import gemm_gflops
 
@@ -163,11 +164,10 @@ def _timed(detector: Detector, prompts: list[str]) -> float:
 def _with_draws(engine: Engine, meter: "_Meter") -> Engine:
     """Return the engine on the meter, with the meter's number of draws."""
     manifest = msgspec.structs.replace(engine.directory.manifest, draws=meter.draws)
-    uncond = engine.uncond[meter.own_rows(np.arange(2 * meter.draws))]
-    return Engine(dataclasses.replace(engine.directory, manifest=manifest), meter, uncond)
+    return Engine(dataclasses.replace(engine.directory, manifest=manifest), meter, engine.uncond)
 
 
-class _Meter:
+class _Meter(Backend):
     """A backend that counts what another one does, and pretends that it has other draws.
 
     Each draw stands for one of the backend's own, over and over: how long a row takes does not depend on its noise.
@@ -176,7 +176,7 @@ class _Meter:
 
     def __init__(self, backend: Backend, own_draws: int, draws: int):
         self.provider, self.precision = backend.provider, backend.precision
-        self.threads, self.identity = backend.threads, backend.identity
+        self.threads, self.identity, self.most_rows = backend.threads, backend.identity, backend.most_rows
         self.draws = draws
         self._backend, self._own_draws = backend, own_draws
         self.reset()
@@ -194,18 +194,30 @@ class _Meter:
         own: npt.NDArray[np.int64] = step * self._own_draws + draw % self._own_draws
         return own
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    @property
+    def memory(self) -> Memory:
+        return self._backend.memory
+
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
         start = time.perf_counter()
         states = self._backend.encode(ids)
         self.seconds += time.perf_counter() - start
         self._prompts += len(ids)
         return states
 
-    def predict(
-        self, states: npt.NDArray[np.float32], prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+        return self._backend.predict(states, prompt, self.own_rows(row))
+
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
         start = time.perf_counter()
-        prediction = self._backend.predict(states, prompt, self.own_rows(row))
+        found = self._backend.statistics(states, prompt, self.own_rows(row), uncond, operands)
         self.seconds += time.perf_counter() - start
         self._rows += len(row)
-        return prediction
+        return found

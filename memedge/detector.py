@@ -16,7 +16,7 @@ from memedge.decision import Floats, decide, score_bounds
 from memedge.early import Outcome, evaluate
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands
-from memedge.engine.passes import Engine
+from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
 from memedge.engine.tuning import best_rows_per_call
@@ -26,8 +26,7 @@ from memedge.verdicts import make_verdicts
 EMBEDDED_ENGINE = Path(__file__).parent / "data" / "engine"
 BATCH = 16  # prompts tokenized and encoded together, or as many as the UNet takes rows at once
 Early = Literal["proven", "conformal", "off"]
-# Prompt embeddings [K, L, D] of the rows asked for of a batch.
-Encode = Callable[[Any], npt.NDArray[np.float32]]
+Encode = Callable[[Any], States]  # of those prompts of a batch that an index selects
 DEFAULT_ALIGNMENT: Alignment = "channel"
 DEFAULT_OPERANDS: Operands = "uncond_delta"
 
@@ -136,7 +135,7 @@ class Detector:
         parts = []
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
-            parts.append((*self._statistics(_Encode(self._engine, ids), kind, pair), truncated))
+            parts.append((*self._statistics(_encode(self._engine, ids), kind, pair), truncated))
         if not parts:
             raise InputError("There are no prompts to score: give at least one.")
         norm, aligned, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -165,7 +164,7 @@ class Detector:
         if not np.isfinite(array).all():
             raise NotFiniteError("The prompt embeddings hold NaN or infinity, so there is no score to give.")
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
-        parts = [self._statistics(batch.__getitem__, kind, pair) for batch in batches]
+        parts = [self._statistics(_embed(self._engine, batch), kind, pair) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
         return self._judge(norm, aligned, np.zeros(len(array), dtype=bool), kind, pair)
 
@@ -193,7 +192,7 @@ class Detector:
         verdicts: list[Verdict] = []
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
-            outcome = self._outcome(_Encode(self._engine, ids), early)
+            outcome = self._outcome(_encode(self._engine, ids), early)
             verdicts += make_verdicts(batch, truncated, outcome, calibration, self._info.key)
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
@@ -274,14 +273,12 @@ class Detector:
         return Scores(norm, alignment, score, memorized, truncated, calibration.threshold)
 
 
-class _Encode:
-    """Encodes some prompts of a batch, in one call: all of them, or one alone."""
+def _encode(engine: Engine, ids: npt.NDArray[np.int64]) -> Encode:
+    return lambda rows: engine.encode(ids[rows])
 
-    def __init__(self, engine: Engine, ids: npt.NDArray[np.int64]):
-        self._engine, self._ids = engine, ids
 
-    def __call__(self, rows: Any) -> npt.NDArray[np.float32]:
-        return self._engine.encode(self._ids[rows])
+def _embed(engine: Engine, batch: npt.NDArray[np.float32]) -> Encode:
+    return lambda rows: engine.embed(batch[rows])
 
 
 def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from memedge.decision import Bools, Floats, alignment_bounds, decide, score_bounds
 from memedge.engine.manifest import Calibration, Conformal
-from memedge.engine.passes import Engine
+from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH
 
 
@@ -38,10 +38,8 @@ class Outcome:
         return Outcome(norm, alignment, unknown, unknown.copy(), np.full(count, passes), np.ones(count, dtype=bool))
 
 
-def evaluate(
-    engine: Engine, calibration: Calibration, states: npt.NDArray[np.float32], conformal: Conformal | None
-) -> Outcome:
-    """Run prompt embeddings [B, L, D] until each verdict is decided, draw by draw of the low-noise timestep.
+def evaluate(engine: Engine, calibration: Calibration, states: States, conformal: Conformal | None) -> Outcome:
+    """Run prompts until each verdict is decided, draw by draw of the low-noise timestep.
 
     Without `conformal` nothing that is left out could have changed a verdict: the alignment lies in [−1, 1].
     """
@@ -57,7 +55,7 @@ def evaluate(
         open_ = open_[undecided]
         if not len(open_):
             break
-        known[open_] += engine.alignments(states[open_], draw, calibration.alignment, calibration.operands)
+        known[open_] += engine.alignments(states, open_, draw, calibration.alignment, calibration.operands)
         done[open_] += 1
         lowest[open_], highest[open_] = alignment_bounds(known[open_], draw + 1, engine.draws, conformal)
     low, high = score_bounds(calibration, norm, lowest, highest)

@@ -15,18 +15,18 @@ class FakeEngine:
     passes = 2
     directory = SimpleNamespace(manifest=SimpleNamespace(precision="fp32"))
 
-    def __init__(self, seconds, memory=lambda _rows: 0):
+    def __init__(self, seconds, memory=lambda _rows: 0, most_rows=None):
         self.seconds, self.memory = seconds, memory
         self.now, self.peak = 0.0, 0
-        self.backend = self
+        self.backend, self.most_rows, self.uncond = self, most_rows, None
 
     def tokenize(self, prompts):
         return prompts, None
 
     def encode(self, ids):
-        return np.zeros((len(ids), 2, 2), dtype=np.float32)
+        return SimpleNamespace(tensor=np.zeros((len(ids), 2, 2), dtype=np.float32))
 
-    def predict(self, states, prompt, row):
+    def statistics(self, states, prompt, row, _uncond, _operands):
         assert len(prompt) == len(row) and max(row) < self.passes and max(prompt) < len(states)
         self.now += self.seconds(len(row))
         self.peak = max(self.peak, self.memory(len(row)))
@@ -48,6 +48,11 @@ def test_smallest_that_is_nearly_the_best(monkeypatch, seconds, memory, best):
     monkeypatch.setattr(tuning, "peak_memory", lambda: engine.peak)
     monkeypatch.setattr(tuning, "available_memory", lambda: 100)
     assert tuning.best_rows_per_call(engine, clock=lambda: engine.now) == best
+
+
+def test_a_backend_may_take_fewer():
+    engine = FakeEngine(lambda _rows: 1, most_rows=6)
+    assert tuning.best_rows_per_call(engine, clock=lambda: engine.now) == 4
 
 
 def test_on_an_engine(engine):

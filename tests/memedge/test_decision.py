@@ -39,9 +39,9 @@ class FakeEngine:
         self.calls[states] += self.draws
         return self.norms[states] * (1 + self.jitter)
 
-    def alignments(self, states, draw, *_options):
-        self.calls[states] += 1
-        return self.draw[states, draw] + self.jitter
+    def alignments(self, states, prompts, draw, *_options):
+        self.calls[states[prompts]] += 1
+        return self.draw[states[prompts], draw] + self.jitter
 
 
 @settings(max_examples=300, deadline=None)

@@ -105,7 +105,7 @@ def test_memory_does_not_grow_with_prompts(plain):
             yield str(i)
 
     def statistics(states, *options):
-        seen.append((len(taken), len(states)))
+        seen.append((len(taken), len(states.empty)))
         return original(states, *options)
 
     plain._engine.statistics = statistics
@@ -118,7 +118,8 @@ def test_memory_does_not_grow_with_prompts(plain):
 
 
 def test_embeddings(plain):
-    states = plain._engine.encode(plain._engine.tokenize(["a star", ""])[0])
+    backend = plain._engine.backend
+    states = backend.memory.download(backend.encode(plain._engine.tokenize(["a star", ""])[0]))
     by_states, by_prompts = plain.score_embeddings(states), plain.score(["a star", ""])
     np.testing.assert_array_equal(by_states.norm, by_prompts.norm)
     np.testing.assert_array_equal(by_states.alignment, by_prompts.alignment)

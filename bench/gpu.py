@@ -1,0 +1,214 @@
+"""What the GPU providers do on this machine: agreement, latency, transfers, CUDA graphs, and whether memory stays flat.
+
+    python bench/gpu.py [ENGINE_DIR] [--provider NAME ...] [--calls N] [--json FILE]
+
+Default: the embedded engine, on every GPU provider that can run here; TensorRT needs plans (`memedge build`). The
+provider `cpu` runs the same measurements on the processor, which is how they are tested where there is no GPU.
+
+- agreement: with provider `cpu` on the same engine, beside what engine/precision.py allows.
+- latency: `memedge bench`'s, per batch; the first call of a shape apart.
+- transfers: bytes to and from the device per call, counted at its memory.
+- graph: the UNet and the reduction as a CUDA graph, over the same launched one by one, medians of alternating rounds.
+- soak: `--calls` calls of changing shapes; memory of the process and of the GPU from the first tenth to the end.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from memedge import Detector, MemedgeError
+from memedge.bench import measure
+from memedge.detector import EMBEDDED_ENGINE
+from memedge.engine import probe
+from memedge.engine.backend import ON_GPU
+from memedge.engine.passes import Engine
+from memedge.engine.precision import ENGINE
+
+PROMPTS = [f"a photo of a {thing}, number {i}" for i, thing in enumerate(["cat", "red bicycle", "ship", "clock"] * 8)]
+BATCHES = (1, 4, 16)
+SHAPES = (1, 2, 3, 5, 8, 1, 16, 4)  # prompts per call of the soak
+ROUNDS = 50
+MEBIBYTE = 1 << 20
+
+
+def agreement(path: Path, provider: str) -> dict[str, float | None]:
+    """Return the largest distance from provider `cpu`, and what the precision table allows."""
+    own, true = Detector.load(path, provider), Detector.load(path, "cpu")
+    found, expected = own.score(PROMPTS), true.score(PROMPTS)
+    allowed = ENGINE.get(own.info.precision)
+    return {
+        "norm_relative": float(np.abs(found.norm / expected.norm - 1).max()),
+        "alignment_absolute": float(np.abs(found.alignment - expected.alignment).max()),
+        "allowed_norm": allowed.norm if allowed else None,
+        "allowed_alignment": allowed.alignment if allowed else None,
+    }
+
+
+def transfers(engine: Engine) -> dict[str, list[int]]:
+    """Return the bytes of each transfer of one detection of one prompt, after the first."""
+    memory, detector = engine.backend.memory, Detector(engine)
+    detector.warmup()
+    sizes: dict[str, list[int]] = {"to_device": [], "from_device": []}
+
+    def counted(original: Callable[..., Any], place: str) -> Callable[..., Any]:
+        def call(thing: Any, *rest: Any) -> Any:
+            sizes[place].append(thing.nbytes)
+            return original(thing, *rest)
+
+        return call
+
+    for name, place in (("upload", "to_device"), ("write", "to_device"), ("download", "from_device")):
+        setattr(memory, name, counted(getattr(memory, name), place))
+    try:
+        detector.warmup()
+    finally:
+        for name in ("upload", "write", "download"):
+            delattr(memory, name)
+    if memory.device == "cuda" and sizes["to_device"][::2] == sizes["to_device"][1::2]:
+        sizes["to_device"] = sizes["to_device"][::2]  # CudaMemory.upload calls write
+    return sizes
+
+
+def graph(engine: Engine) -> dict[str, float] | None:
+    """Return the medians of one prompt's UNet calls and reduction as a CUDA graph and not; None without graphs."""
+    if not engine.backend.provider.startswith("tensorrt"):
+        return None
+    states = engine.encode(engine.tokenize(PROMPTS[:1])[0]).tensor
+    prompt, row = np.zeros(engine.passes, dtype=np.int64), np.arange(engine.passes)
+    count = min(engine.passes, engine.rows_per_call)
+    prompt, row = prompt[:count], row[:count]
+    seconds: dict[str, list[float]] = {"plain": [], "graph": []}
+    for _ in range(ROUNDS):
+        for name, call in (
+            ("graph", lambda: engine.backend.statistics(states, prompt, row, engine.uncond, "uncond_delta")),
+            ("plain", lambda: plain(engine, states, prompt, row)),
+        ):
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: float(np.median(values)) for name, values in seconds.items()}
+    return {"plain_s": medians["plain"], "graph_s": medians["graph"], "ratio": medians["graph"] / medians["plain"]}
+
+
+def plain(engine: Engine, states: Any, prompt: np.ndarray, row: np.ndarray) -> None:
+    memory = engine.backend.memory
+    out = memory.empty((3, len(row)), np.float64)
+    prediction = engine.backend.predict(states, prompt, row)
+    memory.reduce(prediction, engine.uncond, memory.upload(row), "uncond_delta", out)
+    memory.download(out)
+
+
+def soak(engine: Engine, calls: int, console: Console) -> dict[str, Any]:
+    """Score that many lists of changing length; return memory in MiB after the first tenth and at the end."""
+    detector = Detector(engine)
+    marks = {max(1, calls // 10), calls}
+    process, device = [], []
+    start = time.perf_counter()
+    for call in track(range(1, calls + 1), "soak", console=console):
+        detector.score(PROMPTS[: SHAPES[call % len(SHAPES)]])
+        if call in marks:
+            process.append(resident())
+            device.append(device_memory(engine))
+    return {
+        "calls": calls,
+        "seconds": time.perf_counter() - start,
+        "process_MiB": process,
+        "device_MiB": device if None not in device else None,
+    }
+
+
+def resident() -> float:
+    """Return this process's resident size now, in MiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return int(line.split()[1]) / 1024
+
+
+def device_memory(engine: Engine) -> float | None:
+    """Return what is taken of the GPU's memory, by whatever process, in MiB; None on the processor."""
+    if engine.backend.memory.device != "cuda":
+        return None
+    from cuda.bindings import driver
+
+    with engine.backend.memory.current():
+        error, free, total = driver.cuMemGetInfo()
+    return (total - free) / MEBIBYTE if error == driver.CUresult.CUDA_SUCCESS else None
+
+
+def run(path: Path, provider: str, calls: int, console: Console) -> dict[str, Any]:
+    """Measure one provider."""
+    engine = Engine.open(path, provider, None, None)
+    result = {
+        "identity": engine.backend.identity,
+        "precision": engine.backend.precision,
+        "agreement": agreement(path, provider),
+        "transfers": transfers(engine),
+        "graph": graph(engine),
+        "latency": [
+            {"batch": case.batch, "first_s": case.first_call_s, "p50_s": case.p50_s, "p95_s": case.p95_s}
+            for case in measure(path, provider, None, None, BATCHES).cases
+        ],
+        "soak": soak(engine, calls, console),
+    }
+    return result
+
+
+def show(provider: str, result: dict[str, Any], console: Console) -> None:
+    table = Table(title=f"{provider}-{result['precision']}: {result['identity']}", show_header=False, box=None)
+    agreed = result["agreement"]
+    table.add_row(
+        "agreement with cpu",
+        f"norm {agreed['norm_relative']:.1e} (allowed {agreed['allowed_norm']}), "
+        f"alignment {agreed['alignment_absolute']:.1e} (allowed {agreed['allowed_alignment']})",
+    )
+    for case in result["latency"]:
+        times = ", ".join(f"{name} {1e3 * case[f'{key}_s']:.2f} ms" for name, key in TIMES)
+        table.add_row(f"{case['batch']} prompts", times)
+    for place, sizes in result["transfers"].items():
+        table.add_row(place.replace("_", " "), f"{sum(sizes)} bytes in {len(sizes)} transfers")
+    if result["graph"]:
+        table.add_row("CUDA graph / plain", f"{result['graph']['ratio']:.3f}")
+    soaked = result["soak"]
+    for place in ("process", "device"):
+        if sizes := soaked[f"{place}_MiB"]:
+            table.add_row(f"{place} memory", f"{sizes[0]:.1f} → {sizes[-1]:.1f} MiB over {soaked['calls']} calls")
+    console.print(table)
+
+
+TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine", nargs="?", type=Path, default=EMBEDDED_ENGINE)
+    parser.add_argument("--provider", action="append", help="default: every GPU provider that can run here")
+    parser.add_argument("--calls", type=int, default=10_000, help="of the soak")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console(stderr=True)
+    results = {}
+    for gpu in probe.driver().gpus:
+        console.print(f"{gpu.name}, {gpu.target}, {gpu.memory / 2**30:.0f} GiB", markup=False)
+    for provider in arguments.provider or ON_GPU:
+        try:
+            results[provider] = run(arguments.engine, provider, arguments.calls, console)
+        except MemedgeError as error:
+            console.print(f"{provider}: not measured: {error}", markup=False)
+            continue
+        show(provider, results[provider], Console())
+    if arguments.json:
+        gpus = [gpu.name for gpu in probe.driver().gpus]
+        arguments.json.write_text(json.dumps({"gpus": gpus, "providers": results}, indent=2))
+    if not results:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

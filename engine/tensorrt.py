@@ -1,0 +1,278 @@
+"""TensorRT and TensorRT-RTX on an NVIDIA GPU: the plans of `memedge build`, replayed as CUDA graphs."""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine import plans
+from memedge.engine.backend import Backend
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import EngineError, IntegrityError
+from memedge.engine.memory import Memory, Tensor, part
+from memedge.engine.plans import PlanFile
+from memedge.engine.trt_module import load_module, make_logger
+
+MakeMemory = Callable[[], Memory]
+
+
+class TensorRtBackend(Backend):
+    """A text encoder and a UNet as TensorRT plans.
+
+    Each thread that calls has a lane of its own: a stream, execution contexts, buffers and CUDA graphs. The weights are
+    on the GPU once. Threads are best kept, in a pool: a lane is made at a thread's first call and freed when it ends.
+    """
+
+    threads = 1  # the processor only queues work
+
+    def __init__(self, directory: EngineDirectory, provider: str, make_memory: MakeMemory, target: str, gpu: str):
+        """Load the plans for this GPU.
+
+        Args:
+            directory: the engine.
+            provider: "tensorrt" or "tensorrt-rtx".
+            make_memory: makes the memory and stream of a lane.
+            target: the GPU's compute capability, such as "sm89".
+            gpu: the GPU's name.
+
+        Raises:
+            ProviderError: TensorRT is not installed, or there are no plans for this GPU and this TensorRT.
+            IntegrityError: a plan is damaged, or TensorRT refuses it.
+        """
+        trt = load_module(provider)
+        found = plans.find(directory, provider, target, trt.__version__, gpu)
+        manifest = directory.manifest
+        self.provider, self.precision = provider, manifest.precision
+        self.identity = f"{provider} {trt.__version__} on {gpu}, plan {found.unet.plan.sha256}"
+        self.most_rows = found.unet.plan.most
+        self._directory, self._make_memory = directory, make_memory
+        self._own = threading.local()
+        memory = make_memory()  # TensorRT needs the device to be current in this thread
+        self._text_encoder = Program(trt, found.text, directory)
+        self._unet = Program(trt, found.unet, directory)
+        self._cached = {name: memory.upload(array) for name, array in directory.baseline.cached.items()}
+        memory.wait()  # from here on they are for all threads
+        self._own.lane = Lane(memory, self._text_encoder, self._unet, directory, self._cached)
+
+    @property
+    def memory(self) -> Memory:
+        return self._lane().memory
+
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        return self._lane().encode(ids)
+
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+        return self._lane().predict(states, prompt, row)
+
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
+        return self._lane().statistics(states, prompt, row, uncond, operands)
+
+    def _lane(self) -> "Lane":
+        lane: Lane | None = getattr(self._own, "lane", None)
+        if lane is None:
+            memory = self._make_memory()
+            lane = self._own.lane = Lane(memory, self._text_encoder, self._unet, self._directory, self._cached)
+        return lane
+
+
+class Program:
+    """A plan whose weights are on the GPU; makes execution contexts, which must not be shared between threads."""
+
+    def __init__(self, trt: Any, file: PlanFile, directory: EngineDirectory):
+        self._path, self._is_rtx, self._directory = file.path, file.plan.backend == "tensorrt-rtx", directory
+        self._logger = make_logger(trt)
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(file.path.read_bytes())
+        if self._engine is None:
+            raise IntegrityError(
+                f"TensorRT cannot load {file.path} ({self._logger.reason}): run `memedge build` again."
+            )
+        self.most = file.plan.most
+        self.scratch = max(1, self._engine.device_memory_size_v2)
+        self._making = threading.Lock()
+        managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._how = self._configure(trt, managed) if self._is_rtx else managed
+
+    def _configure(self, trt: Any, managed: Any) -> Any:
+        """Return how TensorRT-RTX is to run the plan on this GPU, for which it compiles kernels at a shape's first call.
+
+        Those are kept beside the plan. LAZY would leave the slow ones, used until then, in our CUDA graphs.
+        """
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(managed)
+        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # ours hold the reduction too
+        self._kernels = config.create_runtime_cache()
+        kept = plans.read_cache(self._path.parent, self._directory, self._cache_name)
+        if kept:
+            self._kernels.deserialize(kept)  # False for another driver's or GPU's: they are compiled anew
+        config.set_runtime_cache(self._kernels)
+        return config
+
+    @property
+    def _cache_name(self) -> str:
+        return f"runtime-{self._path.stem}.cache"
+
+    def keep_kernels(self) -> None:
+        """Keep what was compiled so far for the next process."""
+        if self._is_rtx:
+            content = memoryview(self._kernels.serialize())
+            with suppress(OSError):  # a full disk or a read-only folder: the next process compiles for itself
+                plans.record_cache(self._path.parent, self._directory, self._cache_name, content)
+
+    def context(self, shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], scratch: Tensor) -> Any:
+        """Return a context for inputs of these shapes, which reads and writes these tensors.
+
+        `scratch`, uint8 [at least self.scratch], may serve several contexts that run one after the other.
+
+        Raises:
+            EngineError: TensorRT refuses; with its reason.
+        """
+        with self._making:
+            context = self._engine.create_execution_context(self._how)
+        done = context is not None
+        if done:
+            context.set_device_memory(scratch.pointer, scratch.nbytes)
+            done = all(context.set_input_shape(name, shape) for name, shape in shapes.items())
+            done = done and all(context.set_tensor_address(name, t.pointer) for name, t in tensors.items())
+        if not done:
+            raise EngineError(f"TensorRT cannot prepare {self._path} for {shapes} ({self._logger.reason}).")
+        return context
+
+    def run(self, context: Any, memory: Memory) -> None:
+        """Queue one execution; raises EngineError with TensorRT's reason."""
+        if not context.execute_async_v3(memory.stream):
+            raise EngineError(f"TensorRT cannot run {self._path} ({self._logger.reason}): `memedge doctor` may say why.")
+
+    def can_capture(self, context: Any, memory: Memory) -> bool:
+        """Return whether the context's work can be recorded in a CUDA graph."""
+        return not self._is_rtx or bool(context.is_stream_capturable(memory.stream))
+
+
+class Recorded:
+    """Work that is queued as it is the first time, and as a CUDA graph from then on.
+
+    TensorRT prepares a context for its shapes at the first call, which a graph could not hold. Work that cannot be
+    captured stays as it is.
+    """
+
+    def __init__(self, program: Program, context: Any, memory: Memory, work: Callable[[], None]):
+        self._program, self._context, self._memory, self._work = program, context, memory, work
+        self._replay: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        if self._replay is not None:
+            self._replay()
+            return
+        self._work()
+        self._program.keep_kernels()
+        can_capture = self._program.can_capture(self._context, self._memory)
+        self._replay = self._memory.capture(self._work) if can_capture else self._work
+
+
+class Lane:
+    """One thread's stream, buffers, execution contexts and CUDA graphs.
+
+    A context and a graph belong to one number of rows: graphs hold what TensorRT chose for it. Contexts share their
+    scratch memory, as one runs at a time. The UNet gets as many prompts as rows, so that nothing else varies; those
+    that no row is for are whatever was there before.
+    """
+
+    def __init__(
+        self, memory: Memory, text_encoder: Program, unet: Program, directory: EngineDirectory, cached: dict[str, Tensor]
+    ):
+        """Allocate buffers for the largest calls; raises EngineError if the GPU has no room for them."""
+        manifest = directory.manifest
+        self.memory = memory
+        self._text_encoder, self._unet, self._cached = text_encoder, unet, cached
+        width = (manifest.tokens, manifest.state_width)
+        prompts, rows = text_encoder.most, unet.most
+        self._ids = memory.empty((prompts, manifest.tokens), np.int64)
+        self._encoded = memory.empty((prompts, *width), np.float32)
+        self._states = memory.empty((rows, *width), np.float32)
+        self._prompt, self._row = memory.empty((rows,), np.int64), memory.empty((rows,), np.int64)
+        self._prediction = memory.empty((rows, *manifest.latent_shape), np.float32)
+        self._statistics = memory.empty((3 * rows,), np.float64)
+        self._scratch = memory.empty((max(text_encoder.scratch, unet.scratch),), np.uint8)
+        self._encodings: dict[int, Recorded] = {}
+        self._contexts: dict[int, Any] = {}
+        self._reductions: dict[tuple[int, str, int], Recorded] = {}
+
+    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+        """Return the states of ids, as Backend.encode."""
+        states = self.memory.empty((len(ids), *self._encoded.shape[1:]), np.float32)
+        for start in range(0, len(ids), self._text_encoder.most):
+            some = ids[start : start + self._text_encoder.most]
+            count = len(some)
+            self.memory.write(some, part(self._ids, 0, count))
+            self._encoding(count)()
+            self.memory.copy(part(self._encoded, 0, count), part(states, start, count))
+        return states
+
+    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+        """Return predictions, as Backend.predict."""
+        count = len(row)
+        self._put(states, prompt, row)
+        self._unet.run(self._context(count), self.memory)
+        prediction = self.memory.empty((count, *self._prediction.shape[1:]), np.float32)
+        self.memory.copy(part(self._prediction, 0, count), prediction)
+        return prediction
+
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
+        """Return statistics, as Backend.statistics: UNet and reduction are one CUDA graph."""
+        self._put(states, prompt, row)
+        self._reduction(len(row), uncond, operands)()
+        return self.memory.download(part(self._statistics, 0, 3 * len(row))).reshape(3, len(row))
+
+    def _put(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> None:
+        count = len(row)
+        self.memory.copy(states, part(self._states, 0, states.shape[0]))
+        self.memory.write(prompt, part(self._prompt, 0, count))
+        self.memory.write(row, part(self._row, 0, count))
+
+    def _encoding(self, count: int) -> Recorded:
+        if count not in self._encodings:
+            program, memory = self._text_encoder, self.memory
+            tensors = {"ids": self._ids, "states": self._encoded}
+            context = program.context({"ids": (count, *self._ids.shape[1:])}, tensors, self._scratch)
+            self._encodings[count] = Recorded(program, context, memory, lambda: program.run(context, memory))
+        return self._encodings[count]
+
+    def _context(self, count: int) -> Any:
+        if count not in self._contexts:
+            inputs = {"states": self._states, "prompt": self._prompt, "row": self._row}
+            shapes = {name: (count, *tensor.shape[1:]) for name, tensor in inputs.items()}
+            tensors = {**inputs, **self._cached, "prediction": self._prediction}
+            self._contexts[count] = self._unet.context(shapes, tensors, self._scratch)
+        return self._contexts[count]
+
+    def _reduction(self, count: int, uncond: Tensor, operands: str) -> Recorded:
+        key = (count, operands, uncond.pointer)
+        if key not in self._reductions:
+            context, memory = self._context(count), self.memory
+            prediction, row = part(self._prediction, 0, count), part(self._row, 0, count)
+            out = Tensor(self._statistics.pointer, (3, count), self._statistics.dtype, self._statistics.owner)
+
+            def work() -> None:
+                self._unet.run(context, memory)
+                memory.reduce(prediction, uncond, row, operands, out)
+
+            self._reductions[key] = Recorded(self._unet, context, memory, work)
+        return self._reductions[key]

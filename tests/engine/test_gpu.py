@@ -1,0 +1,117 @@
+"""The GPU providers on a GPU, against torch and against the processor: for machines that have one."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import reference
+from models import make_checkpoint
+
+from memedge import Detector
+from memedge.engine import probe
+from memedge.engine.backend import ON_GPU
+from memedge.engine.passes import Engine
+from memedge.engine.precision import ENGINE
+from memedge.export.export import export
+
+pytestmark = pytest.mark.gpu
+PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
+DRAWS = 2
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_checkpoint(tmp_path_factory.mktemp("gpu") / "model")
+
+
+@pytest.fixture(scope="module", params=["fp32", "fp16"])
+def exported(request, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gpu") / request.param
+    export(model, folder, draws=DRAWS, precision=request.param)
+    return folder
+
+
+@pytest.fixture(params=ON_GPU)
+def provider(request, exported):
+    """A provider that can run here; TensorRT's has plans of the engine."""
+    if missing := probe.missing_for(request.param):
+        pytest.skip(missing)
+    if request.param != "cuda":
+        from memedge.export.tensorrt import build
+
+        build(exported, request.param)
+    return request.param
+
+
+def test_statistics_are_those_of_torch(provider, exported, model):
+    expected = reference.statistics(model, PROMPTS, DRAWS)
+    detector = Detector.load(exported, provider)
+    allowed = ENGINE[detector.info.precision]
+    for prompts in (PROMPTS, PROMPTS):  # plain, and as CUDA graphs
+        found = detector.score(prompts)
+        some = np.array([bool(prompt) for prompt in prompts])
+        np.testing.assert_allclose(found.norm[some], np.array([e.norm for e in expected])[some], rtol=allowed.norm)
+        np.testing.assert_allclose(
+            found.alignment[some], np.array([e.alignment for e in expected])[some], atol=allowed.alignment
+        )
+        assert found.norm[1] == found.alignment[1] == 0
+
+
+def test_equal_calls_give_equal_bits(provider, exported):
+    detector = Detector.load(exported, provider)
+    first = detector.score(PROMPTS)
+    for _ in range(20):
+        again = detector.score(PROMPTS)
+        np.testing.assert_array_equal(again.norm, first.norm)
+        np.testing.assert_array_equal(again.alignment, first.alignment)
+
+
+def test_threads_agree(provider, exported):
+    detector = Detector.load(exported, provider)
+    expected = detector.score(PROMPTS).norm
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(detector.score(PROMPTS).norm)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for norm in found:
+        np.testing.assert_allclose(norm, expected, rtol=1e-5)
+
+
+def test_early_decisions_and_one_prompt_at_a_time(provider, exported):
+    """Subsets of a batch are gathered on the GPU; another batch shape may round differently."""
+    detector = Detector.load(exported, provider)
+    whole = detector.score(PROMPTS)
+    noise = ENGINE[detector.info.precision].norm
+    for place, prompt in enumerate(PROMPTS):
+        np.testing.assert_allclose(detector.score([prompt]).norm, whole.norm[place : place + 1], rtol=noise)
+    assert [verdict.passes for verdict in detector.detect(PROMPTS)] == [2 * DRAWS] * len(PROMPTS)
+
+
+def test_nothing_of_the_unet_is_copied_or_runs_on_the_processor(provider, exported, tmp_path, monkeypatch):
+    if provider != "cuda":
+        pytest.skip("a question for ONNX Runtime: TensorRT's plans run on the GPU alone")
+    import onnxruntime
+
+    plain = onnxruntime.SessionOptions
+    profiles = []
+
+    def profiled():
+        options = plain()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / f"profile{len(profiles)}")
+        profiles.append(options)
+        return options
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
+    engine = Engine.open(exported, provider, None, None)
+    engine.statistics(engine.encode(engine.tokenize(PROMPTS)[0]), "channel", "uncond_delta")
+    for session in (engine.backend._text_encoder, engine.backend._unet):
+        events = json.loads(open(session.end_profiling()).read())  # noqa: SIM115, PTH123
+        nodes = [event for event in events if event.get("cat") == "Node" and "provider" in event.get("args", {})]
+        assert nodes
+        assert {node["args"]["provider"] for node in nodes} == {"CUDAExecutionProvider"}
+        assert not [node for node in nodes if node["args"]["op_name"].startswith("Memcpy")]

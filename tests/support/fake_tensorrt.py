@@ -1,0 +1,188 @@
+"""A stand-in for TensorRT's Python module on the processor: a plan is an ONNX file, which ONNX Runtime executes.
+
+It has the names that engine/tensorrt.py uses and no others (tests/engine/test_tensorrt_names.py checks those against
+the real ones), and it refuses what TensorRT leaves undefined: contexts used by two threads at once, inputs without a
+shape, tensors without an address, too little scratch memory, more rows than the plan was built for.
+"""
+
+import enum
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+__version__ = "11.4.0.106"
+SCRATCH = 4096
+TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
+
+refusals: set[str] = set()  # what fails: "load", "context", "shape", "run", "capture"
+contexts: list["Context"] = []
+caches: list["RuntimeCache"] = []
+
+
+class ILogger:
+    class Severity(enum.IntEnum):
+        INTERNAL_ERROR = 0
+        ERROR = 1
+        WARNING = 2
+        INFO = 3
+        VERBOSE = 4
+
+    INTERNAL_ERROR, ERROR = Severity.INTERNAL_ERROR, Severity.ERROR
+
+    def __init__(self):
+        pass
+
+
+class ExecutionContextAllocationStrategy(enum.Enum):
+    STATIC = 0
+    USER_MANAGED = 2
+
+
+class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+    LAZY = 0
+    EAGER = 1
+
+
+class CudaGraphStrategy(enum.Enum):
+    DISABLED = 0
+
+
+def plan(folder: Path, name: str, most: int) -> bytes:
+    """The graph `name` of an engine directory as a plan for at most this many rows."""
+    model = onnx.load(folder / name)  # with its weights
+    onnx.helper.set_model_props(model, {"most": str(most)})
+    return model.SerializeToString()
+
+
+class Runtime:
+    def __init__(self, logger: ILogger):
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes) -> "Engine | None":
+        if "load" in refusals:
+            self._logger.log(ILogger.Severity.ERROR, "the plan is of another version")
+            return None
+        return Engine(serialized_engine, self._logger)
+
+
+class RuntimeCache:
+    """The kernels are called "kernels", and there is one more after each serialisation."""
+
+    def __init__(self):
+        self.content = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        assert bytes(blob).startswith(b"kernels")
+        self.content = bytes(blob)
+        return True
+
+    def serialize(self) -> bytes:
+        self.content += b"kernels"
+        return self.content
+
+
+class RuntimeConfig:
+    cache: RuntimeCache | None = None
+    dynamic_shapes_kernel_specialization_strategy = DynamicShapesKernelSpecializationStrategy.LAZY
+    cuda_graph_strategy = None
+    strategy = ExecutionContextAllocationStrategy.STATIC
+
+    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        caches.append(cache)
+        return True
+
+
+class Engine:
+    device_memory_size_v2 = SCRATCH
+
+    def __init__(self, content: bytes, logger: ILogger):
+        self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        self.most = int(self.session.get_modelmeta().custom_metadata_map["most"])
+        self.logger = logger
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig()
+
+    def create_execution_context(self, how: ExecutionContextAllocationStrategy | RuntimeConfig) -> "Context | None":
+        if isinstance(how, RuntimeConfig):
+            assert how.dynamic_shapes_kernel_specialization_strategy is DynamicShapesKernelSpecializationStrategy.EAGER
+            how = how.strategy
+        assert how is ExecutionContextAllocationStrategy.USER_MANAGED
+        if "context" in refusals:
+            self.logger.log(ILogger.Severity.ERROR, "out of memory")
+            return None
+        contexts.append(Context(self))
+        return contexts[-1]
+
+
+class Context:
+    def __init__(self, engine: Engine):
+        self._engine = engine
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch = 0
+        self._busy = threading.Lock()
+        self.threads: set[int] = set()
+        self.runs = 0
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory
+        self._scratch = size
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        (declared,) = (i.shape for i in self._engine.session.get_inputs() if i.name == name)
+        fits = len(shape) == len(declared) and all(
+            size == known if isinstance(known, int) else 1 <= size <= self._engine.most
+            for size, known in zip(shape, declared, strict=True)
+        )
+        self._shapes[name] = tuple(shape)
+        return fits and "shape" not in refusals
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        names = {v.name for v in (*self._engine.session.get_inputs(), *self._engine.session.get_outputs())}
+        self._addresses[name] = memory
+        return name in names and memory != 0
+
+    def is_stream_capturable(self, _stream: int) -> bool:
+        return "capture" not in refusals
+
+    def execute_async_v3(self, _stream: int) -> bool:
+        if "run" in refusals:
+            self._engine.logger.log(ILogger.Severity.ERROR, "illegal memory access")
+            return False
+        assert self._scratch >= SCRATCH
+        assert self._busy.acquire(blocking=False), "one execution context in two threads"
+        try:
+            self._execute()
+        finally:
+            self._busy.release()
+        self.threads.add(threading.get_ident())
+        self.runs += 1
+        return True
+
+    def _execute(self) -> None:
+        session = self._engine.session
+        binding = session.io_binding()
+        for value in session.get_inputs():
+            shape = self._shapes.get(value.name) or value.shape
+            assert all(isinstance(size, int) for size in shape), f"{value.name} has no shape"
+            binding.bind_input(value.name, "cpu", 0, TYPES[value.type], shape, self._addresses[value.name])
+        (output,) = session.get_outputs()
+        rows = _rows(self._shapes)
+        shape = (rows, *output.shape[1:])
+        binding.bind_output(output.name, "cpu", 0, TYPES[output.type], shape, self._addresses[output.name])
+        session.run_with_iobinding(binding)
+
+
+def _rows(shapes: dict[str, tuple[int, ...]]) -> int:
+    return shapes["row"][0] if "row" in shapes else shapes["ids"][0]
