@@ -37,6 +37,7 @@ BATCHES = (1, 4, 16)
 SHAPES = (1, 2, 3, 5, 8, 1, 16, 4)  # prompts per call of the soak
 ROUNDS = 50
 MEBIBYTE = 1 << 20
+TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
 
 
 def agreement(path: Path, provider: str) -> dict[str, float | None]:
@@ -59,21 +60,22 @@ def transfers(engine: Engine) -> dict[str, list[int]]:
     sizes: dict[str, list[int]] = {"to_device": [], "from_device": []}
 
     def counted(original: Callable[..., Any], place: str) -> Callable[..., Any]:
-        def call(thing: Any, *rest: Any) -> Any:
+        def call(thing: Any, *rest: Any) -> Any:  # an array or a tensor first
             sizes[place].append(thing.nbytes)
             return original(thing, *rest)
 
         return call
 
-    for name, place in (("upload", "to_device"), ("write", "to_device"), ("download", "from_device")):
+    # A GPU's upload is an allocation and a write.
+    writing = ("write",) if memory.device == "cuda" else ("upload", "write")
+    methods = {**dict.fromkeys(writing, "to_device"), "download": "from_device"}
+    for name, place in methods.items():
         setattr(memory, name, counted(getattr(memory, name), place))
     try:
         detector.warmup()
     finally:
-        for name in ("upload", "write", "download"):
+        for name in methods:
             delattr(memory, name)
-    if memory.device == "cuda" and sizes["to_device"][::2] == sizes["to_device"][1::2]:
-        sizes["to_device"] = sizes["to_device"][::2]  # CudaMemory.upload calls write
     return sizes
 
 
@@ -145,7 +147,7 @@ def device_memory(engine: Engine) -> float | None:
 def run(path: Path, provider: str, calls: int, console: Console) -> dict[str, Any]:
     """Measure one provider."""
     engine = Engine.open(path, provider, None, None)
-    result = {
+    return {
         "identity": engine.backend.identity,
         "precision": engine.backend.precision,
         "agreement": agreement(path, provider),
@@ -157,7 +159,6 @@ def run(path: Path, provider: str, calls: int, console: Console) -> dict[str, An
         ],
         "soak": soak(engine, calls, console),
     }
-    return result
 
 
 def show(provider: str, result: dict[str, Any], console: Console) -> None:
@@ -180,9 +181,6 @@ def show(provider: str, result: dict[str, Any], console: Console) -> None:
         if sizes := soaked[f"{place}_MiB"]:
             table.add_row(f"{place} memory", f"{sizes[0]:.1f} → {sizes[-1]:.1f} MiB over {soaked['calls']} calls")
     console.print(table)
-
-
-TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
 
 
 def main() -> None:

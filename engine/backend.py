@@ -54,6 +54,7 @@ class Backend(ABC):
         Row r is for the prompt states[prompt[r]], on the noise and timestep of the cached row row[r]; both are [R].
         """
 
+    @abstractmethod
     def statistics(
         self,
         states: Tensor,
@@ -66,10 +67,6 @@ class Backend(ABC):
 
         As `predict`, with ε_0 [2n, C, H, W] of all cached rows.
         """
-        memory = self.memory
-        out = memory.empty((3, len(row)), np.float64)
-        memory.reduce(self.predict(states, prompt, row), uncond, memory.upload(row), operands, out)
-        return memory.download(out)
 
 
 def open_backend(directory: EngineDirectory, provider: str, precision: str | None, threads: int | None) -> Backend:

@@ -105,6 +105,18 @@ class OpenVinoBackend(Backend):
             start += rows
         return self._memory.upload(np.concatenate(parts))
 
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
+        out = self._memory.empty((3, len(row)), np.float64)
+        self._memory.reduce(self.predict(states, prompt, row), uncond, self._memory.upload(row), operands, out)
+        return self._memory.download(out)
+
     def _unet(self, rows: int) -> Run:
         if rows not in self._unets:
             with self._compiling:

@@ -67,8 +67,23 @@ class OrtBackend(Backend):
         return self._run(self._bindings()[0], self._text_encoder, {"ids": self._memory.upload(ids)}, len(ids))
 
     def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
-        inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": self._memory.upload(row)}
-        return self._run(self._bindings()[1], self._unet, inputs, len(row))
+        return self._predict(states, prompt, self._memory.upload(row))
+
+    def statistics(
+        self,
+        states: Tensor,
+        prompt: npt.NDArray[np.int64],
+        row: npt.NDArray[np.int64],
+        uncond: Tensor,
+        operands: str,
+    ) -> npt.NDArray[np.float64]:
+        rows, out = self._memory.upload(row), self._memory.empty((3, len(row)), np.float64)
+        self._memory.reduce(self._predict(states, prompt, rows), uncond, rows, operands, out)
+        return self._memory.download(out)
+
+    def _predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: Tensor) -> Tensor:
+        inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}
+        return self._run(self._bindings()[1], self._unet, inputs, row.shape[0])
 
     def _session(self, path: Path) -> Any:
         options = onnxruntime.SessionOptions()
@@ -92,6 +107,10 @@ class OrtBackend(Backend):
             session = onnxruntime.InferenceSession(path, options, providers=chosen, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = str(error).strip().splitlines()[0]
+            if self.provider == "cuda":
+                raise ProviderError(
+                    f"ONNX Runtime cannot run {path} on the GPU ({reason}): `memedge doctor` says what is missing."
+                ) from None
             raise IntegrityError(f"ONNX Runtime cannot load {path} ({reason}): export the engine again.") from None
         if session.get_providers()[0] != self._execution_provider:
             raise ProviderError(

@@ -130,7 +130,7 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
 def reduce_indexed(
     cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int | None
 ) -> npt.NDArray[np.float64]:
-    """Return what reduce_rows does, for rows that each name their ε_0, and without raising for some that are not finite.
+    """Return what reduce_rows does for rows that each name their ε_0; some may be not finite.
 
     Args:
         cond: ε_c [R, C, H, W], of a dtype that reduce_rows takes.

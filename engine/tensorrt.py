@@ -12,6 +12,7 @@ from memedge.engine import plans
 from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError
+from memedge.engine.manifest import Manifest
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
 from memedge.engine.trt_module import load_module, make_logger
@@ -48,14 +49,14 @@ class TensorRtBackend(Backend):
         self.provider, self.precision = provider, manifest.precision
         self.identity = f"{provider} {trt.__version__} on {gpu}, plan {found.unet.plan.sha256}"
         self.most_rows = found.unet.plan.most
-        self._directory, self._make_memory = directory, make_memory
+        self._manifest, self._make_memory = manifest, make_memory
         self._own = threading.local()
         memory = make_memory()  # TensorRT needs the device to be current in this thread
         self._text_encoder = Program(trt, found.text, directory)
         self._unet = Program(trt, found.unet, directory)
         self._cached = {name: memory.upload(array) for name, array in directory.baseline.cached.items()}
         memory.wait()  # from here on they are for all threads
-        self._own.lane = Lane(memory, self._text_encoder, self._unet, directory, self._cached)
+        self._own.lane = Lane(memory, self._text_encoder, self._unet, manifest, self._cached)
 
     @property
     def memory(self) -> Memory:
@@ -81,7 +82,7 @@ class TensorRtBackend(Backend):
         lane: Lane | None = getattr(self._own, "lane", None)
         if lane is None:
             memory = self._make_memory()
-            lane = self._own.lane = Lane(memory, self._text_encoder, self._unet, self._directory, self._cached)
+            lane = self._own.lane = Lane(memory, self._text_encoder, self._unet, self._manifest, self._cached)
         return lane
 
 
@@ -104,9 +105,10 @@ class Program:
         self._how = self._configure(trt, managed) if self._is_rtx else managed
 
     def _configure(self, trt: Any, managed: Any) -> Any:
-        """Return how TensorRT-RTX is to run the plan on this GPU, for which it compiles kernels at a shape's first call.
+        """Return how TensorRT-RTX is to run the plan.
 
-        Those are kept beside the plan. LAZY would leave the slow ones, used until then, in our CUDA graphs.
+        It compiles kernels for this GPU at a shape's first call, which are kept beside the plan. LAZY would leave the
+        slow ones, used until then, in our CUDA graphs.
         """
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(managed)
@@ -152,7 +154,7 @@ class Program:
     def run(self, context: Any, memory: Memory) -> None:
         """Queue one execution; raises EngineError with TensorRT's reason."""
         if not context.execute_async_v3(memory.stream):
-            raise EngineError(f"TensorRT cannot run {self._path} ({self._logger.reason}): `memedge doctor` may say why.")
+            raise EngineError(f"TensorRT cannot run {self._path} ({self._logger.reason}): see `memedge doctor`.")
 
     def can_capture(self, context: Any, memory: Memory) -> bool:
         """Return whether the context's work can be recorded in a CUDA graph."""
@@ -189,10 +191,9 @@ class Lane:
     """
 
     def __init__(
-        self, memory: Memory, text_encoder: Program, unet: Program, directory: EngineDirectory, cached: dict[str, Tensor]
+        self, memory: Memory, text_encoder: Program, unet: Program, manifest: Manifest, cached: dict[str, Tensor]
     ):
         """Allocate buffers for the largest calls; raises EngineError if the GPU has no room for them."""
-        manifest = directory.manifest
         self.memory = memory
         self._text_encoder, self._unet, self._cached = text_encoder, unet, cached
         width = (manifest.tokens, manifest.state_width)

@@ -5,7 +5,6 @@ import sys
 import threading
 
 import fake_tensorrt
-import msgspec
 import numpy as np
 import pytest
 from memories import CountingMemory
@@ -68,8 +67,9 @@ def open_lane(directory, provider, memories=None, gpu="Card"):
     return TensorRtBackend(directory, provider, make, "sm89", gpu)
 
 
+@pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("provider", PROVIDERS)
-def test_scores_are_those_of_onnx_runtime(stand_in, built, provider):
+def test_scores_are_those_of_onnx_runtime(built, provider):
     own = Detector(Engine(built, open_lane(built, provider)))
     true = Detector.load(built.path, "cpu")
     for prompts in (PROMPTS, PROMPTS[:1], PROMPTS[2:5], PROMPTS):  # the last again, by graphs
@@ -79,7 +79,8 @@ def test_scores_are_those_of_onnx_runtime(stand_in, built, provider):
     assert own.info.key == f"{provider}-fp32"
 
 
-def test_only_ids_go_in_and_only_statistics_come_out(stand_in, built):
+@pytest.mark.usefixtures("stand_in")
+def test_only_ids_go_in_and_only_statistics_come_out(built):
     memories = []
     engine = Engine(built, open_lane(built, "tensorrt", memories))
     (memory,) = memories
@@ -91,7 +92,8 @@ def test_only_ids_go_in_and_only_statistics_come_out(stand_in, built):
         assert memory.downloads == [3 * 2 * 8]
 
 
-def test_calls_are_recorded_once_per_shape_and_replayed(stand_in, built):
+@pytest.mark.usefixtures("stand_in")
+def test_calls_are_recorded_once_per_shape_and_replayed(built):
     memories = []
     engine = Engine(built, open_lane(built, "tensorrt", memories))
     (memory,) = memories
@@ -159,7 +161,8 @@ def test_what_tensorrt_refuses_is_said_in_its_words(stand_in, built, refusal, er
         Engine(built, open_lane(built, "tensorrt"))
 
 
-def test_plans_for_another_gpu_are_refused(stand_in, built):
+@pytest.mark.usefixtures("stand_in")
+def test_plans_for_another_gpu_are_refused(built):
     with pytest.raises(ProviderError, match="memedge build"):
         open_lane(built, "tensorrt", gpu="Another card")
 
@@ -172,12 +175,10 @@ def test_without_tensorrt_the_error_names_the_extra(built):
         open_lane(built, "tensorrt")
 
 
-def test_a_plan_that_takes_fewer_rows_than_a_prompt_has_is_called_more_often(stand_in, built, tmp_path):
-    """One row per call: each of a prompt's two rows is a call."""
-    manifest = built.manifest
-    one = EngineDirectory(built.path, msgspec.structs.replace(manifest))
-    backend = open_lane(one, "tensorrt")
-    engine = Engine(one, backend)
+@pytest.mark.usefixtures("stand_in")
+def test_a_prompt_with_more_rows_than_a_plan_takes_is_several_calls(built):
+    engine = Engine(built, open_lane(built, "tensorrt"))
+    assert engine.rows_per_call == MOST["unet"]
     engine.rows_per_call = 1
     found = Detector(engine).score(PROMPTS)
     np.testing.assert_allclose(found.norm, Detector.load(built.path, "cpu").score(PROMPTS).norm, rtol=1e-5)

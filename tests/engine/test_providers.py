@@ -1,9 +1,11 @@
-"""The GPU providers on a GPU, against torch and against the processor: for machines that have one."""
+"""One test body for ONNX Runtime on the processor and, where there is a GPU, for all providers that use it."""
 
 import json
 import threading
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import reference
 from models import make_checkpoint
@@ -15,9 +17,9 @@ from memedge.engine.passes import Engine
 from memedge.engine.precision import ENGINE
 from memedge.export.export import export
 
-pytestmark = pytest.mark.gpu
 PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
 DRAWS = 2
+EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +34,11 @@ def exported(request, model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=ON_GPU)
+@pytest.fixture(params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
 def provider(request, exported):
     """A provider that can run here; TensorRT's has plans of the engine."""
+    if request.param == "cpu":
+        return "cpu"
     if missing := probe.missing_for(request.param):
         pytest.skip(missing)
     if request.param != "cuda":
@@ -46,15 +50,14 @@ def provider(request, exported):
 
 def test_statistics_are_those_of_torch(provider, exported, model):
     expected = reference.statistics(model, PROMPTS, DRAWS)
+    norm, alignment = (np.array([e[key] for e in expected]) for key in ("norm", "uncond_delta/channel"))
+    some = np.array([bool(prompt) for prompt in PROMPTS])
     detector = Detector.load(exported, provider)
     allowed = ENGINE[detector.info.precision]
-    for prompts in (PROMPTS, PROMPTS):  # plain, and as CUDA graphs
-        found = detector.score(prompts)
-        some = np.array([bool(prompt) for prompt in prompts])
-        np.testing.assert_allclose(found.norm[some], np.array([e.norm for e in expected])[some], rtol=allowed.norm)
-        np.testing.assert_allclose(
-            found.alignment[some], np.array([e.alignment for e in expected])[some], atol=allowed.alignment
-        )
+    for _ in range(2):  # the second time as CUDA graphs
+        found = detector.score(PROMPTS)
+        np.testing.assert_allclose(found.norm[some], norm[some], rtol=allowed.norm)
+        np.testing.assert_allclose(found.alignment[some], alignment[some], atol=allowed.alignment)
         assert found.norm[1] == found.alignment[1] == 0
 
 
@@ -91,10 +94,10 @@ def test_early_decisions_and_one_prompt_at_a_time(provider, exported):
     assert [verdict.passes for verdict in detector.detect(PROMPTS)] == [2 * DRAWS] * len(PROMPTS)
 
 
-def test_nothing_of_the_unet_is_copied_or_runs_on_the_processor(provider, exported, tmp_path, monkeypatch):
-    if provider != "cuda":
-        pytest.skip("a question for ONNX Runtime: TensorRT's plans run on the GPU alone")
-    import onnxruntime
+def test_nothing_is_copied_and_all_runs_where_it_should(provider, exported, tmp_path, monkeypatch):
+    """By ONNX Runtime's own profile; TensorRT's plans run on the GPU alone."""
+    if provider not in EXECUTION_PROVIDERS:
+        pytest.skip("only ONNX Runtime has a profile")
 
     plain = onnxruntime.SessionOptions
     profiles = []
@@ -110,8 +113,8 @@ def test_nothing_of_the_unet_is_copied_or_runs_on_the_processor(provider, export
     engine = Engine.open(exported, provider, None, None)
     engine.statistics(engine.encode(engine.tokenize(PROMPTS)[0]), "channel", "uncond_delta")
     for session in (engine.backend._text_encoder, engine.backend._unet):
-        events = json.loads(open(session.end_profiling()).read())  # noqa: SIM115, PTH123
+        events = json.loads(Path(session.end_profiling()).read_text())
         nodes = [event for event in events if event.get("cat") == "Node" and "provider" in event.get("args", {})]
         assert nodes
-        assert {node["args"]["provider"] for node in nodes} == {"CUDAExecutionProvider"}
+        assert {node["args"]["provider"] for node in nodes} == {EXECUTION_PROVIDERS[provider]}
         assert not [node for node in nodes if node["args"]["op_name"].startswith("Memcpy")]

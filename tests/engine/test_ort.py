@@ -1,0 +1,45 @@
+"""ONNX Runtime on a memory that counts what is moved: the code that runs on GPUs, on the processor's memory."""
+
+import pytest
+from memories import CountingMemory
+
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import ProviderError
+from memedge.engine.ort import OrtBackend
+from memedge.engine.passes import Engine
+
+
+@pytest.fixture
+def opened(engine):
+    directory = EngineDirectory.open(engine)
+    memory = CountingMemory()
+    backend = OrtBackend(engine, directory.baseline.cached, "fp32", memory, 1)
+    return Engine(directory, backend), memory, directory
+
+
+def test_cached_inputs_go_in_once(opened):
+    _, memory, directory = opened
+    cached = [array.nbytes for array in directory.baseline.cached.values()]
+    ids = 8 * directory.manifest.tokens
+    assert memory.uploads == [*cached, ids, directory.baseline.uncond.nbytes]
+
+
+@pytest.mark.parametrize("prompts", [["a star"], ["a", "b", "c"]])
+def test_only_ids_go_in_and_only_statistics_come_out(opened, prompts):
+    engine, memory, _ = opened
+    ids = engine.tokenize(prompts)[0]
+    for _ in range(2):
+        memory.reset()
+        engine.statistics(engine.encode(ids), "channel", "uncond_delta")
+        rows = 2 * len(prompts)
+        assert memory.uploads == [ids.nbytes, 8 * rows, 8 * rows]  # which cached row and which prompt is for each row
+        assert memory.downloads == [3 * 8 * rows]
+
+
+def test_a_provider_that_onnx_runtime_does_not_give_is_an_error(engine):
+    """Also where its package claims that it has it, as onnxruntime-gpu does without CUDA's libraries."""
+    memory = CountingMemory()
+    memory.device, memory.stream = "cuda", 1
+    directory = EngineDirectory.open(engine)
+    with pytest.raises(ProviderError, match="memedge doctor"):
+        OrtBackend(engine, directory.baseline.cached, "fp32", memory, 1)
