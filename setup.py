@@ -88,9 +88,11 @@ class BuildCore(build_ext):
             raise FileNotFoundError("nvcc is neither in CUDA_HOME nor on PATH")
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
-        compiled = str(temp / "guidance_stats.cu.o")
-        subprocess.run([nvcc, *NVCC_FLAGS, "-c", "csrc/guidance_stats.cu", "-o", compiled], check=True)
-        ext.extra_objects += [compiled, cuda_runtime(nvcc)]
+        compiled = []
+        for source in ("csrc/guidance_stats.cu", "csrc/to_host.cu"):
+            compiled.append(str(temp / f"{Path(source).name}.o"))
+            subprocess.run([nvcc, *NVCC_FLAGS, "-c", source, "-o", compiled[-1]], check=True)
+        ext.extra_objects += [*compiled, cuda_runtime(nvcc)]
         ext.sources.append("csrc/module_cuda.cc")
         ext.define_macros.append(("MEMEDGE_CUDA_TARGETS", ",".join(map(str, CUDA_TARGETS))))
         # CUDA's runtime stays private, so that it cannot be mistaken for PyTorch's.
@@ -148,6 +150,7 @@ def native_core():
             "csrc/guidance_stats.h",
             "csrc/row_loop.h",
             "csrc/serial.h",
+            "csrc/to_host.cu",
         ],
         cxx_std=17,
         extra_compile_args=["-O3", "-pthread", *WARNINGS],

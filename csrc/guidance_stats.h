@@ -80,4 +80,11 @@ std::size_t guidance_stats(const GuidanceStats& task, std::size_t threads, Isa i
 // out of range is NaN too. Returns null, or why nothing was enqueued.
 const char* cuda_guidance_stats(const GuidanceStats& task, void* stream);
 
+// The same on any device (to_host.cu), with out in host memory: waits for the stream, and so for the result. What is
+// enqueued on uncond_stream by now is done before; it may be the same stream. Returns null, or CUDA's words.
+const char* cuda_guidance_stats_to_host(GuidanceStats task, int device, void* stream, void* uncond_stream);
+
+// Which device an address belongs to. Returns null, or CUDA's words.
+const char* cuda_device_of(const void* pointer, int* device);
+
 }  // namespace memedge

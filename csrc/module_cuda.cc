@@ -19,6 +19,22 @@ void launch(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, cons
   check(cuda_guidance_stats(task, reinterpret_cast<void*>(stream)));
 }
 
+void to_host(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, const std::string& dtype, std::size_t rows,
+             std::size_t uncond_rows, std::size_t channels, std::size_t pixels, const std::string& operands, int device,
+             std::uintptr_t stream, std::uintptr_t uncond_stream) {
+  const GuidanceStats task = checked_task(cond, uncond, out, dtype, rows, uncond_rows, channels, pixels, operands, 0);
+  py::gil_scoped_release unlocked;
+  check(cuda_guidance_stats_to_host(task, device, reinterpret_cast<void*>(stream),
+                                    reinterpret_cast<void*>(uncond_stream)));
+}
+
+int device_of(std::uintptr_t pointer) {
+  int device = 0;
+  py::gil_scoped_release unlocked;
+  check(cuda_device_of(reinterpret_cast<const void*>(pointer), &device));
+  return device;
+}
+
 }  // namespace
 
 void define_cuda(py::module_& m) {
@@ -28,6 +44,12 @@ void define_cuda(py::module_& m) {
         "The same in memory of the current CUDA device, enqueued on the stream (a cudaStream_t) and not waited for. Rows "
         "that are not finite are NaN, and so are rows whose uncond row does not exist. Raises RuntimeError with CUDA's "
         "reason where nothing was enqueued.");
+  m.def("cuda_guidance_stats_to_host", &to_host, py::arg("cond_ptr"), py::arg("uncond_ptr"), py::arg("out_ptr"),
+        py::arg("dtype"), py::arg("rows"), py::arg("uncond_rows"), py::arg("channels"), py::arg("pixels"),
+        py::arg("operands"), py::arg("device"), py::arg("stream"), py::arg("uncond_stream"),
+        "The same on that device, with out in host memory: waits for the result. What was enqueued on either stream "
+        "before is done first.");
+  m.def("cuda_device", &device_of, py::arg("pointer"), "The number of the GPU that an address belongs to.");
 }
 
 }  // namespace memedge

@@ -1,11 +1,11 @@
-"""Reads other libraries' tensors through DLPack, without importing those libraries.
+"""Reads other libraries' tensors through DLPack, on the host or on an NVIDIA GPU, without importing those libraries.
 
 NumPy's own `from_dlpack` knows no bfloat16 and no devices, so the capsule is read here (https://dmlc.github.io/dlpack).
 """
 
 import ctypes
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from memedge.engine.errors import InputError
 
 # Device types whose memory the processor can read: plain and CUDA-pinned host memory.
 _HOST = {1, 3}
-_DEVICES = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA managed memory", 14: "oneAPI"}
+_CUDA = {2, 13}  # plain and managed memory of an NVIDIA GPU
+_OTHERS = {4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 14: "oneAPI"}
 # (type code, bits): codes are 2 for IEEE floats, 4 for bfloat16.
 _DTYPES = {(2, 32): "float32", (2, 16): "float16", (4, 16): "bfloat16", (2, 64): "float64"}
 _TYPESTR = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
 
+LEGACY_STREAM = 1  # CUDA's default stream, in DLPack as in CUDA itself: the other streams' producers wait for it
 _SHARES_READ_ONLY = (1, 0)  # the DLPack version from which a tensor that must not be written to can be shared
 
 
@@ -69,7 +71,9 @@ class ForeignTensor:
         shape: its dimensions.
         strides: in elements, one per dimension.
         dtype: "float32", "float16", "bfloat16" or "float64".
-        owner: the capsule that keeps the memory alive.
+        owner: what keeps the memory alive.
+        device: the number of the NVIDIA GPU that holds it; None: host memory.
+        stream: the CUDA stream on which it is ready, a cudaStream_t; None: on any.
     """
 
     pointer: int
@@ -77,6 +81,8 @@ class ForeignTensor:
     strides: tuple[int, ...]
     dtype: str
     owner: object
+    device: int | None = None
+    stream: int | None = None
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
@@ -90,45 +96,50 @@ class ForeignTensor:
         }
 
     def array(self) -> npt.NDArray[Any]:
-        """The same memory as a read-only array that keeps it alive; bfloat16 as its bits, uint16."""
+        """The same host memory as a read-only array that keeps it alive; bfloat16 as its bits, uint16."""
         return np.asarray(self)
 
 
+def gpu(tensor: Any, name: str) -> int | None:
+    """The number of the NVIDIA GPU that the tensor is on, None for host memory; an InputError for other devices."""
+    kind, number = (int(part) for part in tensor.__dlpack_device__())
+    if kind in _CUDA:
+        return number
+    if kind not in _HOST:
+        device = _OTHERS.get(kind, f"DLPack type {kind}")
+        raise InputError(f"{name} is on a device ({device}) that is not an NVIDIA GPU: copy it to the host first.")
+    return None
+
+
 def read(tensor: Any, name: str) -> ForeignTensor:
-    """Read a tensor in host memory through `__dlpack__`, without copying.
+    """Read a tensor through `__dlpack__`, without copying.
+
+    One on a GPU is ready on CUDA's default stream: its library is asked to make that stream wait for its own work.
 
     Args:
         tensor: an object with `__dlpack__` and `__dlpack_device__` (torch, JAX, CuPy, ...).
         name: what to call it in errors.
 
     Raises:
-        InputError: a tensor that is on a device, requires gradients, is of another dtype or cannot be exported.
+        InputError: a tensor on another device, that requires gradients, is of another dtype or cannot be exported.
     """
     if getattr(tensor, "requires_grad", False) is True:
         raise InputError(f"{name} requires gradients, which the reduction does not follow: pass {name}.detach().")
-    device = int(tensor.__dlpack_device__()[0])
-    if device not in _HOST:
-        raise device_error(name, _DEVICES.get(device, f"DLPack type {device}"))
+    device = gpu(tensor, name)
+    stream = None if device is None else LEGACY_STREAM
     try:
-        capsule = _export(tensor)
+        capsule = _export(tensor, {} if stream is None else {"stream": stream})
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be read through DLPack ({error}): pass a NumPy array.") from error
-    return _parse(capsule, name)
+        remedy = "pass a NumPy array" if device is None else f"make GPU {device} current, or copy it to the host"
+        raise InputError(f"{name} cannot be read through DLPack ({error}): {remedy}.") from error
+    return replace(_parse(capsule, name), device=device, stream=stream)
 
 
-def device_error(name: str, device: str) -> InputError:
-    """The error for a tensor that is not in host memory."""
-    return InputError(
-        f"{name} is on a device ({device}), and reducing there needs the CUDA build, which this version does not have: "
-        "copy it to the host first."
-    )
-
-
-def _export(tensor: Any) -> object:
+def _export(tensor: Any, stream: dict[str, int]) -> object:
     try:
-        return tensor.__dlpack__(max_version=_SHARES_READ_ONLY)
+        return tensor.__dlpack__(max_version=_SHARES_READ_ONLY, **stream)
     except TypeError:  # a library older than that argument
-        return tensor.__dlpack__()
+        return tensor.__dlpack__(**stream)
 
 
 def _parse(capsule: object, name: str) -> ForeignTensor:

@@ -13,11 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine import dlpack, numpy_reduction
+from memedge.engine import device_arrays, dlpack, numpy_reduction
+from memedge.engine.dlpack import ForeignTensor
 from memedge.engine.errors import InputError, NotFiniteError
 
 OPERANDS = ("uncond_delta", "cond_uncond", "cond_delta")
 ALIGNMENTS = ("channel", "flat")
+
+Tensor = npt.NDArray[Any] | ForeignTensor  # in host memory, or on a GPU
 
 _NATIVE = {np.dtype(name): name for name in ("float32", "float16", "float64")}
 
@@ -98,26 +101,35 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
     """Return norm and cosines of each guidance vector Δ = ε_c − ε_0 in one pass (METHODS.md §1).
 
     Halves are widened to float32; float64 is narrowed to it. A vector's norm is clamped from below at 1e-8 in a cosine
-    (PyTorch's rule), so Δ = 0 gives 0. Values beyond about 1e19 overflow float32 when squared and count as not finite.
+    (PyTorch's rule), so Δ = 0 gives 0. Values beyond about 1e19 overflow float32 when squared and count as not finite;
+    on a GPU, which sums a whole row's squares in float32, those beyond about 1e19 / √(C·H·W).
+
+    Tensors on an NVIDIA GPU are reduced there, after the work that their library has enqueued on them. The results come
+    back to the host, so this call waits for them.
 
     Args:
-        cond: ε_c [..., C, H, W]: a NumPy array (ml_dtypes' bfloat16 too) or anything with DLPack (torch, JAX) in host
-            memory; float32, float16, bfloat16 or float64. What is not contiguous is copied.
-        uncond: ε_0, of the same dtype and C, H, W, whose leading shape ends cond's (leading ones are ignored): each is
-            used for all of cond's rows that share those trailing indices.
+        cond: ε_c [..., C, H, W]: a NumPy array (ml_dtypes' bfloat16 too), anything with DLPack (torch, JAX, CuPy) in
+            host memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16, bfloat16 or,
+            in host memory, float64. What is not contiguous is copied; on a GPU it is refused.
+        uncond: ε_0, on the same device, of the same dtype and C, H, W, whose leading shape ends cond's (leading ones
+            are ignored): each is used for all of cond's rows that share those trailing indices.
         operands: the cosine's pair: "uncond_delta" (ε_0, Δ), "cond_uncond" (ε_c, ε_0) or "cond_delta" (ε_c, Δ).
-        threads: at most this many; None: as many as this process may run on. Results don't depend on it.
+        threads: at most this many; None: as many as this process may run on. Results don't depend on it. Not for GPUs.
 
     Raises:
         InputError: arrays that cannot be read or do not fit together, or an option that does not exist.
+        ProviderError: CUDA fails.
         NotFiniteError: NaN, infinity or overflow in any row: never a score.
     """
     _check_call(operands, threads)
-    c, u, dtype = _host_pair(cond, uncond)
+    c, u, dtype = _read_both(cond, uncond)
     leading, rows, uncond_rows = _pair(c.shape, u.shape)
-    latent = c.shape[-3:]
-    c, u = c.reshape(rows, *latent), u.reshape(uncond_rows, *latent)
-    out, bad = _reduce(c, u, None, dtype, operands, threads)
+    if isinstance(c, ForeignTensor) and isinstance(u, ForeignTensor):
+        out, bad = device_arrays.reduce(device_arrays.cuda_core(_core, "cond"), c, u, rows, uncond_rows, operands)
+    else:
+        latent = c.shape[-3:]
+        c, u = _on_host(c, u)
+        out, bad = _reduce(c.reshape(rows, *latent), u.reshape(uncond_rows, *latent), None, dtype, operands, threads)
     if bad:
         first = np.flatnonzero(np.isnan(out[0]))[0]
         raise NotFiniteError(
@@ -130,10 +142,10 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
 def reduce_indexed(
     cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int | None
 ) -> npt.NDArray[np.float64]:
-    """Return what reduce_rows does for rows that each name their ε_0; some may be not finite.
+    """Return what reduce_rows does, where each row names its ε_0; rows that are not finite are NaN, not an error.
 
     Args:
-        cond: ε_c [R, C, H, W], of a dtype that reduce_rows takes.
+        cond: ε_c [R, C, H, W] in host memory, of a dtype that reduce_rows takes.
         uncond: ε_0 [K, C, H, W], of the same dtype.
         row: int64 [R], each in [0, K): which ε_0 belongs to each ε_c.
         operands: the cosine's pair, as in reduce_rows.
@@ -146,7 +158,8 @@ def reduce_indexed(
         InputError: arrays that do not fit together, or an option that does not exist.
     """
     _check_call(operands, threads)
-    c, u, dtype = _host_pair(cond, uncond)
+    c, u, dtype = _read_both(cond, uncond)
+    c, u = _on_host(c, u)
     _check_shapes(c.shape, u.shape)
     if c.ndim != 4 or u.ndim != 4 or row.shape != c.shape[:1] or row.dtype != np.int64:
         raise InputError(
@@ -199,22 +212,31 @@ def _reduce(
     return out, bad
 
 
-def _host_pair(cond: Any, uncond: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], str]:
-    c, dtype = _host_array(cond, "cond")
-    u, uncond_dtype = _host_array(uncond, "uncond")
+def _read_both(cond: Any, uncond: Any) -> tuple[Tensor, Tensor, str]:
+    c, dtype = _read(cond, "cond")
+    u, uncond_dtype = _read(uncond, "uncond")
     if dtype != uncond_dtype:
         raise InputError(f"cond is {dtype} and uncond is {uncond_dtype}: convert one to the other's dtype.")
     return c, u, dtype
 
 
-def _host_array(tensor: Any, name: str) -> tuple[npt.NDArray[Any], str]:
-    """The tensor as an array in host memory, bfloat16 as its bits, and its dtype's name."""
+def _on_host(cond: Tensor, uncond: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    if isinstance(cond, ForeignTensor) or isinstance(uncond, ForeignTensor):
+        raise InputError("Of cond and uncond, one is on a GPU and one in host memory: move one to the other's device.")
+    return cond, uncond
+
+
+def _read(tensor: Any, name: str) -> tuple[Tensor, str]:
+    """The tensor, bfloat16 in host memory as its bits, and its dtype's name."""
     if not isinstance(tensor, np.ndarray):
         if hasattr(tensor, "__dlpack_device__"):
+            if dlpack.gpu(tensor, name) is not None:
+                device_arrays.cuda_core(_core, name)
             foreign = dlpack.read(tensor, name)
-            return foreign.array(), foreign.dtype
+            return (foreign.array() if foreign.device is None else foreign), foreign.dtype
         if hasattr(tensor, "__cuda_array_interface__"):
-            raise dlpack.device_error(name, "CUDA")
+            foreign = device_arrays.read(tensor, name, device_arrays.cuda_core(_core, name))
+            return foreign, foreign.dtype
         raise InputError(f"{name} is a {type(tensor).__name__}: pass a NumPy array or a tensor with DLPack.")
     if (dtype := _NATIVE.get(tensor.dtype)) is not None:
         return tensor, dtype

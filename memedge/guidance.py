@@ -38,16 +38,22 @@ def guidance_stats(
     A server that does classifier-free guidance has both at its first step. The norm is meant at the first (noisiest)
     timestep, the alignment at a late one; each is given for the timestep of the predictions passed in.
 
+    Predictions on an NVIDIA GPU are reduced there, after the work that their library has enqueued on them; the results
+    come back to the host, so this call waits for them.
+
     Args:
-        eps_cond: conditional predictions [..., C, H, W]: a NumPy array or anything with DLPack (torch, JAX) on the
-            CPU; float32, float16 or bfloat16.
-        eps_uncond: unconditional predictions, of the same dtype, whose leading shape ends eps_cond's.
+        eps_cond: conditional predictions [..., C, H, W]: a NumPy array, anything with DLPack (torch, JAX, CuPy) in host
+            memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16 or bfloat16.
+            Contiguous, if on a GPU.
+        eps_uncond: unconditional predictions, on the same device, of the same dtype, whose leading shape ends
+            eps_cond's.
         alignment: "channel" averages the cosine over the channels of each pixel, "flat" takes it of whole tensors.
         operands: the cosine's pair: "uncond_delta" (ε_0, Δ), "cond_uncond" (ε_c, ε_0) or "cond_delta" (ε_c, Δ).
         prediction_type: what the predictions are; "v_prediction" needs `alpha_cumprod`, ᾱ at their timestep.
 
     Raises:
         InputError: arrays that do not fit together, or an option that does not exist.
+        ProviderError: CUDA fails.
         NotFiniteError: NaN or infinity in the predictions.
     """
     if prediction_type not in ("epsilon", "v_prediction"):

@@ -240,20 +240,11 @@ def test_float64_beyond_float32_is_an_error():
 
 
 class OnDevice:
-    def __init__(self, device):
-        self.device = device
-
     def __dlpack_device__(self):
-        return (self.device, 0)
+        return (99, 0)
 
     def __dlpack__(self, **_):
         raise AssertionError("a device's memory must not be touched")
-
-
-class CudaArray:
-    @property
-    def __cuda_array_interface__(self):
-        return {"shape": (4, 8, 8), "typestr": "<f4", "data": (0, True), "version": 3}
 
 
 LATENT = np.zeros((4, 8, 8), np.float32)
@@ -277,9 +268,7 @@ LATENT = np.zeros((4, 8, 8), np.float32)
         (np.zeros((4, 4, 8, 8), np.float32), np.zeros((2, 4, 8, 8), np.float32), "must end cond's"),
         (LATENT, np.zeros((2, 4, 8, 8), np.float32), "must end cond's"),
         (np.zeros((2, 1, 4, 8, 8), np.float32), np.zeros((2, 1, 1, 4, 8, 8), np.float32), "must end cond's"),
-        (OnDevice(2), LATENT, r"cond is on a device \(CUDA\).*CUDA build"),
-        (OnDevice(99), LATENT, r"DLPack type 99"),
-        (LATENT, CudaArray(), r"uncond is on a device \(CUDA\).*CUDA build"),
+        (OnDevice(), LATENT, r"cond is on a device \(DLPack type 99\) that is not an NVIDIA GPU"),
         (torch.zeros(4, 8, 8, requires_grad=True), LATENT, r"requires gradients.*cond\.detach\(\)"),
         (torch.zeros(4, 8, 8, dtype=torch.int64), LATENT, "64 bits: convert"),
         (torch.zeros(4, 8, 8, dtype=torch.complex64), LATENT, "convert"),
