@@ -1,0 +1,211 @@
+"""Where tensors lie and work on them is queued: a protocol for the host and for GPUs, and the host's implementation.
+
+A backend computes in one memory; what is done with its outputs there (copies, the reduction, the way back to the host)
+is written once, for any memory.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine import reduction
+from memedge.engine.errors import NotFiniteError
+from memedge.engine.machine import usable_processors
+
+_PREDICTIONS = (np.dtype(np.float32), np.dtype(np.float16))
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A contiguous array in some memory: where it lies, and what keeps it alive.
+
+    Attributes:
+        pointer: address of its first byte, in the memory that made it.
+        shape: its dimensions.
+        dtype: its items' type, in this machine's byte order.
+        owner: what must not be garbage collected while the tensor is in use. Tensors may share it: a part of a tensor
+            is a Tensor with a later pointer, a smaller shape and the same owner.
+    """
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: object
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Memory(Protocol):
+    """One device's memory and the queue of work on it.
+
+    Every call may return before its work is done; all of it is done in the order of the calls, and only `download`
+    waits. Safe to call from several threads, whose calls then mix in one queue.
+
+    Attributes:
+        device: "cpu" or "cuda", as ONNX Runtime calls it.
+        index: which of those devices.
+    """
+
+    device: str
+    index: int
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        """Return a new tensor whose values are whatever lies there; raises EngineError if it finds no room."""
+
+    def upload(self, array: npt.NDArray[Any]) -> Tensor:
+        """Return a tensor with the array's values; raises EngineError if it finds no room.
+
+        It may share the array's memory: don't change the array while the tensor lives, nor write to the tensor. Tensors
+        that are written to come from `empty`.
+        """
+
+    def write(self, array: npt.NDArray[Any], target: Tensor) -> None:
+        """Copy a host array into a tensor of as many bytes, whatever the shapes; the array may be changed afterwards.
+
+        Raises:
+            ValueError: they differ in size.
+        """
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copy a tensor into another of as many bytes, both in this memory; raises ValueError if they differ in size.
+
+        They don't overlap.
+        """
+
+    def download(self, tensor: Tensor) -> npt.NDArray[Any]:
+        """Wait for all work before, and return the tensor's values as an array of the caller's own."""
+
+    def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
+        """Compute the statistics of each guidance vector Δ = ε_c − ε_0 (METHODS.md §1).
+
+        Args:
+            cond: ε_c, float32 or float16 [R, C, H, W].
+            uncond: ε_0, [K, C, H, W] of the same dtype.
+            row: int64 [R], which of the K is each row's ε_0.
+            operands: the cosine's pair, one of reduction.OPERANDS.
+            out: float64 [3, R]: the norms, the cosines over channels and the flat ones; NaN where a row is not finite.
+
+        Raises:
+            ValueError: shapes or dtypes that don't fit together.
+        """
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record what `work` queues, and return a function that queues it again, on the same tensors, at less cost.
+
+        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. The caller keeps every
+        tensor that it uses alive as long as the returned function.
+        """
+
+
+class HostMemory:
+    """The processor's memory; there is no queue: every call returns when its work is done."""
+
+    device = "cpu"
+    index = 0
+
+    def __init__(self, threads: int | None = None):
+        """Reduce with at most `threads` threads (default: as many as this process may use)."""
+        self._threads = threads or usable_processors()
+
+    def empty(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Tensor:
+        return _tensor(np.empty(shape, dtype))
+
+    def upload(self, array: npt.NDArray[Any]) -> Tensor:
+        """Return a tensor that shares the array if it is contiguous; writing to either's memory is then refused."""
+        shared = np.ascontiguousarray(array).view()
+        shared.flags.writeable = False
+        return _tensor(shared)
+
+    def write(self, array: npt.NDArray[Any], target: Tensor) -> None:
+        check_sizes(array.nbytes, target)
+        _view(target, array.dtype, array.shape)[...] = array
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        check_sizes(source.nbytes, target)
+        _view(target)[...] = _view(source, target.dtype, target.shape)
+
+    def download(self, tensor: Tensor) -> npt.NDArray[Any]:
+        return _view(tensor).copy()
+
+    def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
+        check_reduction(cond, uncond, row, operands, out)
+        _view(out)[...] = _reduce_indexed(_view(cond), _view(uncond), _view(row), operands, self._threads)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
+
+class _Interface:
+    """What NumPy needs to see a tensor's bytes, and to keep them alive, without copying."""
+
+    def __init__(self, tensor: Tensor, dtype: np.dtype[Any], shape: tuple[int, ...]):
+        self._owner = tensor.owner
+        read_only = isinstance(tensor.owner, np.ndarray) and not tensor.owner.flags.writeable
+        self.__array_interface__ = {
+            "data": (tensor.pointer, read_only),
+            "shape": shape,
+            "typestr": dtype.str,
+            "version": 3,
+        }
+
+
+def _tensor(array: npt.NDArray[Any]) -> Tensor:
+    return Tensor(array.__array_interface__["data"][0], array.shape, array.dtype, array)
+
+
+def _view(tensor: Tensor, dtype: np.dtype[Any] | None = None, shape: tuple[int, ...] | None = None) -> npt.NDArray[Any]:
+    """The tensor's own memory as an array, of another dtype and shape if they are given."""
+    return np.asarray(
+        _Interface(tensor, tensor.dtype if dtype is None else dtype, tensor.shape if shape is None else shape)
+    )
+
+
+def check_sizes(nbytes: int, target: Tensor) -> None:
+    """Raise ValueError unless the target has as many bytes: a copy would run past one of both."""
+    if nbytes != target.nbytes:
+        raise ValueError(f"{nbytes} bytes don't fit a {target.dtype} tensor of shape {target.shape}.")
+
+
+def check_reduction(cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
+    """Raise ValueError unless the tensors are what Memory.reduce says: kernels read as much as the shapes promise.
+
+    The values of `row` cannot be seen here: on a GPU they may not be there yet.
+    """
+    if operands not in reduction.OPERANDS:
+        raise ValueError(f"There are no operands {operands!r}: use one of {', '.join(reduction.OPERANDS)}.")
+    if cond.dtype not in _PREDICTIONS or uncond.dtype != cond.dtype:
+        raise ValueError(f"cond is {cond.dtype} and uncond {uncond.dtype}: both must be float32 or both float16.")
+    if (
+        len(cond.shape) != 4
+        or len(uncond.shape) != 4
+        or cond.shape[1:] != uncond.shape[1:]
+        or 0 in cond.shape + uncond.shape
+    ):
+        raise ValueError(
+            f"cond has shape {cond.shape} and uncond {uncond.shape}: they need [R, C, H, W], [K, C, H, W]."
+        )
+    rows = cond.shape[0]
+    if row.dtype != np.int64 or row.shape != (rows,):
+        raise ValueError(f"row is {row.dtype} of shape {row.shape}: it must be int64 of shape ({rows},).")
+    if out.dtype != np.float64 or out.shape != (3, rows):
+        raise ValueError(f"out is {out.dtype} of shape {out.shape}: it must be float64 of shape (3, {rows}).")
+
+
+def _reduce_indexed(
+    cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int
+) -> npt.NDArray[np.float64]:
+    """Row by row, until reduction.reduce_indexed does it in one call."""
+    out = np.full((3, len(cond)), np.nan)
+    for r, k in enumerate(row):
+        with contextlib.suppress(NotFiniteError):
+            s = reduction.reduce_rows(cond[r], uncond[k], operands, threads)
+            out[:, r] = s.norm, s.channel, s.flat
+    return out
