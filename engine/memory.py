@@ -100,8 +100,9 @@ class Memory(Protocol):
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues, and return a function that queues it again, on the same tensors, at less cost.
 
-        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. The caller keeps every
-        tensor that it uses alive as long as the returned function.
+        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. It may be called here
+        and later, so it does the same each time. The caller keeps every tensor that it uses alive as long as the
+        returned function.
         """
 
 
