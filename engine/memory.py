@@ -121,7 +121,7 @@ class HostMemory:
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """Return a tensor that shares the array if it is contiguous; writing to either's memory is then refused."""
-        shared = np.ascontiguousarray(array).view()
+        shared = np.asarray(array, order="C").view()
         shared.flags.writeable = False
         return _tensor(shared)
 

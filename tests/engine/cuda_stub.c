@@ -33,7 +33,7 @@ enum {
 #define DEVICES 2
 #define DEVICE_BIT ((Pointer)1 << 56)  // no host address has it
 
-static struct {
+static struct {  // StubCounts in tests/support/gpu.py
   int64_t to_device, to_host, within;  // bytes copied
   int64_t live, live_bytes;            // allocations
   int64_t streams, graphs;             // handles that are not destroyed
@@ -41,8 +41,7 @@ static struct {
   int64_t waits, launches;
 } counts;
 
-// What tests read, in the order above.
-void stub_counts(int64_t* out) { memcpy(out, &counts, sizeof counts); }
+void stub_counts(void* out) { memcpy(out, &counts, sizeof counts); }
 
 static pthread_mutex_t mutex;
 static void __attribute__((constructor)) start(void) {
@@ -447,5 +446,8 @@ Result cuDeviceGet(int* device, int ordinal) { return device_get(device, ordinal
 Result cuDeviceGetName(char* name, int length, int device) { return device_name(name, length, device); }
 Result cuDeviceTotalMem_v2(size_t* bytes, int device) { return device_memory(bytes, device); }
 Result cuDeviceGetAttribute(int* value, int attribute, int device) { return device_attribute(value, attribute, device); }
+Result cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* argument) {
+  return call(stream, function, argument);
+}
 Result cuGetErrorName(Result code, const char** name) { return error_name(code, name); }
 Result cuGetErrorString(Result code, const char** text) { return error_string(code, text); }
