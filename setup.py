@@ -91,7 +91,8 @@ class BuildCore(build_ext):
         compiled = str(temp / "guidance_stats.cu.o")
         subprocess.run([nvcc, *NVCC_FLAGS, "-c", "csrc/guidance_stats.cu", "-o", compiled], check=True)
         ext.extra_objects += [compiled, cuda_runtime(nvcc)]
-        ext.define_macros.append(("MEMEDGE_CUDA", None))
+        ext.sources.append("csrc/module_cuda.cc")
+        ext.define_macros.append(("MEMEDGE_CUDA_TARGETS", ",".join(map(str, CUDA_TARGETS))))
         # CUDA's runtime stays private, so that it cannot be mistaken for PyTorch's.
         ext.extra_link_args += ["-ldl", "-lrt", "-Wl,--exclude-libs,ALL"]
 
@@ -141,6 +142,7 @@ def native_core():
         "memedge._core",
         ["csrc/guidance_stats.cc", "csrc/module.cc"],
         depends=[
+            "csrc/binding.h",
             "csrc/guidance_stats.cu",
             "csrc/guidance_stats.cuh",
             "csrc/guidance_stats.h",

@@ -90,10 +90,10 @@ std::size_t usable_processors() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
-std::size_t thread_count(const GuidanceStats& task) {
+std::size_t thread_count(const GuidanceStats& task, std::size_t most) {
   const std::size_t worthwhile = task.rows * task.channels * task.pixels / kMinElementsPerThread;
-  if (worthwhile <= 1 || task.threads == 1) return 1;
-  return std::min({worthwhile, task.rows, task.threads ? task.threads : usable_processors()});
+  if (worthwhile <= 1 || most == 1) return 1;
+  return std::min({worthwhile, task.rows, most ? most : usable_processors()});
 }
 
 }  // namespace
@@ -103,8 +103,8 @@ const std::vector<Isa>& available_isas() {
   return isas;
 }
 
-std::size_t guidance_stats(const GuidanceStats& task) {
-  const RowKernel row_kernel = kernel(task.isa, task.dtype, task.operands);
+std::size_t guidance_stats(const GuidanceStats& task, std::size_t threads, Isa isa) {
+  const RowKernel row_kernel = kernel(isa, task.dtype, task.operands);
   const std::size_t row_bytes = task.channels * task.pixels * (task.dtype == DType::float32 ? 4 : 2);
   const char* cond = static_cast<const char*>(task.cond);
   const char* uncond = static_cast<const char*>(task.uncond);
@@ -112,8 +112,9 @@ std::size_t guidance_stats(const GuidanceStats& task) {
 
   const auto work = [&] {
     for (std::size_t r; (r = next.fetch_add(1, std::memory_order_relaxed)) < task.rows;) {
-      const RowSums sums = row_kernel(cond + r * row_bytes, uncond + r % task.uncond_rows * row_bytes, task.channels,
-                                      task.pixels);
+      const std::size_t paired = task.row ? static_cast<std::size_t>(task.row[r]) : r % task.uncond_rows;
+      const RowSums sums =
+          row_kernel(cond + r * row_bytes, uncond + paired * row_bytes, task.channels, task.pixels);
       double norm = std::sqrt(sums.dd);
       double channel = std::clamp(sums.cosine / static_cast<double>(task.pixels), -1.0, 1.0);
       double flat = std::clamp(cosine(sums.aa, sums.bb, sums.ab), -1.0, 1.0);
@@ -129,7 +130,7 @@ std::size_t guidance_stats(const GuidanceStats& task) {
   };
 
   std::vector<std::thread> helpers;
-  const std::size_t count = thread_count(task) - 1;
+  const std::size_t count = thread_count(task, threads) - 1;
   helpers.reserve(count);
   try {
     while (helpers.size() < count) helpers.emplace_back(work);

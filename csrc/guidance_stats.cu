@@ -15,12 +15,12 @@ cudaError_t launch(unsigned count, DeviceRows rows, bool vector, cudaStream_t st
 }
 
 template <class T>
-const char* launch(const DeviceGuidanceStats& task, cudaStream_t stream) {
+const char* launch(const GuidanceStats& task, cudaStream_t stream) {
   const auto both = reinterpret_cast<std::uintptr_t>(task.cond) | reinterpret_cast<std::uintptr_t>(task.uncond);
   if (both % sizeof(T)) return "cond or uncond does not start at a multiple of its items' size";
   const bool vector = both % 16 == 0 && task.pixels % kPixelsPerLoad<T> == 0;
   const auto count = static_cast<unsigned>(task.rows);
-  const DeviceRows rows{task.cond,     task.uncond, task.out,
+  const DeviceRows rows{task.cond,     task.uncond, task.row, task.out,
                         task.channels, task.pixels, static_cast<unsigned>(task.uncond_rows)};
   cudaError_t error;
   switch (task.operands) {
@@ -38,9 +38,10 @@ const char* launch(const DeviceGuidanceStats& task, cudaStream_t stream) {
 
 }  // namespace
 
-const char* guidance_stats(const DeviceGuidanceStats& task, void* stream_handle) {
-  if (task.rows > INT_MAX || task.uncond_rows > task.rows) return "more rows than a launch has blocks for, or too few";
-  if (reinterpret_cast<std::uintptr_t>(task.out) % alignof(double)) return "out does not start at a multiple of 8";
+const char* cuda_guidance_stats(const GuidanceStats& task, void* stream_handle) {
+  if (task.rows > INT_MAX || task.uncond_rows > INT_MAX) return "there are more rows than a launch has blocks for";
+  const auto both = reinterpret_cast<std::uintptr_t>(task.out) | reinterpret_cast<std::uintptr_t>(task.row);
+  if (both % alignof(double)) return "out or row does not start at a multiple of 8";
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   switch (task.dtype) {
     case DType::float16:

@@ -33,6 +33,7 @@ constexpr unsigned kPixelsPerLoad = 16 / sizeof(T);
 struct DeviceRows {
   const void* cond;
   const void* uncond;
+  const std::int64_t* row;
   double* out;
   std::size_t channels, pixels;
   unsigned uncond_rows;
@@ -118,13 +119,21 @@ __device__ inline double clamped_cosine(double aa, double bb, double ab) {
   return fmax(-1.0, fmin(1.0, ab / (sqrt(fmax(aa, kMinSquaredNorm)) * sqrt(fmax(bb, kMinSquaredNorm)))));
 }
 
+__device__ inline void store(const DeviceRows& rows, double norm, double channel, double flat) {
+  double* out = rows.out + blockIdx.x;
+  out[0] = norm;
+  out[gridDim.x] = channel;
+  out[std::size_t{2} * gridDim.x] = flat;
+}
+
 __device__ inline void store(const DeviceRows& rows, const float (&sums)[kSums]) {
   const double aa = sums[0], bb = sums[1], ab = sums[2], dd = sums[3], cosine = sums[4];
-  const bool finite = isfinite(aa) && isfinite(bb) && isfinite(dd);
-  double* out = rows.out + blockIdx.x;
-  out[0] = finite ? sqrt(dd) : NAN;
-  out[gridDim.x] = finite ? fmax(-1.0, fmin(1.0, cosine / static_cast<double>(rows.pixels))) : NAN;
-  out[std::size_t{2} * gridDim.x] = finite ? clamped_cosine(aa, bb, ab) : NAN;
+  if (isfinite(aa) && isfinite(bb) && isfinite(dd)) {
+    store(rows, sqrt(dd), fmax(-1.0, fmin(1.0, cosine / static_cast<double>(rows.pixels))),
+          clamped_cosine(aa, bb, ab));
+  } else {
+    store(rows, NAN, NAN, NAN);
+  }
 }
 
 // Launched with one block of kThreads for each row. kCount is the pixels a thread loads at once: 1, or kPixelsPerLoad
@@ -132,8 +141,13 @@ __device__ inline void store(const DeviceRows& rows, const float (&sums)[kSums])
 template <class T, Operands kOperands, unsigned kCount>
 __global__ void __launch_bounds__(kThreads) guidance_stats_kernel(const DeviceRows rows) {
   const std::size_t channels = rows.channels, pixels = rows.pixels;
+  const std::size_t row = rows.row ? static_cast<std::size_t>(rows.row[blockIdx.x]) : blockIdx.x % rows.uncond_rows;
+  if (row >= rows.uncond_rows) {  // a negative index too; the host cannot look at what is in the GPU's memory
+    if (threadIdx.x == 0) store(rows, NAN, NAN, NAN);
+    return;
+  }
   const T* cond = static_cast<const T*>(rows.cond) + blockIdx.x * (channels * pixels);
-  const T* uncond = static_cast<const T*>(rows.uncond) + blockIdx.x % rows.uncond_rows * (channels * pixels);
+  const T* uncond = static_cast<const T*>(rows.uncond) + row * (channels * pixels);
   CarriedSum carried[kSums];
 
   for (std::size_t p = threadIdx.x * kCount; p < pixels; p += kThreads * kCount) {

@@ -1,8 +1,8 @@
 // Guidance statistics: how far, and in which direction, a prompt moves a diffusion model's prediction.
 //
 // For the conditional prediction cond [rows, C, P] and the unconditional one uncond [uncond_rows, C, P] (contiguous,
-// P = H * W, rows % uncond_rows == 0, row r is paired with uncond row r % uncond_rows) and delta = cond - uncond, one
-// pass over the data gives per row, in float64:
+// P = H * W), where row r is paired with uncond row row[r], or r % uncond_rows without an index, and
+// delta = cond - uncond, one pass over the data gives per row, in float64:
 //
 //   norm     ||delta||_2 over all C * P values
 //   channel  mean over pixels of the cosine, over channels, between the two operands a and b
@@ -12,8 +12,9 @@
 //   * halves are widened to float32 first; delta is a float32 subtraction;
 //   * a cosine is a.b / (max(||a||, 1e-8) * max(||b||, 1e-8)), PyTorch's rule, so a zero vector gives 0;
 //     rounding never takes it out of [-1, 1];
-//   * a row that holds NaN or infinity, or whose float32 squares overflow (values beyond about 1e19), gives three NaNs:
-//     such a row never gets a finite score;
+//   * a row that holds NaN or infinity, or whose float32 squares overflow, gives three NaNs: such a row never gets a
+//     finite score. On a CPU that takes values beyond about 1e19, on a GPU, where the squares of the whole row are summed
+//     in float32, beyond about 1e19 / sqrt(C * P): 1e17 for four channels of 64 x 64. No prediction comes near either;
 //   * the result of a row doesn't depend on the number of threads or on the other rows.
 //
 // Vector paths keep a pixel's sums and up to 32 pixels per lane in float32, everything longer in float64.
@@ -63,29 +64,20 @@ const std::vector<Isa>& available_isas();
 struct GuidanceStats {
   const void* cond;
   const void* uncond;
-  double* out;  // [3, rows]: norm, channel, flat
-  DType dtype;
-  Operands operands;
-  std::size_t rows, uncond_rows, channels, pixels;  // all at least 1
-  std::size_t threads;                              // at most this many; 0: as many as this process may run on
-  Isa isa;
-};
-
-// Fills out and returns the number of rows that are not finite. Starts threads only where the work outweighs them, and
-// keeps none, so a process may fork between calls.
-std::size_t guidance_stats(const GuidanceStats& task);
-
-struct DeviceGuidanceStats {
-  const void* cond;  // all three in memory of the current CUDA device
-  const void* uncond;
-  double* out;  // [3, rows]: norm, channel, flat; three NaNs where a row is not finite
+  const std::int64_t* row;  // [rows], each in [0, uncond_rows); null: r % uncond_rows
+  double* out;              // [3, rows]: norm, channel, flat
   DType dtype;
   Operands operands;
   std::size_t rows, uncond_rows, channels, pixels;  // all at least 1
 };
 
-// The same on a GPU (guidance_stats.cu, where nvcc built it): enqueues one kernel on the stream, a cudaStream_t, and
-// returns without waiting for it; the three buffers must outlive it. Returns null, or why nothing was enqueued.
-const char* guidance_stats(const DeviceGuidanceStats& task, void* stream);
+// Fills out and returns the number of rows that are not finite, on at most so many threads (0: as many as this process
+// may run on). Starts them only where the work outweighs them, and keeps none, so a process may fork between calls.
+std::size_t guidance_stats(const GuidanceStats& task, std::size_t threads, Isa isa);
+
+// The same on a GPU (guidance_stats.cu, where nvcc built it), in memory of the current CUDA device: enqueues one kernel
+// on the stream, a cudaStream_t, and returns without waiting for it; all buffers must outlive it. A row whose row[r] is
+// out of range is NaN too. Returns null, or why nothing was enqueued.
+const char* cuda_guidance_stats(const GuidanceStats& task, void* stream);
 
 }  // namespace memedge

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine import dlpack
+from memedge.engine import dlpack, numpy_reduction
 from memedge.engine.errors import InputError, NotFiniteError
 
 OPERANDS = ("uncond_delta", "cond_uncond", "cond_delta")
 ALIGNMENTS = ("channel", "flat")
 
 _NATIVE = {np.dtype(name): name for name in ("float32", "float16", "float64")}
-_MIN_SQUARED_NORM = 1e-16  # PyTorch's rule: a norm is clamped from below at 1e-8
-_BLOCK = 1 << 16  # values the NumPy path widens at a time: its float64 temporaries stay in the processor's cache
 
 
 def _load_core() -> tuple[ModuleType | None, str]:
@@ -67,7 +65,8 @@ class CoreStatus:
         isa: instruction set in use; None on the NumPy path.
         isas: instruction sets the native core can use here, slowest first.
         compiler: what built the native core; None without it.
-        cuda: whether the native core has device code.
+        cuda: whether the native core has device code for NVIDIA GPUs.
+        cuda_targets: the compute capabilities (75: 7.5) it was compiled for; newer ones compile its PTX. None without.
     """
 
     path: str
@@ -76,15 +75,15 @@ class CoreStatus:
     isas: tuple[str, ...]
     compiler: str | None
     cuda: bool
+    cuda_targets: tuple[int, ...] | None
 
 
 def core_status() -> CoreStatus:
     """Say which path computes the reduction, and why; for `memedge doctor`."""
     if _core is None:
-        return CoreStatus("numpy", _reason, None, (), None, False)
-    return CoreStatus(
-        "native", _reason, _core.isa_active(), tuple(_core.isa_available()), _core.COMPILER, bool(_core.CUDA)
-    )
+        return CoreStatus("numpy", _reason, None, (), None, False, None)
+    isas, targets = tuple(_core.isa_available()), _core.CUDA_TARGETS
+    return CoreStatus("native", _reason, _core.isa_active(), isas, _core.COMPILER, targets is not None, targets)
 
 
 def check_options(alignment: str = ALIGNMENTS[0], operands: str = OPERANDS[0]) -> None:
@@ -113,37 +112,12 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
         InputError: arrays that cannot be read or do not fit together, or an option that does not exist.
         NotFiniteError: NaN, infinity or overflow in any row: never a score.
     """
-    check_options(operands=operands)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}: give at least 1, or None for all.")
-    c, dtype = _host_array(cond, "cond")
-    u, uncond_dtype = _host_array(uncond, "uncond")
-    if dtype != uncond_dtype:
-        raise InputError(f"cond is {dtype} and uncond is {uncond_dtype}: convert one to the other's dtype.")
+    _check_call(operands, threads)
+    c, u, dtype = _host_pair(cond, uncond)
     leading, rows, uncond_rows = _pair(c.shape, u.shape)
-    channels, height, width = c.shape[-3:]
-    if dtype == "float64":
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs are reported below
-            c, u, dtype = c.astype(np.float32), u.astype(np.float32), "float32"
-    c, u = np.ascontiguousarray(c), np.ascontiguousarray(u)
-
-    out = np.empty((3, rows))
-    if _core is not None:
-        bad = _core.guidance_stats(
-            _core.address(c),
-            _core.address(u),
-            _core.address(out),
-            dtype,
-            rows,
-            uncond_rows,
-            channels,
-            height * width,
-            operands,
-            threads or 0,
-        )
-    else:
-        pixels = (channels, height * width)
-        bad = _numpy_statistics(c.reshape(rows, *pixels), u.reshape(uncond_rows, *pixels), dtype, operands, out)
+    latent = c.shape[-3:]
+    c, u = c.reshape(rows, *latent), u.reshape(uncond_rows, *latent)
+    out, bad = _reduce(c, u, None, dtype, operands, threads)
     if bad:
         first = np.flatnonzero(np.isnan(out[0]))[0]
         raise NotFiniteError(
@@ -151,6 +125,86 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
             "no score is made from them; run the model in a higher precision."
         )
     return RowStatistics(*out.reshape(3, *leading))
+
+
+def reduce_indexed(
+    cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int | None
+) -> npt.NDArray[np.float64]:
+    """Return what reduce_rows does, for rows that each name their ε_0, and without raising for some that are not finite.
+
+    Args:
+        cond: ε_c [R, C, H, W], of a dtype that reduce_rows takes.
+        uncond: ε_0 [K, C, H, W], of the same dtype.
+        row: int64 [R], each in [0, K): which ε_0 belongs to each ε_c.
+        operands: the cosine's pair, as in reduce_rows.
+        threads: as in reduce_rows.
+
+    Returns:
+        float64 [3, R]: norm, channel and flat, all NaN in a row that is not finite.
+
+    Raises:
+        InputError: arrays that do not fit together, or an option that does not exist.
+    """
+    _check_call(operands, threads)
+    c, u, dtype = _host_pair(cond, uncond)
+    _check_shapes(c.shape, u.shape)
+    if c.ndim != 4 or u.ndim != 4 or row.shape != c.shape[:1] or row.dtype != np.int64:
+        raise InputError(
+            f"cond has shape {c.shape}, uncond {u.shape} and row {row.shape} {row.dtype}: give [R, C, H, W], "
+            "[K, C, H, W] and int64 [R]."
+        )
+    if row.min() < 0 or row.max() >= len(u):
+        raise InputError(f"row reaches from {row.min()} to {row.max()}: uncond has rows 0 to {len(u) - 1}.")
+    return _reduce(c, u, np.ascontiguousarray(row), dtype, operands, threads)[0]
+
+
+def _check_call(operands: str, threads: int | None) -> None:
+    check_options(operands=operands)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}: give at least 1, or None for all.")
+
+
+def _reduce(
+    cond: npt.NDArray[Any],
+    uncond: npt.NDArray[Any],
+    row: npt.NDArray[np.int64] | None,
+    dtype: str,
+    operands: str,
+    threads: int | None,
+) -> tuple[npt.NDArray[np.float64], int]:
+    """cond [R, C, H, W], uncond [K, C, H, W] -> [3, R] and how many rows are not finite; row is [R] or r % K."""
+    rows, channels, height, width = cond.shape
+    pixels = height * width
+    if dtype == "float64":
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs show in the result
+            cond, uncond, dtype = cond.astype(np.float32), uncond.astype(np.float32), "float32"
+    cond, uncond = np.ascontiguousarray(cond), np.ascontiguousarray(uncond)
+    out = np.empty((3, rows))
+    if _core is None:
+        flat = cond.reshape(rows, channels, pixels), uncond.reshape(len(uncond), channels, pixels)
+        return out, numpy_reduction.guidance_stats(*flat, row, dtype, operands, out)
+    bad = _core.guidance_stats(
+        _core.address(cond),
+        _core.address(uncond),
+        _core.address(out),
+        dtype,
+        rows,
+        len(uncond),
+        channels,
+        pixels,
+        operands,
+        threads or 0,
+        row_ptr=0 if row is None else _core.address(row),
+    )
+    return out, bad
+
+
+def _host_pair(cond: Any, uncond: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any], str]:
+    c, dtype = _host_array(cond, "cond")
+    u, uncond_dtype = _host_array(uncond, "uncond")
+    if dtype != uncond_dtype:
+        raise InputError(f"cond is {dtype} and uncond is {uncond_dtype}: convert one to the other's dtype.")
+    return c, u, dtype
 
 
 def _host_array(tensor: Any, name: str) -> tuple[npt.NDArray[Any], str]:
@@ -172,8 +226,7 @@ def _host_array(tensor: Any, name: str) -> tuple[npt.NDArray[Any], str]:
     return tensor.astype(dtype), dtype  # it was of the other byte order
 
 
-def _pair(cond: tuple[int, ...], uncond: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
-    """cond's leading shape and both numbers of rows; an InputError where row r has no uncond row r % uncond_rows."""
+def _check_shapes(cond: tuple[int, ...], uncond: tuple[int, ...]) -> None:
     for name, shape in (("cond", cond), ("uncond", uncond)):
         if len(shape) < 3:
             raise InputError(f"{name} has shape {shape}: give [..., C, H, W].")
@@ -181,65 +234,14 @@ def _pair(cond: tuple[int, ...], uncond: tuple[int, ...]) -> tuple[tuple[int, ..
             raise InputError(f"{name} has shape {shape} and so no values: leave empty batches out.")
     if cond[-3:] != uncond[-3:]:
         raise InputError(f"cond has shape {cond} and uncond {uncond}: the last three, C, H and W, must be the same.")
+
+
+def _pair(cond: tuple[int, ...], uncond: tuple[int, ...]) -> tuple[tuple[int, ...], int, int]:
+    """cond's leading shape and both numbers of rows; an InputError where row r has no uncond row r % uncond_rows."""
+    _check_shapes(cond, uncond)
     leading, shared = cond[:-3], uncond[:-3]
     while shared and shared[0] == 1:
         shared = shared[1:]
     if shared != leading[len(leading) - len(shared) :]:
         raise InputError(f"cond has shape {cond} and uncond {uncond}: uncond's leading shape must end cond's.")
     return leading, math.prod(leading), math.prod(shared)
-
-
-def _numpy_statistics(
-    cond: npt.NDArray[Any], uncond: npt.NDArray[Any], dtype: str, operands: str, out: npt.NDArray[np.float64]
-) -> int:
-    """What csrc/guidance_stats.h specifies, in NumPy: cond [R, C, P], uncond [R0, C, P] -> out [3, R].
-
-    Works through blocks of rows, and of pixels where a row is larger than a block, so that memory stays bounded.
-    Returns the number of rows that are not finite, which are NaN.
-    """
-    rows, channels, pixels = cond.shape
-    rows_at_once = max(1, _BLOCK // (channels * pixels))
-    pixels_at_once = max(1, _BLOCK // channels)
-    with np.errstate(all="ignore"):  # what is not finite is counted, not warned about
-        for start in range(0, rows, rows_at_once):
-            row = slice(start, min(start + rows_at_once, rows))
-            paired = np.arange(row.start, row.stop) % len(uncond)
-            sums = np.zeros((5, row.stop - row.start))
-            for first in range(0, pixels, pixels_at_once):
-                block = slice(first, first + pixels_at_once)
-                c, u = _widen(cond[row, :, block], dtype), _widen(uncond[paired, :, block], dtype)
-                sums += _block_sums(c, u, operands)
-            out[:, row] = _statistics(sums, pixels)
-    return int(np.isnan(out[0]).sum())
-
-
-def _widen(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
-    if dtype == "bfloat16":
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
-
-
-def _block_sums(c: npt.NDArray[np.float32], u: npt.NDArray[np.float32], operands: str) -> npt.NDArray[np.float64]:
-    """Per row of [r, C, p]: Σa², Σb², Σab, Σδ² and Σ over pixels of the cosine over channels; float64 [5, r]."""
-    delta = (c - u).astype(np.float64)
-    a = (u if operands == "uncond_delta" else c).astype(np.float64)
-    b = u.astype(np.float64) if operands == "cond_uncond" else delta
-    aa, bb, ab = (np.einsum("rcp,rcp->rp", x, y) for x, y in ((a, a), (b, b), (a, b)))
-    dd = np.einsum("rcp,rcp->r", delta, delta)
-    return np.stack([aa.sum(1), bb.sum(1), ab.sum(1), dd, _cosine(aa, bb, ab).sum(1)])
-
-
-def _statistics(sums: npt.NDArray[np.float64], pixels: int) -> npt.NDArray[np.float64]:
-    aa, bb, ab, dd, cosine = sums
-    out = np.stack([np.sqrt(dd), np.clip(cosine / pixels, -1, 1), np.clip(_cosine(aa, bb, ab), -1, 1)])
-    out[:, ~np.isfinite(aa + bb + dd)] = np.nan
-    return out
-
-
-def _cosine(
-    aa: npt.NDArray[np.float64], bb: npt.NDArray[np.float64], ab: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    norm_a = np.sqrt(np.maximum(aa, _MIN_SQUARED_NORM))
-    norm_b = np.sqrt(np.maximum(bb, _MIN_SQUARED_NORM))
-    cosine: npt.NDArray[np.float64] = ab / (norm_a * norm_b)
-    return cosine

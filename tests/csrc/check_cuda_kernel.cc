@@ -88,12 +88,14 @@ RowSums serial(Operands operands, const void* cond, const void* uncond, const Ca
   }
 }
 
-std::vector<double> truth(const Case& c, const Items& cond, const Items& uncond) {
+using Index = std::vector<std::int64_t>;  // empty: none
+
+std::vector<double> truth(const Case& c, const Items& cond, const Items& uncond, const Index& row = {}) {
   std::vector<double> out(3 * c.rows);
   const std::size_t row_bytes = c.channels * c.pixels * cond.item();
   for (std::size_t r = 0; r < c.rows; ++r) {
     const void* a = cond.data() + r * row_bytes;
-    const void* b = uncond.data() + r % c.uncond_rows * row_bytes;
+    const void* b = uncond.data() + (row.empty() ? r % c.uncond_rows : static_cast<std::size_t>(row[r])) * row_bytes;
     const RowSums s = c.dtype == DType::float32   ? serial<float>(c.operands, a, b, c)
                       : c.dtype == DType::float16 ? serial<Half>(c.operands, a, b, c)
                                                   : serial<Bfloat16>(c.operands, a, b, c);
@@ -106,14 +108,15 @@ std::vector<double> truth(const Case& c, const Items& cond, const Items& uncond)
 }
 
 // In both thread orders, which have to agree to the bit.
-std::vector<double> run(const Case& c, const Items& cond, const Items& uncond) {
+std::vector<double> run(const Case& c, const Items& cond, const Items& uncond, const Index& row = {}) {
   std::vector<double> out[2];
   for (const bool falling : {false, true}) {
     cuda_on_cpu::falling = falling;
     out[falling].assign(3 * c.rows, -7.0);
-    const char* error = guidance_stats(DeviceGuidanceStats{cond.data(), uncond.data(), out[falling].data(), c.dtype,
-                                                           c.operands, c.rows, c.uncond_rows, c.channels, c.pixels},
-                                       nullptr);
+    const char* error = cuda_guidance_stats(
+        {cond.data(), uncond.data(), row.empty() ? nullptr : row.data(), out[falling].data(), c.dtype, c.operands,
+         c.rows, c.uncond_rows, c.channels, c.pixels},
+        nullptr);
     expect(!error, error ? error : "launch", c);
   }
   expect(!std::memcmp(out[0].data(), out[1].data(), out[0].size() * sizeof(double)), "thread order", c);
@@ -144,6 +147,31 @@ void check_truth(const Case& c, float scale = 1, float shift = 0.3f) {
   i = 0;
   cond.fill([&] { return scale * (values[i++ % values.size()] + shift * normal(random)); });
   expect(close(run(c, cond, uncond), truth(c, cond, uncond), c.rows), "truth", c);
+}
+
+// Rows that name their uncond row; where it does not exist, the row is NaN and nothing is read.
+void check_index(DType dtype, Operands operands, std::size_t channels, std::size_t pixels) {
+  constexpr std::int64_t kLowest = INT64_MIN;
+  const Case c{dtype, operands, 8, 3, channels, pixels, 0};
+  Items cond(c, c.rows), uncond(c, c.uncond_rows);
+  std::mt19937 random(static_cast<unsigned>(channels * pixels));
+  std::normal_distribution<float> normal;
+  cond.fill([&] { return normal(random); });
+  uncond.fill([&] { return normal(random); });
+  const Index known{2, 2, 0, 1, 0, 2, 1, 0};
+  auto expected = truth(c, cond, uncond, known);
+  expect(close(run(c, cond, uncond, known), expected, c.rows), "index", c);
+
+  const Index partly{2, -1, 0, 3, kLowest, 2, INT64_MAX, std::int64_t{1} << 32};
+  auto out = run(c, cond, uncond, partly);
+  for (const std::size_t r : {1, 3, 4, 6, 7}) {
+    expect(is_nan(out, c.rows, r), "index out of range", c);
+    for (std::size_t i = 0; i < 3; ++i) out[i * c.rows + r] = expected[i * c.rows + r];
+  }
+  expect(close(out, expected, c.rows), "index beside one out of range", c);
+
+  const Case more{dtype, operands, 1, 3, channels, pixels, 0};  // more uncond rows than rows
+  expect(close(run(more, cond, uncond, {1}), truth(more, cond, uncond, {1}), 1), "index into more rows", more);
 }
 
 void check_zeros(const Case& c) {
@@ -199,16 +227,19 @@ void check_refusals() {
   alignas(16) float data[8] = {};
   alignas(16) double out[4] = {};
   const Case c{DType::float32, Operands::uncond_delta, 1, 1, 1, 1, 0};
-  DeviceGuidanceStats task{data, data, out, c.dtype, c.operands, 1, 1, 1, 1};
-  expect(!guidance_stats(task, nullptr), "accepted", c);
+  GuidanceStats task{data, data, nullptr, out, c.dtype, c.operands, 1, 1, 1, 1};
+  expect(!cuda_guidance_stats(task, nullptr), "accepted", c);
   task.cond = reinterpret_cast<const char*>(data) + 2;
-  expect(guidance_stats(task, nullptr), "misaligned cond", c);
+  expect(cuda_guidance_stats(task, nullptr), "misaligned cond", c);
   task.cond = data;
   task.out = reinterpret_cast<double*>(reinterpret_cast<char*>(out) + 4);
-  expect(guidance_stats(task, nullptr), "misaligned out", c);
+  expect(cuda_guidance_stats(task, nullptr), "misaligned out", c);
   task.out = out;
+  task.row = reinterpret_cast<std::int64_t*>(reinterpret_cast<char*>(out) + 4);
+  expect(cuda_guidance_stats(task, nullptr), "misaligned row", c);
+  task.row = nullptr;
   task.rows = std::size_t{1} << 31;
-  expect(guidance_stats(task, nullptr), "too many rows", c);
+  expect(cuda_guidance_stats(task, nullptr), "too many rows", c);
 }
 
 int check_all() {
@@ -227,6 +258,7 @@ int check_all() {
       }
       check_truth({dtype, operands, 1, 1, 4, 300007, 0});
       for (const std::size_t pixels : {35, 64}) {
+        check_index(dtype, operands, 4, pixels);
         check_zeros({dtype, operands, 2, 1, 4, pixels, 0});
         check_not_finite(dtype, operands, 4, pixels);
         if (dtype != DType::float16) {

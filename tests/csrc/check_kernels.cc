@@ -47,35 +47,51 @@ void expect(bool good, const char* what, Isa isa, DType dtype, Operands operands
 }
 
 void check(DType dtype, Operands operands, std::size_t channels, std::size_t pixels) {
-  const std::size_t item = dtype == DType::float32 ? 4 : 2, row = channels * pixels;
+  const std::size_t item = dtype == DType::float32 ? 4 : 2, row_size = channels * pixels;
   // Allocated to the byte, so that a read beyond the end is caught, and offset by one, so that nothing is aligned.
-  const std::unique_ptr<unsigned char[]> cond(new unsigned char[kRows * row * item + 1]);
-  const std::unique_ptr<unsigned char[]> uncond(new unsigned char[kUncondRows * row * item + 1]);
-  std::mt19937 random(static_cast<unsigned>(row));
+  const std::unique_ptr<unsigned char[]> cond(new unsigned char[kRows * row_size * item + 1]);
+  const std::unique_ptr<unsigned char[]> uncond(new unsigned char[kUncondRows * row_size * item + 1]);
+  std::mt19937 random(static_cast<unsigned>(row_size));
   std::uniform_real_distribution<float> uniform(0.125f, 4.0f);
   const auto value = [&] { return random() & 1 ? uniform(random) : -uniform(random); };
-  for (std::size_t i = 0; i < kRows * row; ++i) store(cond.get() + 1 + i * item, dtype, value());
-  for (std::size_t i = 0; i < kUncondRows * row; ++i) store(uncond.get() + 1 + i * item, dtype, value());
+  for (std::size_t i = 0; i < kRows * row_size; ++i) store(cond.get() + 1 + i * item, dtype, value());
+  for (std::size_t i = 0; i < kUncondRows * row_size; ++i) store(uncond.get() + 1 + i * item, dtype, value());
 
   double truth[3 * kRows], out[3 * kRows];
-  GuidanceStats task{cond.get() + 1, uncond.get() + 1, truth,  dtype, operands, kRows, kUncondRows, channels, pixels, 3,
-                     Isa::scalar};
-  expect(guidance_stats(task) == 0, "scalar finite", task.isa, dtype, operands, channels, pixels);
+  const auto agrees = [&] {
+    bool good = true;
+    for (std::size_t i = 0; i < 3 * kRows; ++i) {
+      good = good && std::fabs(out[i] - truth[i]) <= 1e-6 * std::max(1.0, std::fabs(truth[i]));
+    }
+    return good;
+  };
+  GuidanceStats task{cond.get() + 1, uncond.get() + 1, nullptr,     truth,    dtype,
+                     operands,       kRows,            kUncondRows, channels, pixels};
+  expect(guidance_stats(task, 3, Isa::scalar) == 0, "scalar finite", Isa::scalar, dtype, operands, channels, pixels);
   task.out = out;
   for (const Isa isa : available_isas()) {
-    task.isa = isa;
-    expect(guidance_stats(task) == 0, "finite", isa, dtype, operands, channels, pixels);
-    for (std::size_t i = 0; i < 3 * kRows; ++i) {
-      const double tolerance = 1e-6 * std::max(1.0, std::fabs(truth[i]));
-      expect(std::fabs(out[i] - truth[i]) <= tolerance, "truth", isa, dtype, operands, channels, pixels);
-    }
+    expect(guidance_stats(task, 3, isa) == 0, "finite", isa, dtype, operands, channels, pixels);
+    expect(agrees(), "truth", isa, dtype, operands, channels, pixels);
+  }
+  const std::int64_t row[kRows] = {1, 1, 0, 1};
+  task.row = row;
+  for (std::size_t r = 0; r < kRows; ++r) {  // row by row, each with its own uncond row
+    double of_row[3];
+    const GuidanceStats alone{cond.get() + 1 + r * row_size * item,
+                              uncond.get() + 1 + static_cast<std::size_t>(row[r]) * row_size * item,
+                              nullptr, of_row, dtype, operands, 1, 1, channels, pixels};
+    guidance_stats(alone, 1, Isa::scalar);
+    for (std::size_t i = 0; i < 3; ++i) truth[i * kRows + r] = of_row[i];
+  }
+  for (const Isa isa : available_isas()) {
+    expect(guidance_stats(task, 3, isa) == 0, "indexed finite", isa, dtype, operands, channels, pixels);
+    expect(agrees(), "indexed truth", isa, dtype, operands, channels, pixels);
   }
   for (const float bad : {NAN, INFINITY, -INFINITY}) {
-    const std::size_t place = random() % row;
-    store(cond.get() + 1 + (row + place) * item, dtype, bad);
+    const std::size_t place = random() % row_size;
+    store(cond.get() + 1 + (row_size + place) * item, dtype, bad);
     for (const Isa isa : available_isas()) {
-      task.isa = isa;
-      const bool caught = guidance_stats(task) == 1 && std::isnan(out[1]) && std::isnan(out[kRows + 1]) &&
+      const bool caught = guidance_stats(task, 3, isa) == 1 && std::isnan(out[1]) && std::isnan(out[kRows + 1]) &&
                           std::isnan(out[2 * kRows + 1]) && std::isfinite(out[0]);
       expect(caught, "not finite", isa, dtype, operands, channels, pixels);
     }

@@ -84,7 +84,7 @@ def test_vector_kernels_load_16_bytes_at_a_time(compiled):
 
 @pytest.fixture
 def launch():
-    if not _core.CUDA:
+    if not _core.CUDA_TARGETS:
         pytest.skip("the native core was built without nvcc")
     return lambda **change: _core.cuda_guidance_stats(
         **{
@@ -130,7 +130,7 @@ def test_no_driver_is_an_error_that_says_so(launch):
 @pytest.mark.parametrize("shape", [(4, 2, 4, 64, 64), (3, 1, 3, 7, 5), (2, 2, 16, 96, 96), (1, 1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("operands", ["uncond_delta", "cond_uncond", "cond_delta"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.skipif(not _core.CUDA, reason="the native core was built without nvcc")
+@pytest.mark.skipif(not _core.CUDA_TARGETS, reason="the native core was built without nvcc")
 def test_the_gpu_agrees_with_the_cpu_core(dtype, operands, shape):
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():

@@ -54,11 +54,13 @@ def exact(array, dtype):
         return array.astype(np.float64)
 
 
-def run(cond, uncond, dtype, operands="uncond_delta", isa="", threads=1):
+def run(cond, uncond, dtype, operands="uncond_delta", isa="", threads=1, row=None):
     rows, channels, pixels = cond.shape
     out = np.full((3, rows), -7.0)
     pointers = cond.ctypes.data, uncond.ctypes.data, out.ctypes.data
-    bad = _core.guidance_stats(*pointers, dtype, rows, len(uncond), channels, pixels, operands, threads, isa)
+    row_ptr = 0 if row is None else row.ctypes.data
+    sizes = rows, len(uncond), channels, pixels
+    bad = _core.guidance_stats(*pointers, dtype, *sizes, operands, threads, isa, row_ptr=row_ptr)
     return out, bad
 
 
@@ -97,6 +99,23 @@ def test_agrees_with_float64(isa, dtype, operands, shape):
     out, bad = run(cond, uncond, dtype, operands, isa)
     assert bad == 0
     assert_close(out, truth(exact(cond, dtype), exact(uncond, dtype), operands), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_index_chooses_the_uncond_row(isa, dtype):
+    cond, _ = pair((7, 1, 4, 333), dtype)
+    _, uncond = pair((3, 3, 4, 333), dtype, seed=1)
+    row = np.array([2, 0, 0, 1, 2, 2, 1])
+    out, bad = run(cond, uncond, dtype, isa=isa, threads=3, row=row)
+    assert bad == 0
+    assert_close(out, truth(exact(cond, dtype), exact(uncond, dtype)[row], "uncond_delta"), dtype)
+
+
+@pytest.mark.parametrize("wrong", [-1, 3, 2**62])
+def test_an_index_out_of_range_is_refused(wrong):
+    cond, uncond = pair((6, 3, 1, 1), "float32")
+    with pytest.raises(ValueError, match=f"row 4 is paired with uncond row {wrong} of 3"):
+        run(cond, uncond, "float32", row=np.array([0, 1, 2, 0, wrong, 9]))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from memedge.engine import dlpack, reduction
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.engine.precision import OPS
-from memedge.engine.reduction import core_status, reduce_rows
+from memedge.engine.reduction import core_status, reduce_indexed, reduce_rows
 
 
 @pytest.fixture(params=["native", "numpy"], autouse=True)
@@ -168,6 +168,60 @@ def test_threads_do_not_change_results():
     np.testing.assert_array_equal(one.channel, many.channel)
 
 
+@pytest.mark.parametrize("operands", reduction.OPERANDS)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize("latent", [(4, 8, 8), (3, 5, 7), (300, 20, 20)], ids=str)
+def test_an_index_pairs_any_rows(latent, dtype, operands):
+    cond, uncond = normal(6, *latent, dtype=dtype), normal(3, *latent, seed=1, dtype=dtype)
+    row = np.array([2, 2, 0, 1, 0, 2])
+    out = reduce_indexed(cond, uncond, row, operands, None)
+    assert out.shape == (3, 6) and out.dtype == np.float64
+    assert_truth(reduction.RowStatistics(*out), cond, uncond[row], operands, dtype.replace("float64", "float32"))
+    expected = reduce_rows(cond, uncond[row], operands)
+    np.testing.assert_array_equal(out, [expected.norm, expected.channel, expected.flat])
+
+
+def test_an_index_may_leave_uncond_rows_out_and_be_strided():
+    cond, uncond = normal(2, 4, 8, 8), normal(5, 4, 8, 8, seed=1)
+    out = reduce_indexed(cond, uncond, np.array([4, 0, 1, 0])[::2], "uncond_delta", 1)
+    assert_truth(reduction.RowStatistics(*out), cond, uncond[[4, 1]])
+
+
+def test_rows_that_are_not_finite_leave_the_others_alone():
+    cond, uncond = normal(4, 4, 8, 8), normal(3, 4, 8, 8, seed=1)
+    row = np.array([0, 1, 2, 1])
+    clean = reduce_indexed(cond, uncond, row, "uncond_delta", None)
+    cond[0, 1, 2, 3], uncond[2, 0, 0, 0] = np.inf, np.nan
+    out = reduce_indexed(cond, uncond, row, "uncond_delta", None)
+    assert np.isnan(out[:, [0, 2]]).all()
+    np.testing.assert_array_equal(out[:, [1, 3]], clean[:, [1, 3]])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ([0, 3], "from 0 to 3: uncond has rows 0 to 2"),
+        ([-1, 0], "from -1 to 0: uncond"),
+        ([0], r"row \(1,\) int64: give"),
+        ([[0, 0]], r"row \(1, 2\) int64: give"),
+        (np.zeros(2, np.int32), r"row \(2,\) int32: give"),
+    ],
+)
+def test_an_index_is_checked(row, message):
+    with pytest.raises(InputError, match=message):
+        reduce_indexed(normal(2, 4, 8, 8), normal(3, 4, 8, 8), np.asarray(row), "uncond_delta", None)
+
+
+def test_an_index_needs_arrays_that_fit():
+    row = np.zeros(2, np.int64)
+    with pytest.raises(InputError, match="must be the same"):
+        reduce_indexed(normal(2, 4, 8, 8), normal(3, 4, 8, 7), row, "uncond_delta", None)
+    with pytest.raises(InputError, match=r"give \[R, C, H, W\]"):
+        reduce_indexed(normal(2, 4, 8, 8), normal(4, 8, 8), row, "uncond_delta", None)
+    with pytest.raises(InputError, match="no operands"):
+        reduce_indexed(normal(2, 4, 8, 8), normal(3, 4, 8, 8), row, "delta", None)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
 @pytest.mark.parametrize("operands", reduction.OPERANDS)
@@ -248,7 +302,8 @@ def test_status_says_what_runs_and_why(path):
     status = core_status()
     assert status.path == path
     assert status.reason
-    assert status.cuda is (path == "native" and reduction._core.CUDA)
+    assert status.cuda_targets == (reduction._core.CUDA_TARGETS if path == "native" else None)
+    assert status.cuda is (status.cuda_targets is not None)
     if path == "native":
         assert status.isa == status.isas[-1] and status.compiler
 
