@@ -4,7 +4,6 @@ A backend computes in one memory; what is done with its outputs there (copies, t
 is written once, for any memory.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import reduction
-from memedge.engine.errors import NotFiniteError
 from memedge.engine.machine import usable_processors
 
 _PREDICTIONS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -138,7 +136,7 @@ class HostMemory:
 
     def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
         check_reduction(cond, uncond, row, operands, out)
-        _view(out)[...] = _reduce_indexed(_view(cond), _view(uncond), _view(row), operands, self._threads)
+        _view(out)[...] = reduction.reduce_indexed(_view(cond), _view(uncond), _view(row), operands, self._threads)
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
@@ -198,15 +196,3 @@ def check_reduction(cond: Tensor, uncond: Tensor, row: Tensor, operands: str, ou
         raise ValueError(f"row is {row.dtype} of shape {row.shape}: it must be int64 of shape ({rows},).")
     if out.dtype != np.float64 or out.shape != (3, rows):
         raise ValueError(f"out is {out.dtype} of shape {out.shape}: it must be float64 of shape (3, {rows}).")
-
-
-def _reduce_indexed(
-    cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int
-) -> npt.NDArray[np.float64]:
-    """Row by row, until reduction.reduce_indexed does it in one call."""
-    out = np.full((3, len(cond)), np.nan)
-    for r, k in enumerate(row):
-        with contextlib.suppress(NotFiniteError):
-            s = reduction.reduce_rows(cond[r], uncond[k], operands, threads)
-            out[:, r] = s.norm, s.channel, s.flat
-    return out

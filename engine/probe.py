@@ -19,7 +19,8 @@ ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one m
 _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h
 
-# What to do about what cuInit says (cuda.h's CUresult); the rest is told in CUDA's words alone.
+# What cuInit may say (cuda.h's CUresult), and what to do about it.
+_ABSENT = (34, 100)  # no driver, no GPU
 _REMEDIES = {
     34: "libcuda.so.1 is the CUDA toolkit's stand-in for building: take its folder out of LD_LIBRARY_PATH",
     100: "none is in this machine, or CUDA_VISIBLE_DEVICES hides it, or a container was started without --gpus all",
@@ -58,11 +59,13 @@ class Driver:
         cuda: the newest CUDA version it supports, such as (13, 0); None without a driver.
         gpus: in CUDA's order; none where it can't be used.
         problem: one sentence that says why it can't be used and what to do; None if it can.
+        fails: whether that is a fault, rather than that no driver or no GPU is here.
     """
 
     cuda: tuple[int, int] | None
     gpus: tuple[Gpu, ...]
-    problem: str | None
+    problem: str | None = None
+    fails: bool = False
 
 
 @cache
@@ -77,12 +80,11 @@ def driver() -> Driver:
     cuda.cuDriverGetVersion(ctypes.byref(number))
     supported = (number.value // 1000, number.value % 1000 // 10)
     code = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
-    if code == 0 and count.value == 0:
-        code = 100
     if code:
         remedy = _REMEDIES.get(code, "install NVIDIA's driver again")
-        return Driver(supported, (), f"NVIDIA's driver gives no GPU ({_words(cuda, code)}): {remedy}.")
-    return Driver(supported, tuple(_gpu(cuda, index) for index in range(count.value)), None)
+        problem = f"NVIDIA's driver gives no GPU ({_words(cuda, code)}): {remedy}."
+        return Driver(supported, (), problem, fails=code not in _ABSENT)
+    return Driver(supported, tuple(_gpu(cuda, index) for index in range(count.value)))
 
 
 def _words(cuda: ctypes.CDLL, code: int) -> str:

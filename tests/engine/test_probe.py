@@ -182,7 +182,7 @@ def test_linked_libraries_agree_with_the_systems_own_reader():
     [(False, "native", "MEMEDGE_REQUIRE_CUDA=1"), (True, "native", None), (False, "numpy", "because it is")],
 )
 def test_device_code_is_missing_where_it_was_not_built(monkeypatch, cuda, path, part):
-    status = reduction.CoreStatus(path, "because it is", "avx2", ("avx2",), "GCC", cuda)
+    status = reduction.CoreStatus(path, "because it is", "avx2", ("avx2",), "GCC", cuda, (75,) if cuda else None)
     monkeypatch.setattr(reduction, "core_status", lambda: status)
     message = probe.missing_device_code()
     assert message is None if part is None else part in message

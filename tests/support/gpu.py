@@ -71,7 +71,7 @@ class _CoreForStub:
     The core's own kernel reaches no GPU through the stub. This one shows that what it is given is right.
     """
 
-    CUDA = True
+    CUDA_TARGETS = (75,)
 
     def __init__(self, core):
         if core is None:
