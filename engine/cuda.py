@@ -48,7 +48,7 @@ class CudaMemory:
             ProviderError: there is no such GPU here, its driver can't be used, or memedge was built without device
                 code.
         """
-        if reason := probe.missing_driver() or probe.missing_device_code():
+        if reason := probe.missing_driver() or probe.missing_device_code(index):
             raise ProviderError(reason)
         gpus = len(probe.driver().gpus)
         if not 0 <= index < gpus:

@@ -9,6 +9,7 @@ import gpu
 import numpy as np
 import pytest
 
+from memedge.engine import reduction
 from memedge.engine.memory import HostMemory, Tensor
 
 HERE = Path(__file__).parent
@@ -217,3 +218,23 @@ def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(cuda_stub):
     environment = gpu.stub_environment(cuda_stub) | {"PYTHONPATH": str(HERE.parent / "support")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_native_cores_own_launch_is_called_as_it_is_defined(cuda_stub):
+    """CUDA's runtime, linked into the core, asks the driver over host memory for more than that has."""
+    pytest.importorskip("cuda.core")
+    if not reduction.core_status().cuda:
+        pytest.skip("the native core was built without nvcc")
+    code = (
+        "import numpy as np\n"
+        "from memedge.engine import cuda, errors\n"
+        "memory = cuda.CudaMemory(1)\n"
+        "arrays = np.zeros((2, 4, 3, 3), np.float32), np.zeros((1, 4, 3, 3), np.float32), np.zeros(2, np.int64)\n"
+        "try:\n"
+        "    memory.reduce(*map(memory.upload, arrays), 'uncond_delta', memory.empty((3, 2), np.float64))\n"
+        "except errors.EngineError as error:\n"
+        "    print(error)\n"
+    )
+    environment = gpu.stub_environment(cuda_stub)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "did not take the reduction (CUDA guidance statistics: operation not supported)" in done.stdout, done.stderr

@@ -182,10 +182,20 @@ def test_linked_libraries_agree_with_the_systems_own_reader():
     [(False, "native", "MEMEDGE_REQUIRE_CUDA=1"), (True, "native", None), (False, "numpy", "because it is")],
 )
 def test_device_code_is_missing_where_it_was_not_built(monkeypatch, cuda, path, part):
+    monkeypatch.setattr(probe, "driver", lambda: DRIVER)
     status = reduction.CoreStatus(path, "because it is", "avx2", ("avx2",), "GCC", cuda, (75,) if cuda else None)
     monkeypatch.setattr(reduction, "core_status", lambda: status)
     message = probe.missing_device_code()
     assert message is None if part is None else part in message
+
+
+def test_gpus_older_than_the_device_code_are_told(monkeypatch):
+    status = reduction.CoreStatus("native", "", "avx2", ("avx2",), "GCC", True, (75, 80, 120))
+    monkeypatch.setattr(reduction, "core_status", lambda: status)
+    gpus = tuple(Gpu("GPU", capability, 1 << 34) for capability in [(7, 0), (7, 5), (12, 1)])
+    monkeypatch.setattr(probe, "driver", lambda: Driver((12, 4), gpus))
+    assert [probe.missing_device_code(index) is None for index in range(3)] == [False, True, True]
+    assert "GPU is sm70, older than sm75" in probe.missing_device_code()
 
 
 def test_without_a_driver_it_says_so(monkeypatch):
