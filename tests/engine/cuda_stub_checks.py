@@ -85,7 +85,8 @@ def test_garbage_is_not_captured(memory):
             tensors.pop()
             thread = threading.Thread(target=elsewhere.clear)
             thread.start()
-            thread.join()
+            thread.join(10)
+            assert not thread.is_alive()
         memory.copy(tensors[0], target)
 
     again = memory.capture(work)

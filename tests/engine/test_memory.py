@@ -198,7 +198,7 @@ def test_cuda_memory_on_a_driver_over_host_memory(cuda_stub):
     """Everything above that needs a GPU, and what only a driver that counts can show."""
     pytest.importorskip("cuda.core")
     files = [str(HERE / "test_memory.py"), str(HERE / "cuda_stub_checks.py")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
     environment = gpu.stub_environment(cuda_stub, memory=64 << 20)
     done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -216,7 +216,7 @@ def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(cuda_stub):
         "loop.append(loop)\n"
     )
     environment = gpu.stub_environment(cuda_stub) | {"PYTHONPATH": str(HERE.parent / "support")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -236,5 +236,5 @@ def test_the_native_cores_own_launch_is_called_as_it_is_defined(cuda_stub):
         "    print(error)\n"
     )
     environment = gpu.stub_environment(cuda_stub)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert "did not take the reduction (CUDA guidance statistics: operation not supported)" in done.stdout, done.stderr

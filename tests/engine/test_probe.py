@@ -208,7 +208,7 @@ def test_without_a_driver_it_says_so(monkeypatch):
 
 def ask_stub(library, code, **settings):
     environment = gpu.stub_environment(library, **settings)
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -253,5 +253,5 @@ def test_probing_imports_no_runtime():
         "heavy = ('onnxruntime', 'tensorrt', 'tensorrt_rtx', 'cuda.core', 'torch')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
