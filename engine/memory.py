@@ -4,7 +4,6 @@ A backend computes in one memory; what is done with its outputs there (copies, t
 is written once, for any memory.
 """
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import reduction
-from memedge.engine.errors import NotFiniteError
 from memedge.engine.machine import usable_processors
 
 _PREDICTIONS = (np.dtype(np.float32), np.dtype(np.float16))
@@ -107,8 +105,9 @@ class Memory(Protocol):
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record what `work` queues, and return a function that queues it again, on the same tensors, at less cost.
 
-        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. The caller keeps every
-        tensor that it uses alive as long as the returned function.
+        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. It may be called here
+        and later, so it does the same each time. The caller keeps every tensor that it uses alive as long as the
+        returned function.
         """
 
 
@@ -129,7 +128,7 @@ class HostMemory:
 
     def upload(self, array: npt.NDArray[Any]) -> Tensor:
         """Return a tensor that shares the array if it is contiguous; writing to either's memory is then refused."""
-        shared = np.ascontiguousarray(array).view()
+        shared = np.asarray(array, order="C").view()
         shared.flags.writeable = False
         return _tensor(shared)
 
@@ -146,7 +145,7 @@ class HostMemory:
 
     def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
         check_reduction(cond, uncond, row, operands, out)
-        _view(out)[...] = _reduce_indexed(_view(cond), _view(uncond), _view(row), operands, self._threads)
+        _view(out)[...] = reduction.reduce_indexed(_view(cond), _view(uncond), _view(row), operands, self._threads)
 
     def wait(self) -> None:
         pass
@@ -227,15 +226,3 @@ def check_reduction(cond: Tensor, uncond: Tensor, row: Tensor, operands: str, ou
         raise ValueError(f"row is {row.dtype} of shape {row.shape}: it must be int64 of shape ({rows},).")
     if out.dtype != np.float64 or out.shape != (3, rows):
         raise ValueError(f"out is {out.dtype} of shape {out.shape}: it must be float64 of shape (3, {rows}).")
-
-
-def _reduce_indexed(
-    cond: npt.NDArray[Any], uncond: npt.NDArray[Any], row: npt.NDArray[np.int64], operands: str, threads: int
-) -> npt.NDArray[np.float64]:
-    """Row by row, until reduction.reduce_indexed does it in one call."""
-    out = np.full((3, len(cond)), np.nan)
-    for r, k in enumerate(row):
-        with contextlib.suppress(NotFiniteError):
-            s = reduction.reduce_rows(cond[r], uncond[k], operands, threads)
-            out[:, r] = s.norm, s.channel, s.flat
-    return out

@@ -110,8 +110,8 @@ def missing_driver() -> str | None:
     return driver().problem
 
 
-def missing_device_code() -> str | None:
-    """Return one sentence that says why the reduction can't run on GPUs and what to do, or None if it can."""
+def missing_device_code(index: int = 0) -> str | None:
+    """Return one sentence that says why the reduction can't run on this GPU and what to do, or None if it can."""
     status = reduction.core_status()
     if status.path == "numpy":
         return f"The reduction can't run on the GPU, for the native core is not in use: {status.reason}."
@@ -120,6 +120,10 @@ def missing_device_code() -> str | None:
             "memedge was built without CUDA's compiler: put nvcc 12.8 or newer on PATH and install memedge again from "
             "its source, with MEMEDGE_REQUIRE_CUDA=1."
         )
+    oldest = min(status.cuda_targets or (0,))
+    for gpu in driver().gpus[index : index + 1]:
+        if gpu.capability < divmod(oldest, 10):
+            return f"{gpu.name} is {gpu.target}, older than sm{oldest}, the oldest that memedge has device code for."
     return None
 
 

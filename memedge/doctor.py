@@ -2,20 +2,21 @@
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from memedge import __version__
+from memedge.engine import probe
 from memedge.engine.errors import MemedgeError
 from memedge.engine.reduction import core_status
 
-RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one module
 OPTIONAL = {
     "export": ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "networkx"),
     "eval": ("pyarrow", "sklearn", "matplotlib"),
 }
+GPU_PROVIDERS = {"cuda": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # and their modules
 
 
 State = Literal["active", "missing", "broken"]
@@ -36,7 +37,9 @@ def examine(engine: Path | None, provider: str, precision: str | None, threads: 
         Finding("memedge", "active", f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
         _native_core(),
         *_runtime(),
-        Finding("CUDA", "missing", "this version of memedge runs on CPUs only"),
+        _driver(),
+        _device_code(),
+        *(_gpu_provider(name, module, engine) for name, module in GPU_PROVIDERS.items()),
         *(_extra(name, modules) for name, modules in OPTIONAL.items()),
         _engine(engine, provider, precision, threads),
     ]
@@ -52,14 +55,13 @@ def _native_core() -> Finding:
 
 
 def _runtime() -> list[Finding]:
-    installed = {name: _version(name) for name in RUNTIMES}
-    present = [name for name in RUNTIMES if installed[name]]
-    if len(present) > 1:
+    installed = probe.onnx_runtimes()
+    if len(installed) > 1:
         detail = "onnxruntime and onnxruntime-gpu share one module and overwrite each other: uninstall both, then one"
         return [Finding("ONNX Runtime", "broken", detail)]
     openvino = _openvino()
-    if present:
-        return [Finding("ONNX Runtime", "active", f"{present[0]} {installed[present[0]]}: provider cpu"), openvino]
+    for name, version in installed.items():
+        return [Finding("ONNX Runtime", "active", f"{name} {version}: provider cpu"), openvino]
     state: State = "missing" if openvino.state == "active" else "broken"  # one runtime is enough
     return [Finding("ONNX Runtime", state, "not installed: python -m pip install 'memedge[cpu]'"), openvino]
 
@@ -73,7 +75,38 @@ def _openvino() -> Finding:
         able = precisions("fp32")
     except (MemedgeError, RuntimeError) as error:
         return Finding("OpenVINO", "broken", f"{error}; reinstall it: python -m pip install 'memedge[openvino]'")
-    return Finding("OpenVINO", "active", f"{_version('openvino')}: provider openvino, on this CPU in {', '.join(able)}")
+    return Finding(
+        "OpenVINO", "active", f"{probe.installed('openvino')}: provider openvino, on this CPU in {', '.join(able)}"
+    )
+
+
+def _driver() -> Finding:
+    driver = probe.driver()
+    if driver.problem:
+        return Finding("NVIDIA driver", "broken" if driver.fails else "missing", driver.problem)
+    gpus = ", ".join(f"{gpu.name} ({gpu.target}, {gpu.memory / 2**30:.1f} GiB)" for gpu in driver.gpus)
+    return Finding("NVIDIA driver", "active", "CUDA {}.{}: ".format(*driver.cuda or (0, 0)) + gpus)
+
+
+def _device_code() -> Finding:
+    if reason := probe.missing_device_code():
+        return Finding("CUDA reduction", "missing", reason)
+    targets = ", ".join(f"sm{target}" for target in core_status().cuda_targets or ())
+    return Finding("CUDA reduction", "active", f"device code for {targets}; newer GPUs compile it when it is loaded")
+
+
+def _gpu_provider(name: str, module: str, engine: Path | None) -> Finding:
+    part = f"provider {name}"
+    versions = {d: probe.installed(d) for d in packages_distributions().get(module, ())}
+    own = ", ".join(f"{distribution} {version}" for distribution, version in versions.items())
+    if reason := probe.missing_for(name):
+        return Finding(part, "missing", reason)
+    return Finding(part, "active", f"{own}: all that it needs is here{_plans(engine, name)}")
+
+
+def _plans(engine: Path | None, provider: str) -> str:  # noqa: ARG001  to be filled with engine/plans.py
+    """Say, after a semicolon, which plans the engine has for this GPU; nothing for providers without plans."""
+    return ""
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:
@@ -92,10 +125,3 @@ def _engine(engine: Path | None, provider: str, precision: str | None, threads: 
         return Finding("engine", "broken", str(error))
     verdicts = "calibrated" if info.calibration else "not calibrated: no verdicts"
     return Finding("engine", "active", f"{info.path} on {info.key}, {info.threads} threads, {verdicts}")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

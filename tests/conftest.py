@@ -40,3 +40,15 @@ def detector():
     from memedge import Detector
 
     return Detector.load(provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def cuda_stub(tmp_path_factory) -> Path:
+    """A libcuda.so.1 over host memory, for processes with gpu.stub_environment."""
+    if not (compiler := shutil.which("gcc")):
+        pytest.skip("no gcc")
+    library = tmp_path_factory.mktemp("cuda_stub") / "libcuda.so.1"
+    source = Path(__file__).parent / "engine/cuda_stub.c"
+    flags = ["-std=c11", "-D_GNU_SOURCE", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, source, "-o", library, "-pthread"], check=True)
+    return library

@@ -1,0 +1,214 @@
+"""CudaMemory on the driver over host memory: what it allocates, moves and waits for; run by test_memory.py."""
+
+import gc
+import threading
+from functools import partial
+
+import gpu
+import numpy as np
+import pytest
+from cuda.bindings import driver
+
+from memedge.engine import cuda
+from memedge.engine.errors import EngineError, ProviderError
+from memedge.engine.memory import Tensor
+
+pytestmark = pytest.mark.gpu
+KIB = np.zeros(256, np.float32)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    return gpu.open_memory(monkeypatch)
+
+
+class Since:
+    """How much each count has grown since this was made."""
+
+    def __init__(self):
+        self._start = gpu.StubCounts()
+
+    def __getattr__(self, name):
+        return getattr(gpu.StubCounts(), name) - getattr(self._start, name)
+
+
+def test_only_downloads_wait_and_nothing_else_crosses(memory):
+    a, b = memory.empty(KIB.shape, KIB.dtype), memory.empty(KIB.shape, KIB.dtype)
+    again = memory.capture(lambda: memory.copy(a, b))
+    memory.download(a)
+    since = Since()
+    for _ in range(3):
+        memory.write(KIB, a)
+        again()
+        memory.copy(b, a)
+    assert since.waits == 0
+    memory.download(b)
+    assert (since.waits, since.launches) == (1, 3)
+    assert (since.to_device, since.to_host, since.within) == (3 * KIB.nbytes, KIB.nbytes, 6 * KIB.nbytes)
+
+
+def test_all_memory_and_every_handle_goes_back(monkeypatch):
+    gc.collect()
+    since = Since()
+    memory = gpu.open_memory(monkeypatch)
+    a, b = memory.upload(KIB), memory.empty((3, 5), np.float16)
+    again = memory.capture(partial(memory.copy, a, a))
+    again()
+    assert (since.live, since.streams, since.graphs) == (2, 1, 1)
+    assert since.live_bytes == KIB.nbytes + 30
+    del b, again
+    memory.download(a)
+    assert (since.live, since.graphs) == (1, 0)
+    del a, memory
+    gc.collect()
+    assert (since.live, since.live_bytes, since.streams, since.graphs) == (0, 0, 0, 0)
+
+
+def test_memory_that_is_freed_is_used_up_to_then(memory):
+    target = memory.empty(KIB.shape, KIB.dtype)
+    source = memory.upload(KIB + 7)
+    memory.copy(source, target)
+    del source  # its memory is overwritten when it is freed
+    np.testing.assert_array_equal(memory.download(target), KIB + 7)
+
+
+def test_garbage_is_not_captured(memory):
+    since = Since()
+    tensors = [memory.upload(KIB) for _ in range(3)]
+    target = memory.empty(KIB.shape, KIB.dtype)
+    elsewhere = [memory.upload(KIB)]
+    calls = []
+
+    def work():
+        calls.append(None)
+        if len(calls) == 2:  # the call that is recorded
+            tensors.pop()
+            thread = threading.Thread(target=elsewhere.clear)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+        memory.copy(tensors[0], target)
+
+    again = memory.capture(work)
+    again()
+    again()
+    memory.download(target)
+    assert since.spoiled == 0
+    assert since.live == 3
+
+
+def test_garbage_of_other_threads_waits_for_nobody(memory):
+    since = Since()
+    tensors = [memory.upload(KIB)]
+    with memory.current():
+        thread = threading.Thread(target=tensors.clear)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+    later = memory.empty((1,), np.float32)
+    memory.download(later)
+    assert since.live == 1
+
+
+@pytest.mark.parametrize("name", ["empty", "upload", "write", "download", "launch", "capture"])
+def test_what_cannot_be_captured_is_refused_and_the_memory_stays_usable(memory, name):
+    since = Since()
+    tensor = memory.upload(KIB)
+    again = memory.capture(lambda: memory.copy(tensor, tensor))
+    forbidden = {
+        "empty": lambda: memory.empty((1,), np.float32),
+        "upload": lambda: memory.upload(KIB),
+        "write": lambda: memory.write(KIB, tensor),
+        "download": lambda: memory.download(tensor),
+        "launch": again,
+        "capture": lambda: memory.capture(lambda: None),
+    }[name]
+    calls = []
+
+    def work():
+        calls.append(None)
+        if len(calls) == 2:
+            forbidden()
+
+    with pytest.raises(RuntimeError, match="captured"):
+        memory.capture(work)
+    np.testing.assert_array_equal(memory.download(tensor), KIB)
+    assert (since.spoiled, since.graphs) == (0, 1)
+
+
+def test_foreign_work_that_spoils_a_capture_is_an_error_with_cudas_words(memory):
+    since = Since()
+    calls = []
+
+    def work():
+        calls.append(None)
+        if len(calls) == 2:
+            driver.cuStreamSynchronize(memory.stream)
+
+    with pytest.raises(EngineError, match="CUDA_ERROR_STREAM_CAPTURE_INVALIDATED: operation failed"):
+        memory.capture(work)
+    assert (since.spoiled, since.graphs) == (1, 0)
+    assert memory.download(memory.upload(KIB)).shape == KIB.shape
+
+
+def test_other_threads_work_stays_out_of_a_capture(memory):
+    """It waits until the capture has ended, and is done once."""
+    mine, others, seen = (memory.upload(KIB) for _ in range(3))
+    threads = []
+
+    def work():
+        threads.append(threading.Thread(target=memory.copy, args=(others, seen)))
+        threads[-1].start()
+        memory.copy(mine, mine)
+
+    again = memory.capture(work)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    memory.download(seen)
+    since = Since()
+    again()
+    memory.download(mine)
+    assert since.within == KIB.nbytes
+
+
+def test_sent_arrays_are_not_hoarded(memory, monkeypatch):
+    monkeypatch.setattr(cuda, "_KEPT_BYTES", 10 * KIB.nbytes)
+    target = memory.empty(KIB.shape, KIB.dtype)
+    since = Since()
+    for _ in range(35):
+        memory.write(KIB, target)
+        assert sum(array.nbytes for array in memory._kept) <= 11 * KIB.nbytes
+    assert since.waits == 3
+
+
+def test_the_threads_current_gpu_stays_what_it_was(monkeypatch):
+    _, before = driver.cuCtxGetCurrent()
+    memory = gpu.open_memory(monkeypatch, index=1)
+    memory.download(memory.upload(KIB))
+    assert int(driver.cuCtxGetCurrent()[1]) == int(before)
+    with memory.current():
+        assert int(driver.cuCtxGetDevice()[1]) == 1
+    _, other = driver.cuDevicePrimaryCtxRetain(0)
+    driver.cuCtxPushCurrent(other)
+    try:
+        memory.download(memory.upload(KIB))
+        assert int(driver.cuCtxGetDevice()[1]) == 0
+    finally:
+        driver.cuCtxPopCurrent()
+
+
+def test_out_of_memory_says_what_to_do_and_is_no_end(memory):
+    with pytest.raises(EngineError, match=r"no 128.0 MiB left \(CUDA_ERROR_OUT_OF_MEMORY.*smaller --batch-size"):
+        memory.empty((32, 1 << 20), np.float32)
+    memory.download(memory.upload(KIB))
+
+
+def test_errors_carry_cudas_name_and_text(memory):
+    with pytest.raises(EngineError, match="CUDA_ERROR_INVALID_VALUE: invalid argument"):
+        memory.copy(Tensor(KIB.ctypes.data, KIB.shape, KIB.dtype, KIB), memory.empty(KIB.shape, KIB.dtype))
+
+
+def test_there_is_no_third_gpu(monkeypatch):
+    with pytest.raises(ProviderError, match="no GPU 2 here: use one from 0 to 1"):
+        gpu.open_memory(monkeypatch, index=2)
