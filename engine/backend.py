@@ -105,14 +105,16 @@ def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
 
     if missing := probe.missing_for(provider):
         raise ProviderError(missing)
+    from memedge.engine.cuda import CudaMemory
+
     if provider == "cuda":
-        from memedge.engine.cuda import CudaMemory
         from memedge.engine.ort import OrtBackend
 
         return OrtBackend(directory.path, directory.baseline.cached, directory.manifest.precision, CudaMemory(), 1)
     from memedge.engine.tensorrt import TensorRtBackend
 
-    return TensorRtBackend(directory, provider)
+    gpu = probe.driver().gpus[0]
+    return TensorRtBackend(directory, provider, CudaMemory, gpu.target, gpu.name)
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:
@@ -150,4 +152,5 @@ def _can_run(directory: EngineDirectory, provider: str) -> bool:
         return True
     from memedge.engine.tensorrt import has_plans
 
-    return has_plans(directory, provider)
+    gpu = probe.driver().gpus[0]
+    return has_plans(directory, provider, gpu.target, gpu.name)

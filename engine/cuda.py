@@ -53,7 +53,7 @@ class CudaMemory:
         gpus = len(probe.driver().gpus)
         if not 0 <= index < gpus:
             raise ProviderError(f"There is no GPU {index} here: use one from 0 to {gpus - 1}.")
-        self.index = index
+        self.index, self.name = index, probe.driver().gpus[index].name
         try:
             device = Device(index)
             before = _checked(driver.cuCtxGetCurrent())
@@ -122,6 +122,10 @@ class CudaMemory:
             self._wait()
         return array
 
+    def wait(self) -> None:
+        with self._queueing():
+            self._wait()
+
     def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
         check_reduction(cond, uncond, row, operands, out)
         rows, channels, height, width = cond.shape
@@ -145,8 +149,7 @@ class CudaMemory:
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         with self._queueing():
-            # Kernels are loaded and TensorRT settles its shapes at the first call, which a capture does not allow.
-            work()
+            work()  # kernels are loaded and TensorRT settles its shapes at the first call, which cannot be captured
             self._capturing = True
             try:
                 graph = self._record(work)

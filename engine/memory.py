@@ -6,6 +6,7 @@ is written once, for any memory.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -99,15 +100,18 @@ class Memory(Protocol):
             ValueError: shapes or dtypes that don't fit together.
         """
 
+    def current(self) -> AbstractContextManager[None]:
+        """Return the context within which other libraries queue their work here; one thread at a time on a GPU."""
+
     def wait(self) -> None:
         """Wait for all work before, which from then on is done for all threads and queues."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record what `work` queues, and return a function that queues it again, on the same tensors, at less cost.
+        """Do `work`, record what it queues, and return a function that queues it again, on the same tensors, for less.
 
-        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. It may be called here
-        and later, so it does the same each time. The caller keeps every tensor that it uses alive as long as the
-        returned function.
+        `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. It is called more than
+        once, here and later, so it does the same each time. The caller keeps every tensor that it uses alive as long as
+        the returned function.
         """
 
 
@@ -150,7 +154,11 @@ class HostMemory:
     def wait(self) -> None:
         pass
 
+    def current(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        work()
         return work
 
 

@@ -1,7 +1,6 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ class OrtBackend(Backend):
         self._unet = self._session(folder / UNET)
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
         self._own = threading.local()  # sessions may be shared between threads, bindings not
-        self._turn = nullcontext() if memory.device == "cpu" else threading.Lock()
         self._options = onnxruntime.RunOptions()
         # Only `Memory.download` has to wait.
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -140,7 +138,7 @@ class OrtBackend(Backend):
         for name, tensor in inputs.items():
             self._bind(binding.bind_input, name, tensor)
         self._bind(binding.bind_output, output.name, result)
-        with self._turn:
+        with self._memory.current():
             session.run_with_iobinding(binding, self._options)
         return result
 

@@ -20,6 +20,15 @@ from memedge.engine.trt_module import load_module, make_logger
 MakeMemory = Callable[[], Memory]
 
 
+def has_plans(directory: EngineDirectory, provider: plans.PlanBackend, target: str, gpu: str) -> bool:
+    """Return whether there are plans of the engine for this GPU and the TensorRT that is installed."""
+    try:
+        plans.find(directory, provider, target, load_module(provider).__version__, gpu)
+    except EngineError:
+        return False
+    return True
+
+
 class TensorRtBackend(Backend):
     """A text encoder and a UNet as TensorRT plans.
 
@@ -51,9 +60,10 @@ class TensorRtBackend(Backend):
         self.most_rows = found.unet.plan.most
         self._manifest, self._make_memory = manifest, make_memory
         self._own = threading.local()
-        memory = make_memory()  # TensorRT needs the device to be current in this thread
-        self._text_encoder = Program(trt, found.text, directory)
-        self._unet = Program(trt, found.unet, directory)
+        memory = make_memory()
+        with memory.current():
+            self._text_encoder = Program(trt, found.text, directory)
+            self._unet = Program(trt, found.unet, directory)
         self._cached = {name: memory.upload(array) for name, array in directory.baseline.cached.items()}
         memory.wait()  # from here on they are for all threads
         self._own.lane = Lane(memory, self._text_encoder, self._unet, manifest, self._cached)
@@ -132,7 +142,9 @@ class Program:
             with suppress(OSError):  # a full disk or a read-only folder: the next process compiles for itself
                 plans.record_cache(self._path.parent, self._directory, self._cache_name, content)
 
-    def context(self, shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], scratch: Tensor) -> Any:
+    def context(
+        self, memory: Memory, shapes: dict[str, tuple[int, ...]], tensors: dict[str, Tensor], scratch: Tensor
+    ) -> Any:
         """Return a context for inputs of these shapes, which reads and writes these tensors.
 
         `scratch`, uint8 [at least self.scratch], may serve several contexts that run one after the other.
@@ -140,7 +152,7 @@ class Program:
         Raises:
             EngineError: TensorRT refuses; with its reason.
         """
-        with self._making:
+        with self._making, memory.current():
             context = self._engine.create_execution_context(self._how)
         done = context is not None
         if done:
@@ -153,7 +165,9 @@ class Program:
 
     def run(self, context: Any, memory: Memory) -> None:
         """Queue one execution; raises EngineError with TensorRT's reason."""
-        if not context.execute_async_v3(memory.stream):
+        with memory.current():
+            done = context.execute_async_v3(memory.stream)
+        if not done:
             raise EngineError(f"TensorRT cannot run {self._path} ({self._logger.reason}): see `memedge doctor`.")
 
     def can_capture(self, context: Any, memory: Memory) -> bool:
@@ -162,11 +176,7 @@ class Program:
 
 
 class Recorded:
-    """Work that is queued as it is the first time, and as a CUDA graph from then on.
-
-    TensorRT prepares a context for its shapes at the first call, which a graph could not hold. Work that cannot be
-    captured stays as it is.
-    """
+    """Work that is queued as it is the first time, and as a CUDA graph from then on if it can be captured."""
 
     def __init__(self, program: Program, context: Any, memory: Memory, work: Callable[[], None]):
         self._program, self._context, self._memory, self._work = program, context, memory, work
@@ -176,10 +186,12 @@ class Recorded:
         if self._replay is not None:
             self._replay()
             return
-        self._work()
+        if self._program.can_capture(self._context, self._memory):
+            self._replay = self._memory.capture(self._work)
+        else:
+            self._work()
+            self._replay = self._work
         self._program.keep_kernels()
-        can_capture = self._program.can_capture(self._context, self._memory)
-        self._replay = self._memory.capture(self._work) if can_capture else self._work
 
 
 class Lane:
@@ -252,7 +264,7 @@ class Lane:
         if count not in self._encodings:
             program, memory = self._text_encoder, self.memory
             tensors = {"ids": self._ids, "states": self._encoded}
-            context = program.context({"ids": (count, *self._ids.shape[1:])}, tensors, self._scratch)
+            context = program.context(memory, {"ids": (count, *self._ids.shape[1:])}, tensors, self._scratch)
             self._encodings[count] = Recorded(program, context, memory, lambda: program.run(context, memory))
         return self._encodings[count]
 
@@ -261,7 +273,7 @@ class Lane:
             inputs = {"states": self._states, "prompt": self._prompt, "row": self._row}
             shapes = {name: (count, *tensor.shape[1:]) for name, tensor in inputs.items()}
             tensors = {**inputs, **self._cached, "prediction": self._prediction}
-            self._contexts[count] = self._unet.context(shapes, tensors, self._scratch)
+            self._contexts[count] = self._unet.context(self.memory, shapes, tensors, self._scratch)
         return self._contexts[count]
 
     def _reduction(self, count: int, uncond: Tensor, operands: str) -> Recorded:

@@ -40,6 +40,7 @@ class CountingMemory(HostMemory):
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         self.captures += 1
+        work()
 
         def launch() -> None:
             self.launches += 1
