@@ -88,7 +88,6 @@ static size_t total_memory(void) {
   return memory ? strtoull(memory, NULL, 10) : (size_t)1 << 30;
 }
 static Result device_memory(size_t* bytes, int device) { return (void)device, *bytes = total_memory(), SUCCESS; }
-static Result device_uuid(char* uuid, int device) { return memset(uuid, device, 16), SUCCESS; }
 static Result device_attribute(int* value, int attribute, int device) {
   (void)device;
   switch (attribute) {
@@ -230,10 +229,6 @@ static Result stream_destroy(Stream* stream) {
   --counts.streams;
   return SUCCESS;
 }
-static Result stream_context(Stream* stream, Context** context) { return *context = stream->context, SUCCESS; }
-static Result stream_device(Stream* stream, int* device) { return *device = stream->context->device, SUCCESS; }
-static Result stream_flags(Stream* stream, unsigned* flags) { return (void)stream, *flags = 1, SUCCESS; }
-static Result stream_priority(Stream* stream, int* priority) { return (void)stream, *priority = 0, SUCCESS; }
 static Result priority_range(int* least, int* greatest) { return *least = 0, *greatest = -5, SUCCESS; }
 
 static Result capture_begin(Stream* stream, int mode) {
@@ -384,7 +379,6 @@ static const struct {
     {"cuDeviceGet", device_get},
     {"cuDeviceGetName", device_name},
     {"cuDeviceTotalMem", device_memory},
-    {"cuDeviceGetUuid", device_uuid},
     {"cuDeviceGetAttribute", device_attribute},
     {"cuDevicePrimaryCtxRetain", context_retain},
     {"cuDevicePrimaryCtxRelease", context_release},
@@ -397,15 +391,10 @@ static const struct {
     {"cuStreamCreateWithPriority", stream_create},
     {"cuStreamSynchronize", stream_wait},
     {"cuStreamDestroy", stream_destroy},
-    {"cuStreamGetCtx", stream_context},
-    {"cuStreamGetDevice", stream_device},
-    {"cuStreamGetFlags", stream_flags},
-    {"cuStreamGetPriority", stream_priority},
     {"cuStreamBeginCapture", capture_begin},
     {"cuStreamEndCapture", capture_end},
     {"cuStreamIsCapturing", capture_status},
     {"cuGraphDestroy", graph_destroy},
-    {"cuGraphInstantiate", graph_instantiate},
     {"cuGraphInstantiateWithFlags", graph_instantiate},
     {"cuGraphLaunch", graph_launch},
     {"cuGraphExecDestroy", graph_destroy},
@@ -413,10 +402,8 @@ static const struct {
     {"cuDeviceGetDefaultMemPool", pool_of_device},
     {"cuMemPoolSetAttribute", pool_set},
     {"cuMemPoolGetAttribute", pool_get},
-    {"cuMemAllocAsync", allocate},
     {"cuMemAllocFromPoolAsync", allocate_from},
     {"cuMemFreeAsync", release},
-    {"cuMemcpyAsync", copy},
     {"cuMemcpyHtoDAsync", up},
     {"cuMemcpyDtoHAsync", down},
     {"cuMemcpyDtoDAsync", within},
@@ -434,9 +421,6 @@ Result cuGetProcAddress_v2(const char* name, void** function, int version, uint6
   }
   return SUCCESS;
 }
-Result cuGetProcAddress(const char* name, void** function, int version, uint64_t flags) {
-  return cuGetProcAddress_v2(name, function, version, flags, NULL);
-}
 
 // What is looked up by name, without the above.
 Result cuInit(unsigned flags) { return stub_init(flags); }
@@ -445,7 +429,9 @@ Result cuDeviceGetCount(int* count) { return device_count(count); }
 Result cuDeviceGet(int* device, int ordinal) { return device_get(device, ordinal); }
 Result cuDeviceGetName(char* name, int length, int device) { return device_name(name, length, device); }
 Result cuDeviceTotalMem_v2(size_t* bytes, int device) { return device_memory(bytes, device); }
-Result cuDeviceGetAttribute(int* value, int attribute, int device) { return device_attribute(value, attribute, device); }
+Result cuDeviceGetAttribute(int* value, int attribute, int device) {
+  return device_attribute(value, attribute, device);
+}
 Result cuLaunchHostFunc(Stream* stream, void (*function)(void*), void* argument) {
   return call(stream, function, argument);
 }

@@ -194,19 +194,25 @@ def test_host_memory_shares_an_uploaded_array_and_never_writes_to_it():
     array[:] = 0  # the caller's stays writeable
 
 
-def test_cuda_memory_on_a_driver_over_host_memory(cuda_stub):
-    """Everything above that needs a GPU, and what only a driver that counts can show."""
+@pytest.fixture
+def stub(cuda_stub):
     pytest.importorskip("cuda.core")
+    if reduction.core_status().path == "numpy":
+        pytest.skip("no native core")
+    return cuda_stub
+
+
+def test_cuda_memory_on_a_driver_over_host_memory(stub):
+    """Everything above that needs a GPU, and what only a driver that counts can show."""
     files = [str(HERE / "test_memory.py"), str(HERE / "cuda_stub_checks.py")]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
-    environment = gpu.stub_environment(cuda_stub, memory=64 << 20)
+    environment = gpu.stub_environment(stub, memory=64 << 20)
     done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout
 
 
-def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(cuda_stub):
-    pytest.importorskip("cuda.core")
+def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(stub):
     code = (
         "import gpu, numpy, pytest\n"
         "memory = gpu.open_memory(pytest.MonkeyPatch())\n"
@@ -215,14 +221,13 @@ def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(cuda_stub):
         "loop = [tensor]\n"
         "loop.append(loop)\n"
     )
-    environment = gpu.stub_environment(cuda_stub) | {"PYTHONPATH": str(HERE.parent / "support")}
+    environment = gpu.stub_environment(stub) | {"PYTHONPATH": str(HERE.parent / "support")}
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_native_cores_own_launch_is_called_as_it_is_defined(cuda_stub):
+def test_the_native_cores_own_launch_is_called_as_it_is_defined(stub):
     """CUDA's runtime, linked into the core, asks the driver over host memory for more than that has."""
-    pytest.importorskip("cuda.core")
     if not reduction.core_status().cuda:
         pytest.skip("the native core was built without nvcc")
     code = (
@@ -235,6 +240,6 @@ def test_the_native_cores_own_launch_is_called_as_it_is_defined(cuda_stub):
         "except errors.EngineError as error:\n"
         "    print(error)\n"
     )
-    environment = gpu.stub_environment(cuda_stub)
+    environment = gpu.stub_environment(stub)
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert "did not take the reduction (CUDA guidance statistics: operation not supported)" in done.stdout, done.stderr
