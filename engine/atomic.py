@@ -4,7 +4,7 @@ import secrets
 from pathlib import Path
 
 
-def write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes | memoryview) -> None:
     """Write a file in one step: whoever reads meanwhile sees the old one or the new one, never a part.
 
     Raises:

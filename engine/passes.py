@@ -9,7 +9,7 @@ import numpy.typing as npt
 from memedge.engine.backend import Backend, open_backend
 from memedge.engine.directory import TOKENIZER, EngineDirectory
 from memedge.engine.errors import IntegrityError
-from memedge.engine.manifest import Alignment, Operands
+from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.reduction import reduce_rows
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.engine.uncond import unconditional
@@ -19,6 +19,13 @@ VALUES_PER_CALL = 1 << 16
 # States closer than this to the empty prompt's, relative to its largest value, are the empty prompt: what is left
 # of Δ is rounding, whose direction is noise.
 EMPTY_TOLERANCE = 1e-5
+
+
+def rows_per_call(manifest: Manifest) -> int:
+    """Return how many rows one UNet call has at most, where nobody says otherwise."""
+    if manifest.precision == "int8":
+        return 1  # its products are scaled by the largest value in the call: rows must not meet others' values there
+    return max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
 
 
 class Engine:
@@ -34,10 +41,7 @@ class Engine:
         self.directory = directory
         self.backend = backend
         self.draws = manifest.draws
-        self.rows_per_call = max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
-        if manifest.precision == "int8":
-            # Its products are scaled by the largest value in the call: rows must not meet others' values there.
-            self.rows_per_call = 1
+        self.rows_per_call = rows_per_call(manifest)
         self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
         self._empty_states = self.backend.encode(self.tokenize([""])[0])[0]
         if self._empty_states.shape != (manifest.tokens, manifest.state_width):

@@ -1,0 +1,235 @@
+"""Plans: an engine's graphs compiled by TensorRT for one GPU target, verified before anyone parses them.
+
+They lie in the folder `plans` of the engine directory or, where that cannot be written to, of the user's cache, beside
+a manifest of their own: an engine's manifest never changes after its export. Sizes and hashes tell damage, and plans of
+another engine, version or GPU; they do not tell who made a plan, so plans are built, never shipped (DESIGN.md).
+"""
+
+import hashlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from memedge.engine import atomic, cache
+from memedge.engine.directory import EngineDirectory, describe_file, sha256
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError
+from memedge.engine.manifest import SIZE_LIMIT, FileEntry
+
+SCHEMA: Final = 1
+FOLDER = "plans"
+FILE_NAME = "manifest.json"
+
+Component = Literal["unet", "text"]
+PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
+# File names are made of these, so they can be neither a path nor anything else than they say.
+Target = Annotated[str, msgspec.Meta(pattern=r"\Asm[0-9]{2,3}\Z")]
+Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9a-z]+){1,5}\Z", max_length=32)]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Size = Annotated[int, msgspec.Meta(gt=0, le=1 << 36)]
+
+
+class Plan(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One plan file, and how it was built.
+
+    Attributes:
+        component: the UNet or the text encoder.
+        backend: whose plan it is.
+        target: the GPU's compute capability, such as "sm89".
+        version: of TensorRT; it reads no other version's plans.
+        gpu: the GPU that it was built on and is for; None for TensorRT-RTX, whose plans are for any of the target.
+        most: the most rows of one UNet call, or prompts of one text encoder call.
+        seconds: that building took.
+        peak_memory: the largest resident size of the building process until then, in bytes.
+        size: in bytes.
+        sha256: in lower-case hexadecimal.
+    """
+
+    component: Component
+    backend: PlanBackend
+    target: Target
+    version: Version
+    gpu: Annotated[str, msgspec.Meta(max_length=256)] | None
+    most: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    peak_memory: Annotated[int, msgspec.Meta(ge=0)]
+    size: Size
+    sha256: Sha256
+
+    @property
+    def name(self) -> str:
+        return f"{self.component}-{self.backend}-{self.target}-{self.version}.plan"
+
+
+class PlanManifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """plans/manifest.json: the identity of the engine that all plans are of, and TensorRT's timing caches by name."""
+
+    schema: Literal[1]
+    engine: Sha256
+    plans: tuple[Plan, ...]
+    timing: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """A verified plan file."""
+
+    path: Path
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Both components' plans for one GPU target."""
+
+    unet: PlanFile
+    text: PlanFile
+
+
+def find(directory: EngineDirectory, backend: PlanBackend, target: str, version: str, gpu: str | None = None) -> Plans:
+    """Return the plans that TensorRT `version` can run on this GPU: of target `target`, and of model `gpu` if given.
+
+    Raises:
+        ProviderError: there are none, or only of another target, GPU model, TensorRT version or engine.
+        IntegrityError: they are damaged, or links.
+    """
+    rebuild = f"run `memedge build {shlex.quote(str(directory.path))} --backend {backend} --gpu {target.upper()}`"
+    problem: EngineError | None = None
+    for folder in cache.folders(directory):
+        if not (folder / FOLDER / FILE_NAME).is_file():
+            continue
+        try:
+            return _find(folder, directory.identity, backend, target, version, gpu, rebuild)
+        except EngineError as error:
+            problem = problem or error
+    raise problem or ProviderError(f"{directory.path} has no plans for provider {backend!r}: {rebuild}.")
+
+
+def _find(
+    folder: Path, identity: str, backend: PlanBackend, target: str, version: str, gpu: str | None, rebuild: str
+) -> Plans:
+    place = folder / FOLDER
+    manifest = _read(folder)
+    if manifest is None:
+        raise IntegrityError(f"{place / FILE_NAME} is no manifest of plans of this memedge: {rebuild}.")
+    if manifest.engine != identity:
+        raise ProviderError(f"The plans in {place} are of another engine, or of this one before a change: {rebuild}.")
+    plans = [plan for plan in manifest.plans if plan.backend == backend]
+    if not plans:
+        raise ProviderError(f"{place} holds no plans for provider {backend!r}: {rebuild}.")
+    if not any(plan.target == target for plan in plans):
+        others = ", ".join(sorted({plan.target.upper() for plan in plans}))
+        raise ProviderError(
+            f"The plans for {backend!r} in {place} are for {others}, and this GPU is {target.upper()}: {rebuild}."
+        )
+    plans = [plan for plan in plans if plan.target == target]
+    if not any(plan.version == version for plan in plans):
+        others = ", ".join(sorted({plan.version for plan in plans}))
+        raise ProviderError(
+            f"The plans in {place} are of TensorRT {others}, and version {version} is installed: {rebuild}."
+        )
+    found = {plan.component: plan for plan in plans if plan.version == version}
+    if set(found) != {"unet", "text"}:
+        raise IntegrityError(f"The manifest in {place} lists the plan of the {next(iter(found))} alone: {rebuild}.")
+    for plan in found.values():
+        if gpu is not None and plan.gpu not in (None, gpu):
+            raise ProviderError(f"{place / plan.name} is for the GPU {plan.gpu}, and this one is {gpu}: {rebuild}.")
+    files = {component: PlanFile(place / plan.name, plan) for component, plan in found.items()}
+    for file in files.values():
+        if not _is_own(folder, file.path):
+            raise IntegrityError(f"{file.path} is missing or a link: {rebuild}.")
+        if file.path.stat().st_size != file.plan.size or sha256(file.path) != file.plan.sha256:
+            raise IntegrityError(f"{file.path} is not the plan that was built: {rebuild}.")
+    return Plans(files["unet"], files["text"])
+
+
+def writable_folder(directory: EngineDirectory) -> Path:
+    """Return the folder for new plans, made if need be; the first of those that `find` looks into.
+
+    Raises:
+        EngineError: neither the engine directory nor the user's cache can be written to, or `plans` is a link there.
+    """
+    for folder in cache.writable(directory):
+        place = folder / FOLDER
+        if place.is_symlink():
+            raise IntegrityError(f"{place} is a link, which plans are not read through: make it a plain folder.")
+        place.mkdir(exist_ok=True)
+        return place
+    first, second = cache.folders(directory)
+    raise EngineError(f"Neither {first} nor {second} can be written to: make one of them writable, for the plans.")
+
+
+def record(place: Path, directory: EngineDirectory, plans: Sequence[tuple[Plan, memoryview]]) -> None:
+    """Add plans to `place`, the `writable_folder`: first their content, each in one step, then all to its manifest.
+
+    Plans of another engine that lie there are removed.
+
+    Raises:
+        OSError: they cannot be written; what was listed before still is.
+    """
+    for plan, content in plans:
+        atomic.write(place / plan.name, content)
+    manifest = _current(place, directory)
+    names = {plan.name for plan, _ in plans}
+    kept = (plan for plan in manifest.plans if plan.name not in names)
+    _write(place, msgspec.structs.replace(manifest, plans=(*kept, *(plan for plan, _ in plans))))
+
+
+def describe(content: memoryview, **fields: object) -> Plan:
+    """Return the entry of a plan: its other fields as given, its size and hash from its content.
+
+    Raises:
+        msgspec.ValidationError: a field is not what manifests may hold.
+    """
+    entry = {**fields, "size": content.nbytes, "sha256": hashlib.sha256(content).hexdigest()}
+    return msgspec.convert(entry, Plan)
+
+
+def read_timing(place: Path, directory: EngineDirectory, name: str) -> bytes:
+    """Return the timing cache `name`; empty if there is none or it was damaged, since building only takes longer."""
+    entry = _current(place, directory).timing.get(name)
+    path = place / name
+    if entry is None or not _is_own(place.parent, path) or describe_file(path) != entry:
+        return b""
+    return path.read_bytes()
+
+
+def record_timing(place: Path, directory: EngineDirectory, name: str, content: memoryview) -> None:
+    """Keep a timing cache for the next build; raises OSError."""
+    atomic.write(place / name, content)
+    manifest = _current(place, directory)
+    timing = {**manifest.timing, name: describe_file(place / name)}
+    _write(place, msgspec.structs.replace(manifest, timing=timing))
+
+
+def _current(place: Path, directory: EngineDirectory) -> PlanManifest:
+    """Return the manifest in `place`, or an empty one; what is listed of another engine is removed."""
+    manifest = _read(place.parent)
+    if manifest is not None and manifest.engine == directory.identity:
+        return manifest
+    for plan in manifest.plans if manifest else ():
+        (place / plan.name).unlink(missing_ok=True)
+    return PlanManifest(SCHEMA, directory.identity, (), {})
+
+
+def _read(folder: Path) -> PlanManifest | None:
+    """Return the manifest of plans in `folder`, or None if what is there is none."""
+    path = folder / FOLDER / FILE_NAME
+    if not _is_own(folder, path) or path.stat().st_size > SIZE_LIMIT:
+        return None
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=PlanManifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _write(place: Path, manifest: PlanManifest) -> None:
+    atomic.write(place / FILE_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+
+
+def _is_own(folder: Path, path: Path) -> bool:
+    """Return whether a path in the folder's `plans` is a plain file that lies there and nowhere else."""
+    return path.is_file() and path.resolve() == folder.resolve() / FOLDER / path.name
