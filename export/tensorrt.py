@@ -31,7 +31,6 @@ MODULES: dict[PlanBackend, tuple[str, str]] = {
 }
 FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET}
 MOST = 1 << 16  # rows per call
-STEPS = 100  # of progress per plan
 
 
 @dataclass(frozen=True)
@@ -95,34 +94,42 @@ def build(
         raise ProviderError(f"{path} is an int8 engine, which only ONNX Runtime runs: build from one in fp16 or fp32.")
     most = max_batch or rows_per_call(directory.manifest)
     job = _Job(trt, backend, directory, plans.writable_folder(directory), most, workspace)
-    total, finished = STEPS * len(FILES) * len(targets), 0
-    built = []
+    built: list[Plan] = []
     for target in targets:
-        fresh = []
-        for component in FILES:
-            start = time.perf_counter()
-            content = _compile(job, component, target, partial(_tell, progress, finished, total))
-            finished += STEPS
-            progress(finished, total)
-            plan = plans.describe(
-                content,
-                component=component,
-                backend=backend,
-                target=target,
-                version=trt.__version__,
-                gpu=gpu,
-                most=most,
-                seconds=time.perf_counter() - start,
-                peak_memory=peak_memory(),
-            )
-            fresh.append((plan, content))
-        plans.record(job.place, directory, fresh)
-        built += [plan for plan, _ in fresh]
+        built += _build_target(job, target, gpu, partial(_tell, progress, len(built), len(FILES) * len(targets)))
     return built
 
 
-def _tell(progress: Callable[[int, int], None], finished: int, total: int, share: float) -> None:
-    progress(finished + int(STEPS * share), total)
+def _build_target(job: _Job, target: str, gpu: str | None, progress: Callable[[float], None]) -> list[Plan]:
+    """Compile and record both plans of one target; a function, so that nothing of their size outlives it."""
+    fresh = []
+    for number, (component, file) in enumerate(FILES.items()):
+
+        def step(share: float, before: int = number) -> None:
+            progress(before + share)
+
+        start = time.perf_counter()
+        content = _compile(job, job.directory.file(file), target, step)
+        step(1)
+        plan = plans.describe(
+            content,
+            component=component,
+            backend=job.backend,
+            target=target,
+            version=job.trt.__version__,
+            gpu=gpu,
+            most=job.most,
+            seconds=time.perf_counter() - start,
+            peak_memory=peak_memory(),
+        )
+        fresh.append((plan, content))
+    plans.record(job.place, job.directory, fresh)
+    return [plan for plan, _ in fresh]
+
+
+def _tell(progress: Callable[[int, int], None], before: int, total: int, done: float) -> None:
+    """Report in hundredths what TensorRT reports in shares of plans."""
+    progress(int(100 * (before + done)), 100 * total)
 
 
 def _import(backend: PlanBackend) -> Any:
@@ -167,10 +174,9 @@ def _targets(
     return [here[0]], here[1]
 
 
-def _compile(job: _Job, component: Component, target: str, progress: Callable[[float], None]) -> memoryview:
-    """Return the plan of one component for one target."""
+def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], None]) -> memoryview:
+    """Return the plan of one ONNX file for one target."""
     trt = job.trt
-    path = job.directory.file(FILES[component])
     log = _make_log(trt)
     try:
         builder = trt.Builder(log)
@@ -179,7 +185,7 @@ def _compile(job: _Job, component: Component, target: str, progress: Callable[[f
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     # The path says where the weights are, if not in the graph: they are read from there, not copied.
-    if not parser.parse(read_expanded(job.directory, FILES[component]), str(path)):
+    if not parser.parse(read_expanded(job.directory, path.name), str(path)):
         errors = (parser.get_error(i) for i in range(parser.num_errors))
         reason = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
         raise ProviderError(f"{job.label} cannot read {path} ({_line(reason)}): export the engine again.")
