@@ -221,8 +221,8 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
             "engine in another precision."
         )
     if job.backend == "tensorrt":
-        timing = memoryview(config.get_timing_cache().serialize())
-        plans.record_timing(job.place, job.directory, job.timing_name(target), timing)
+        timing = config.get_timing_cache()
+        plans.record_timing(job.place, job.directory, job.timing_name(target), memoryview(timing.serialize()))
     return memoryview(plan)
 
 
