@@ -186,8 +186,8 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
     parser = trt.OnnxParser(network, log)
     # The path says where the weights are, if not in the graph: they are read from there, not copied.
     if not parser.parse(read_expanded(job.directory, path.name), str(path)):
-        errors = (parser.get_error(i) for i in range(parser.num_errors))
-        reason = "; ".join(f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors)
+        problems = (parser.get_error(i) for i in range(parser.num_errors))
+        reason = "; ".join(f"{problem.node_operator()} {problem.node_name()}: {problem.desc()}" for problem in problems)
         raise ProviderError(f"{job.label} cannot read {path} ({_line(reason)}): export the engine again.")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
