@@ -140,17 +140,25 @@ def test_other_engine(directory):
     fails(other, ProviderError, "are of another engine")
 
 
-def test_other_engines_plans_make_way(directory):
+@pytest.mark.parametrize("target", ["sm89", "sm120"])
+def test_other_engines_plans_make_way(directory, target):
     """Recording for another engine in the same folder leaves nothing of the first."""
-    fill(directory)
+    place = fill(directory)
+    plans.record_timing(place, directory, f"timing-tensorrt-sm89-{VERSION}.cache", memoryview(b"measured"))
     other = replace(directory, manifest=read_manifest(EMBEDDED_ENGINE))
     other.manifest.files["tokenizer.json"] = other.manifest.files["unet.onnx"]
-    place = fill(other, "sm120")
-    assert sorted(path.name for path in place.iterdir()) == [
-        "manifest.json",
-        f"text-tensorrt-rtx-sm120-{VERSION}.plan",
-        f"unet-tensorrt-rtx-sm120-{VERSION}.plan",
-    ]
+    fill(other, target)
+    names = [f"{component}-tensorrt-rtx-{target}-{VERSION}.plan" for component in ("text", "unet")]
+    assert sorted(path.name for path in place.iterdir()) == ["manifest.json", *names]
+    assert plans.find(other, "tensorrt-rtx", target, VERSION)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "timing-tensorrt-sm89-../x.cache", "manifest.json"])
+def test_forged_timing(directory, name):
+    """Names that would be removed with another engine's plans."""
+    (directory.path / "secret").write_text("secret")
+    edit(fill(directory), lambda m: m["timing"].update({name: {"size": 6, "sha256": "0" * 64}}))
+    fails(directory, IntegrityError, "is no manifest of plans")
 
 
 def test_half(directory):
