@@ -86,7 +86,9 @@ setup(
     include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
     package_data={"memedge": ["data/**/*", "py.typed"]},
     # Computed or compiled here, for this machine.
-    exclude_package_data={"memedge": ["data/engine/baseline.*-*.safetensors", "data/engine/plans/**/*"]},
+    exclude_package_data={
+        "memedge": ["data/engine/baseline.*-*.safetensors", "data/engine/plans/*", "data/engine/plans/**/*"]
+    },
     ext_modules=native_core(),
     cmdclass={"build_ext": BuildCore},
 )
