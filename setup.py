@@ -165,7 +165,10 @@ setup(
     package_dir={"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"},
     include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
     package_data={"memedge": ["data/**/*", "py.typed"]},
-    exclude_package_data={"memedge": ["data/engine/baseline.*-*.safetensors"]},  # computed on first use, here
+    # Computed or compiled here, for this machine.
+    exclude_package_data={
+        "memedge": ["data/engine/baseline.*-*.safetensors", "data/engine/plans/*", "data/engine/plans/**/*"]
+    },
     ext_modules=native_core(),
     cmdclass={"build_ext": BuildCore},
 )

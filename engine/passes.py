@@ -10,7 +10,7 @@ import numpy.typing as npt
 from memedge.engine.backend import Backend, open_backend
 from memedge.engine.directory import TOKENIZER, EngineDirectory
 from memedge.engine.errors import IntegrityError, NotFiniteError
-from memedge.engine.manifest import Alignment, Operands
+from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.memory import Tensor, take
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.engine.uncond import unconditional
@@ -44,6 +44,13 @@ class States:
         return np.arange(len(self.empty))
 
 
+def rows_per_call(manifest: Manifest) -> int:
+    """Return how many rows one UNet call has at most, where nobody says otherwise."""
+    if manifest.precision == "int8":
+        return 1  # its products are scaled by the largest value in the call: rows must not meet others' values there
+    return max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
+
+
 class Engine:
     """An opened engine: verified files, a tokenizer, a backend and the cached baseline.
 
@@ -58,12 +65,7 @@ class Engine:
         self.directory = directory
         self.backend = backend
         self.draws = manifest.draws
-        self.rows_per_call = max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
-        if manifest.precision == "int8":
-            # Its products are scaled by the largest value in the call: rows must not meet others' values there.
-            self.rows_per_call = 1
-        if backend.most_rows is not None:
-            self.rows_per_call = min(self.rows_per_call, backend.most_rows)
+        self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
         self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)

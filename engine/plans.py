@@ -28,6 +28,10 @@ PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
 # File names are made of these, so they can be neither a path nor anything else than they say.
 Target = Annotated[str, msgspec.Meta(pattern=r"\Asm[0-9]{2,3}\Z")]
 Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9a-z]+){1,5}\Z", max_length=32)]
+CacheName = Annotated[
+    str,
+    msgspec.Meta(pattern=r"\A(timing|runtime-unet|runtime-text)-tensorrt(-rtx)?-sm[0-9]{2,3}-[0-9a-z.]{3,32}\.cache\Z"),
+]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(gt=0, le=1 << 36)]
 
@@ -65,12 +69,12 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class PlanManifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """plans/manifest.json: the identity of the engine that all plans are of, and TensorRT's timing caches by name."""
+    """plans/manifest.json: the identity of the engine that all plans are of, and TensorRT's own caches by name."""
 
     schema: Literal[1]
     engine: Sha256
     plans: tuple[Plan, ...]
-    timing: dict[str, FileEntry]
+    caches: dict[CacheName, FileEntry]
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,8 @@ def _find(
 def writable_folder(directory: EngineDirectory) -> Path:
     """Return the folder for new plans, made if need be; the first of those that `find` looks into.
 
+    Plans of another engine that lie there are removed: they would never be found again.
+
     Raises:
         EngineError: neither the engine directory nor the user's cache can be written to, or `plans` is a link there.
     """
@@ -157,6 +163,11 @@ def writable_folder(directory: EngineDirectory) -> Path:
         if place.is_symlink():
             raise IntegrityError(f"{place} is a link, which plans are not read through: make it a plain folder.")
         place.mkdir(exist_ok=True)
+        manifest = _read(folder)
+        if manifest is not None and manifest.engine != directory.identity:
+            (place / FILE_NAME).unlink()
+            for name in (*manifest.caches, *(plan.name for plan in manifest.plans)):
+                (place / name).unlink(missing_ok=True)
         return place
     first, second = cache.folders(directory)
     raise EngineError(f"Neither {first} nor {second} can be written to: make one of them writable, for the plans.")
@@ -164,8 +175,6 @@ def writable_folder(directory: EngineDirectory) -> Path:
 
 def record(place: Path, directory: EngineDirectory, plans: Sequence[tuple[Plan, memoryview]]) -> None:
     """Add plans to `place`, the `writable_folder`: first their content, each in one step, then all to its manifest.
-
-    Plans of another engine that lie there are removed.
 
     Raises:
         OSError: they cannot be written; what was listed before still is.
@@ -189,8 +198,8 @@ def describe(content: memoryview, **fields: object) -> Plan:
 
 
 def read_cache(place: Path, directory: EngineDirectory, name: str) -> bytes:
-    """Return the timing cache `name`; empty if there is none or it was damaged, since building only takes longer."""
-    entry = _current(place, directory).timing.get(name)
+    """Return a cache of TensorRT's; empty if there is none or it was damaged, since all then only takes longer."""
+    entry = _current(place, directory).caches.get(name)
     path = place / name
     if entry is None or not _is_own(place.parent, path) or describe_file(path) != entry:
         return b""
@@ -198,20 +207,18 @@ def read_cache(place: Path, directory: EngineDirectory, name: str) -> bytes:
 
 
 def record_cache(place: Path, directory: EngineDirectory, name: str, content: memoryview) -> None:
-    """Keep a timing cache for the next build; raises OSError."""
+    """Keep a cache of TensorRT's for the next process; raises OSError."""
     atomic.write(place / name, content)
     manifest = _current(place, directory)
-    timing = {**manifest.timing, name: describe_file(place / name)}
-    _write(place, msgspec.structs.replace(manifest, timing=timing))
+    caches = {**manifest.caches, name: describe_file(place / name)}
+    _write(place, msgspec.structs.replace(manifest, caches=caches))
 
 
 def _current(place: Path, directory: EngineDirectory) -> PlanManifest:
-    """Return the manifest in `place`, or an empty one; what is listed of another engine is removed."""
+    """Return the manifest in `place`, or an empty one if that is none, or another engine's."""
     manifest = _read(place.parent)
     if manifest is not None and manifest.engine == directory.identity:
         return manifest
-    for plan in manifest.plans if manifest else ():
-        (place / plan.name).unlink(missing_ok=True)
     return PlanManifest(SCHEMA, directory.identity, (), {})
 
 

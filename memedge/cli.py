@@ -246,6 +246,55 @@ def export(
     show.print_json(manifest) if json else show.print_parity(manifest, output)
 
 
+@app.command()
+def build(
+    backend: Annotated[
+        Literal["tensorrt", "tensorrt-rtx"],
+        typer.Option("--backend", help="tensorrt: on the GPU that is to run it; tensorrt-rtx: anywhere, for any GPU."),
+    ],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="ENGINE_DIR", help="Engine directory.", show_default="the embedded one")
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option("--gpu", metavar="SM86,...", help="GPU targets.", show_default="this machine's GPU"),
+    ] = None,
+    max_batch: Annotated[
+        int | None,
+        typer.Option(
+            "--max-batch",
+            metavar="N",
+            min=1,
+            help="Most UNet rows (prompt × timestep × draw) per call.",
+            show_default="what memory surely allows",
+        ),
+    ] = None,
+    workspace: Annotated[
+        float | None,
+        typer.Option("--workspace", metavar="GIB", help="GPU memory per layer.", show_default="TensorRT's own"),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Compile an engine for GPUs into TensorRT plans, which are kept beside it, or in the user's cache.
+
+    TensorRT takes minutes and needs the GPU; TensorRT-RTX needs none, and one plan per compute capability.
+    """
+    try:
+        from memedge.export.tensorrt import build as run
+    except ImportError as error:
+        raise MemedgeError(
+            f"Building needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[{backend}]'`."
+        ) from None
+    from memedge.detector import EMBEDDED_ENGINE
+
+    targets = gpu.split(",") if gpu is not None else None
+    with show.progress_bar("building") as progress:
+        plans = run(
+            directory or EMBEDDED_ENGINE, backend, targets, max_batch=max_batch, workspace=workspace, progress=progress
+        )
+    show.print_json(plans) if json else show.print_plans(plans)
+
+
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence and exit code 1."""
     try:

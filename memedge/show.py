@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.detector import EngineInfo
     from memedge.doctor import Finding
     from memedge.engine.manifest import Drift, Manifest
+    from memedge.engine.plans import Plan
     from memedge.job import JobSummary
     from memedge.results import Verdict
 
@@ -94,6 +95,19 @@ def print_parity(manifest: "Manifest", output: Path) -> None:
     say(f"{output}: {manifest.precision}, largest differences from torch fp32: {_parity(manifest)}.")
     if manifest.drift:
         say(f"int8 against the same engine in fp32: {_drift(manifest.drift)}.")
+
+
+def print_plans(plans: Sequence["Plan"]) -> None:
+    table = Table("plan", "target", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    for name in ("MB", "seconds", "peak MB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for p in plans:
+        numbers = (_short(value) for value in (p.size / 1e6, p.seconds, p.peak_memory / 1e6))
+        table.add_row(p.name, p.target.upper(), *numbers)
+    Console().print(table)
+    gpus = ", ".join(sorted({p.gpu or p.target.upper() for p in plans}))
+    say(f"For {gpus}, with TensorRT {plans[0].version}: calls of up to {plans[0].most} rows.")
 
 
 def print_bench(bench: "Bench") -> None:
