@@ -18,13 +18,13 @@ from memedge.engine import atomic, cache
 from memedge.engine.directory import EngineDirectory, describe_file, sha256
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.manifest import SIZE_LIMIT, FileEntry
+from memedge.engine.tensorrt_module import PlanBackend
 
 SCHEMA: Final = 1
 FOLDER = "plans"
 FILE_NAME = "manifest.json"
 
 Component = Literal["unet", "text"]
-PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
 # File names are made of these, so they can be neither a path nor anything else than they say.
 Target = Annotated[str, msgspec.Meta(pattern=r"\Asm[0-9]{2,3}\Z")]
 Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9a-z]+){1,5}\Z", max_length=32)]

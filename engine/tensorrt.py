@@ -15,12 +15,12 @@ from memedge.engine.errors import EngineError, IntegrityError
 from memedge.engine.manifest import Manifest
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
-from memedge.engine.trt_module import load_module, make_logger
+from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger
 
 MakeMemory = Callable[[], Memory]
 
 
-def has_plans(directory: EngineDirectory, provider: plans.PlanBackend, target: str, gpu: str) -> bool:
+def has_plans(directory: EngineDirectory, provider: PlanBackend, target: str, gpu: str) -> bool:
     """Return whether there are plans of the engine for this GPU and the TensorRT that is installed."""
     try:
         plans.find(directory, provider, target, load_module(provider).__version__, gpu)
@@ -38,7 +38,9 @@ class TensorRtBackend(Backend):
 
     threads = 1  # the processor only queues work
 
-    def __init__(self, directory: EngineDirectory, provider: str, make_memory: MakeMemory, target: str, gpu: str):
+    def __init__(
+        self, directory: EngineDirectory, provider: PlanBackend, make_memory: MakeMemory, target: str, gpu: str
+    ):
         """Load the plans for this GPU.
 
         Args:
@@ -120,16 +122,17 @@ class Program:
         It compiles kernels for this GPU at a shape's first call, which are kept beside the plan. LAZY would leave the
         slow ones, used until then, in our CUDA graphs.
         """
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(managed)
-        config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
-        config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # ours hold the reduction too
-        self._kernels = config.create_runtime_cache()
+        runtime_config = self._engine.create_runtime_config()
+        runtime_config.set_execution_context_allocation_strategy(managed)
+        eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+        runtime_config.dynamic_shapes_kernel_specialization_strategy = eager
+        runtime_config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # ours hold the reduction too
+        self._kernels = runtime_config.create_runtime_cache()
         kept = plans.read_cache(self._path.parent, self._directory, self._cache_name)
         if kept:
             self._kernels.deserialize(kept)  # False for another driver's or GPU's: they are compiled anew
-        config.set_runtime_cache(self._kernels)
-        return config
+        runtime_config.set_runtime_cache(self._kernels)
+        return runtime_config
 
     @property
     def _cache_name(self) -> str:

@@ -12,23 +12,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from memedge.engine import plans
+from memedge.engine import plans, probe
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
 from memedge.engine.errors import InputError, ProviderError
-from memedge.engine.gpu_target import local_target
 from memedge.engine.machine import peak_memory
 from memedge.engine.passes import rows_per_call
-from memedge.engine.plans import Component, Plan, PlanBackend
+from memedge.engine.plans import Component, Plan
+from memedge.engine.tensorrt_module import MODULES, PlanBackend, load_module, make_logger, one_line
 from memedge.export.expand import read_expanded
 
-MODULES: dict[PlanBackend, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "TensorRT"),
-    "tensorrt-rtx": ("tensorrt_rtx", "TensorRT-RTX"),
-}
 FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET}
 MOST = 1 << 16  # rows per call
 
@@ -50,6 +45,12 @@ class _Job:
 
     def timing_name(self, target: str) -> str:
         return f"timing-{self.backend}-{target}-{self.trt.__version__}.cache"
+
+
+def local_target() -> tuple[str, str] | None:
+    """Return the first GPU's target, such as "sm89", and its model's name; None where there is none."""
+    gpus = probe.driver().gpus
+    return (gpus[0].target, gpus[0].name) if gpus else None
 
 
 def build(
@@ -87,7 +88,7 @@ def build(
         raise InputError(f"{max_batch} rows per call cannot be had: give a number from 1 to {MOST}.")
     if workspace is not None and not 0 < workspace <= 1024:
         raise InputError(f"A workspace of {workspace} GiB cannot be had: give more than 0 and at most 1024.")
-    trt = _import(backend)
+    trt = load_module(backend)
     targets, gpu = _targets(trt, backend, gpus, local)
     directory = EngineDirectory.open(path)
     if directory.manifest.precision == "int8":
@@ -132,17 +133,6 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: f
     progress(int(100 * (before + done)), 100 * total)
 
 
-def _import(backend: PlanBackend) -> Any:
-    module, label = MODULES[backend]
-    try:
-        return import_module(module)
-    except (ImportError, OSError) as error:  # OSError: the package is there, its libraries are not
-        raise ProviderError(
-            f"Building for {backend!r} needs {label}, which cannot be loaded ({error}): run `python -m pip install "
-            f"'memedge[{backend}]'`."
-        ) from None
-
-
 def _targets(
     trt: Any, backend: PlanBackend, gpus: Sequence[str] | None, local: Callable[[], tuple[str, str] | None]
 ) -> tuple[list[str], str | None]:
@@ -177,7 +167,7 @@ def _targets(
 def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], None]) -> memoryview:
     """Return the plan of one ONNX file for one target."""
     trt = job.trt
-    log = _make_log(trt)
+    log = make_logger(trt)
     try:
         builder = trt.Builder(log)
     except TypeError:  # what the bindings make of a library that returns nothing
@@ -188,7 +178,7 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
     if not parser.parse(read_expanded(job.directory, path.name), str(path)):
         problems = (parser.get_error(i) for i in range(parser.num_errors))
         reason = "; ".join(f"{problem.node_operator()} {problem.node_name()}: {problem.desc()}" for problem in problems)
-        raise ProviderError(f"{job.label} cannot read {path} ({_line(reason)}): export the engine again.")
+        raise ProviderError(f"{job.label} cannot read {path} ({one_line(reason)}): export the engine again.")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
     config.add_optimization_profile(_profile(builder, network, job))
@@ -199,6 +189,8 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.__members__[target.upper()], 0):
             raise ProviderError(f"{job.label} refuses the target {target.upper()} ({log.reason}): name another GPU.")
+        # Without it, TensorRT-RTX may allocate memory while it runs, which CUDA graphs cannot hold.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     else:
         # Not in TensorRT-RTX, which times nothing while it builds; a timing cache would only make it ask for a GPU
         # (NVIDIA's TensorRT-RTX documentation, "Timing Cache Migration").
@@ -234,7 +226,7 @@ def _profile(builder: Any, network: Any, job: _Job) -> Any:
         tensor = network.get_input(index)
         first, *rest = tensor.shape
         if first == -1:
-            best = rows if tensor.name in ("prompt", "row") else 1
+            best = 1 if tensor.name == "ids" else rows  # engine/tensorrt.py gives as many prompts as rows
             profile.set_shape(tensor.name, (1, *rest), (best, *rest), (job.most, *rest))
     return profile
 
@@ -245,21 +237,6 @@ def _set_timing(job: _Job, config: Any, target: str) -> None:
         timing = config.create_timing_cache(content)
         if timing is not None and config.set_timing_cache(timing, False):
             return
-
-
-def _make_log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps the last error, for our own message."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.reason = "no reason given"
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.reason = _line(message)
-
-    return Log()
 
 
 def _make_monitor(trt: Any, progress: Callable[[float], None]) -> Any:
@@ -296,7 +273,3 @@ def _make_monitor(trt: Any, progress: Callable[[float], None]) -> Any:
                 self._phases.pop(name, None)
 
     return Monitor()
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split()).rstrip(".") or "no reason given"

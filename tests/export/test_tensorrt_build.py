@@ -139,7 +139,7 @@ def test_configuration(trt, folder, monkeypatch):
         assert config.get_timing_cache() is None
     text, unet = profiles
     assert [list(s) for s in text.get_shape("ids")] == [[1, 24], [1, 24], [5, 24]]
-    assert [list(s) for s in unet.get_shape("states")] == [[1, 24, 96], [1, 24, 96], [5, 24, 96]]
+    assert [list(s) for s in unet.get_shape("states")] == [[1, 24, 96], [2, 24, 96], [5, 24, 96]]
     for name in ("row", "prompt"):
         assert [list(s) for s in unet.get_shape(name)] == [[1], [2], [5]]
 

@@ -24,15 +24,33 @@ VARIABLES = {
     "config": "IBuilderConfig",
     "context": "IExecutionContext",
     "engine": "ICudaEngine",
+    "kernels": "IRuntimeCache",
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "problem": "ParserError",
     "profile": "IOptimizationProfile",
     "runtime": "Runtime",
+    "runtime_config": "IRuntimeConfig",
     "tensor": "ITensor",
     "timing": "ITimingCache",
 }
-RTX_ONLY = {"ComputeCapability", "IBuilderConfig.num_compute_capabilities", "IBuilderConfig.set_compute_capability"}
+RTX_ONLY = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
+    "ComputeCapability",
+    "CudaGraphStrategy",
+    "CudaGraphStrategy.DISABLED",
+    "DynamicShapesKernelSpecializationStrategy",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "IExecutionContext.is_stream_capturable",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
+    "IRuntimeConfig.create_runtime_cache",
+    "IRuntimeConfig.cuda_graph_strategy",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_runtime_cache",
+}
 
 
 def used_names(files: Iterable[Path]) -> set[str]:
@@ -50,7 +68,7 @@ def used_names(files: Iterable[Path]) -> set[str]:
 
 
 def _dotted(node: ast.AST) -> str | None:
-    """Return X.Y for trt.X.Y, and Class.y for variable.y."""
+    """Return X.Y for trt.X.Y, and Class.y for variable.y and self._variable.y."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -59,7 +77,8 @@ def _dotted(node: ast.AST) -> str | None:
         return None
     if node.id == MODULE:
         return ".".join(reversed(parts))
-    return f"{VARIABLES[node.id]}.{parts[-1]}" if node.id in VARIABLES else None
+    name = parts.pop().removeprefix("_") if node.id == "self" else node.id
+    return f"{VARIABLES[name]}.{parts[-1]}" if parts and name in VARIABLES else None
 
 
 def missing(module: ModuleType, names: Iterable[str]) -> set[str]:

@@ -1,0 +1,44 @@
+"""TensorRT's Python modules, `tensorrt` (10 and 11) and `tensorrt_rtx`, which share most of their names."""
+
+from importlib import import_module
+from typing import Any, Literal
+
+from memedge.engine.errors import ProviderError
+
+PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
+# The module, and what its product is called.
+MODULES: dict[PlanBackend, tuple[str, str]] = {
+    "tensorrt": ("tensorrt", "TensorRT"),
+    "tensorrt-rtx": ("tensorrt_rtx", "TensorRT-RTX"),
+}
+
+
+def load_module(backend: PlanBackend) -> Any:
+    """Import the module of a backend; raises ProviderError if it cannot be."""
+    module, label = MODULES[backend]
+    try:
+        return import_module(module)
+    except (ImportError, OSError) as error:  # OSError: the package is there, its libraries are not
+        raise ProviderError(
+            f"{label} cannot be loaded ({error}): run `python -m pip install 'memedge[{backend}]'`."
+        ) from None
+
+
+def make_logger(trt: Any) -> Any:
+    """Return a logger for TensorRT that prints nothing and keeps the last error, in one line, as `reason`."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.reason = "no reason given"
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.reason = one_line(message)
+
+    return Logger()
+
+
+def one_line(text: str) -> str:
+    """Return the text without line breaks and final stop, for a sentence of ours."""
+    return " ".join(text.split()).rstrip(".") or "no reason given"
