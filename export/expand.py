@@ -2,8 +2,9 @@
 
 TensorRT knows no `com.microsoft` operators, and fuses attention itself where it finds a product, a softmax and a
 product over [R, heads, S, d]. It wants q scaled before the first product, which also keeps float16 logits small
-(NVIDIA's TensorRT documentation, "Fused Attention"). All is of the node's own type: in a strongly typed network a
-softmax of another type than the products would end the fusion, inside which TensorRT sums in float32 anyway.
+(NVIDIA's TensorRT documentation, "Fused Attention"). All is of the node's own type, so that nothing stands between the
+products. In fp16 TensorRT-RTX 1.7 makes one kernel of each of SD 1.4's 31 attentions, for SM75 and SM89; in fp32 of
+none.
 """
 
 from collections.abc import Iterator
