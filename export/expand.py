@@ -1,10 +1,10 @@
 """Fused attention in standard operators, for TensorRT.
 
-TensorRT knows no `com.microsoft` operators, and fuses attention itself where it finds a product, a softmax and a
-product over [R, heads, S, d]. It wants q scaled before the first product, which also keeps float16 logits small
-(NVIDIA's TensorRT documentation, "Fused Attention"). All is of the node's own type, so that nothing stands between the
-products. In fp16 TensorRT-RTX 1.7 makes one kernel of each of SD 1.4's 31 attentions, for SM75 and SM89; in fp32 of
-none.
+TensorRT-RTX reads ONNX Runtime's `com.microsoft::MultiHeadAttention`, TensorRT is not known to, and both fuse attention
+themselves where they find a product, a softmax and a product over [R, heads, S, d]. They want q scaled before the first
+product, which also keeps float16 logits small (NVIDIA's TensorRT documentation, "Fused Attention"). All is of the
+node's own type, so that nothing stands between the products. In fp16 TensorRT-RTX 1.7 makes one kernel of each of the
+31 attentions of SD 1.4's size, for SM75 and SM89; in fp32, of none of the embedded model's.
 """
 
 from collections.abc import Iterator
