@@ -1,9 +1,10 @@
 """Fused attention in standard operators, for TensorRT.
 
-TensorRT knows no `com.microsoft` operators, and fuses attention itself where it finds a product, a softmax and a
-product over [R, heads, S, d]. It wants q scaled before the first product, which also keeps float16 logits small
-(NVIDIA's TensorRT documentation, "Fused Attention"). All is of the node's own type: in a strongly typed network a
-softmax of another type than the products would end the fusion, inside which TensorRT sums in float32 anyway.
+TensorRT-RTX reads ONNX Runtime's `com.microsoft::MultiHeadAttention`, TensorRT is not known to, and both fuse attention
+themselves where they find a product, a softmax and a product over [R, heads, S, d]. They want q scaled before the first
+product, which also keeps float16 logits small (NVIDIA's TensorRT documentation, "Fused Attention"). All is of the
+node's own type, so that nothing stands between the products. In fp16 TensorRT-RTX 1.7 makes one kernel of each of the
+31 attentions of SD 1.4's size, for SM75 and SM89; in fp32, of none of the embedded model's.
 """
 
 from collections.abc import Iterator
