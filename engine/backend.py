@@ -9,6 +9,7 @@ import numpy.typing as npt
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import ProviderError
 from memedge.engine.memory import HostMemory, Memory, Tensor
+from memedge.engine.tensorrt_module import PlanBackend
 
 # In the order in which "auto" tries them: the fastest first. Provider -> the module it needs.
 PROVIDERS = {
@@ -114,7 +115,7 @@ def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
     from memedge.engine.tensorrt import TensorRtBackend
 
     gpu = probe.driver().gpus[0]
-    return TensorRtBackend(directory, provider, CudaMemory, gpu.target, gpu.name)
+    return TensorRtBackend(directory, _plan_backend(provider), CudaMemory, gpu.target, gpu.name)
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:
@@ -153,4 +154,8 @@ def _can_run(directory: EngineDirectory, provider: str) -> bool:
     from memedge.engine.tensorrt import has_plans
 
     gpu = probe.driver().gpus[0]
-    return has_plans(directory, provider, gpu.target, gpu.name)
+    return has_plans(directory, _plan_backend(provider), gpu.target, gpu.name)
+
+
+def _plan_backend(provider: str) -> PlanBackend:
+    return "tensorrt" if provider == "tensorrt" else "tensorrt-rtx"
