@@ -214,7 +214,7 @@ def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:
 def _torch_epsilon(
     checkpoint: Checkpoint, sample: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
-    states = TextEncoderGraph(checkpoint.text_encoder)(torch.from_numpy(ids)).numpy()
+    states = checkpoint.text_encoder(torch.from_numpy(ids), return_dict=False)[0].numpy()
 
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         step, draw = divmod(row, len(sample))
