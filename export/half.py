@@ -21,8 +21,9 @@ from memedge.export.ranges import Ranges
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 LARGEST = 65504.0
-# How much larger than with the probes' prompts a value may become with others.
-MARGIN = 4.0
+# How much larger than with the probes' prompts a value may become with others. In the embedded model, 40 prompts, some of
+# them memorized, took values up to 4.4 times as far as the probes did (the median value 1.07 times, logits 2.3).
+MARGIN = 8.0
 # Operators that move values and compute nothing.
 LAYOUT = frozenset(
     ("Concat", "DepthToSpace", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze")
@@ -33,6 +34,7 @@ NARROW = LAYOUT | {
     *("Add", "Conv", "Div", "Erf", "Gelu", "Gemm", "MatMul", "Mul", "MultiHeadAttention", "Relu", "Sigmoid", "Sub"),
     "Tanh",
 }
+ACTIVATION = frozenset(("Erf", "Gelu", "Mul", "Relu", "Sigmoid", "Tanh"))
 
 
 def convert(path: Path, ranges: Ranges) -> None:
@@ -69,7 +71,7 @@ def wide(graph: ir.Graph, ranges: Ranges) -> set[ir.Node]:
     for node in graph:
         if node.op_type == "InstanceNormalization":
             found |= _group_norm(node)
-    found |= _of_timestep(graph)
+    found |= _of_timestep(graph) | _last_layer(graph)
     large = {name for name, largest in ranges.values.items() if not largest * MARGIN <= LARGEST}
     logits = {name for name, largest in ranges.logits.items() if not largest * MARGIN <= LARGEST}
     weights = {v for v in graph.initializers.values() if is_float(v) and not _magnitude(v) <= LARGEST}
@@ -139,6 +141,23 @@ def _of_timestep(graph: ir.Graph) -> set[ir.Node]:
             dependent.update(node.outputs)
         elif all(value.shape is not None and len(value.shape) <= 2 for value in node.outputs):
             found.add(node)
+    return found
+
+
+def _last_layer(graph: ir.Graph) -> set[ir.Node]:
+    """Return the last convolution and the activation function before it, half a percent of the work of SD 1.4's UNet.
+
+    Nothing after it evens its rounding out. Measured on the embedded model, 40 prompts, by `simulate`: in fp16 norms are
+    wrong by up to 6.7e-3 (median 1.2e-3), with the convolution alone in float32 by 5.4e-3 (9.6e-4), with both by 1.4e-3
+    (6.3e-4).
+    """
+    found: set[ir.Node] = set()
+    ahead = [node for node in graph if node.op_type == "Conv"][-1:]
+    while ahead:
+        node = ahead.pop()
+        found.add(node)
+        makers = (value.producer() for value in node.inputs if value is not None)
+        ahead.extend(maker for maker in makers if maker is not None and maker.op_type in ACTIVATION)
     return found
 
 

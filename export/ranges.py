@@ -1,7 +1,7 @@
 """How large the values of a float32 graph become: what may be fp16, whose largest number is 65504, and what may not."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
 
+from memedge.engine.directory import Tensors
 from memedge.export.build import constant, follow
 
 Feeds = Mapping[str, npt.NDArray[Any]]
+# Noise draws looked at per timestep. A draw is thousands of independent numbers and meets every prompt: what further
+# draws add is little beside the margin that other prompts need (export/half.py).
+DRAWS = 4
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,16 @@ def observe(path: Path, calls: Iterable[Feeds]) -> Ranges:
         norms = results[len(values) :]
         _raise(found.logits, [float((q * k).max()) * s for q, k, s in zip(norms[::2], norms[1::2], scales, strict=True)])
     return found
+
+
+def unet_calls(states: npt.NDArray[np.float32], cached: Tensors) -> Iterator[Feeds]:
+    """Yield the UNet's inputs for every one of the states [B, L, D] on the first `DRAWS` draws of both timesteps."""
+    draws = len(next(iter(cached.values()))) // 2
+    first = np.zeros(1, dtype=np.int64)
+    for state in states:
+        for step in (0, 1):
+            for draw in range(min(draws, DRAWS)):
+                yield {"states": state[None], "prompt": first, "row": first + step * draws + draw, **cached}
 
 
 def scale(attention: ir.Node) -> float:
