@@ -135,6 +135,10 @@ def _write(
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
     cached = run_prefix(parts, sample, checkpoint.timesteps)
+    # The weights are in the files now: the sessions to come need the memory.
+    del text_encoder, unet, parts
+    checkpoint.text_encoder.to("meta")
+    checkpoint.unet.to("meta")
 
     # Here and not at the end, because the baseline must come from the graph that is shipped.
     measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None

@@ -53,8 +53,8 @@ def observe(path: Path, calls: Iterable[Feeds]) -> Ranges:
     for feeds in calls:
         results = session.run(names, feeds)
         _raise(found.values, map(float, results[: len(values)]))
-        norms = results[len(values) :]
-        _raise(found.logits, [float((q * k).max()) * s for q, k, s in zip(norms[::2], norms[1::2], scales, strict=True)])
+        pairs = zip(results[len(values) :: 2], results[len(values) + 1 :: 2], scales, strict=True)
+        _raise(found.logits, [float((query * key).max()) * factor for query, key, factor in pairs])
     return found
 
 
