@@ -56,14 +56,16 @@ def export(
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
-        precision: of the graphs. Inputs and outputs are float32 in any case; int8 is the UNet's alone.
+        precision: of the graphs. Inputs and outputs are float32 in any case, but for fp16's cached inputs. fp16 is both
+            graphs', where that is safe (half.py); int8 is the UNet's alone.
         prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
             which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
             is CSV with a column `memorized` (true or false).
         progress: is told the name of each phase as it begins.
 
     Returns:
-        The manifest; its `parity` holds the differences from torch in fp32.
+        The manifest; its `parity` holds the differences from torch in fp32: of fp16, the larger of those that ONNX
+        Runtime has on the CPU and those that a GPU would have (simulate.py).
 
     Raises:
         InputError: the prompts cannot be read, or are fewer than 8.
@@ -158,7 +160,7 @@ def _write(
     parity = compare(Statistics.of(prediction, factor), reference)
     if precision == "fp16":
         # The worse of both, so that the tolerance holds here and on a GPU.
-        del backend, prediction
+        del backend  # at most one UNet in memory
         simulated = Statistics.of(simulate.epsilon(folder, cached, ids, draws), factor)
         parity = worse(parity, compare(simulated, reference))
     check(parity, precision)

@@ -60,19 +60,17 @@ def rewrite(model: ir.Model) -> None:
             _open(graph, node)
     nodes = list(graph)
     widening = [node for node in nodes if node.op_type == "Cast" and node.inputs[0].dtype == HALF]  # type: ignore[union-attr]
-    for value in graph.inputs:
-        if value.dtype == HALF:
-            _replace_uses(value, lambda value: cast(graph, value, SINGLE, f"{value.name}.single"))
+    for stored in graph.inputs:
+        if stored.dtype == HALF:
+            _then(graph, stored, SINGLE)
     for node in nodes:
-        for value in node.outputs:
-            if value.dtype != HALF:
-                continue
+        for value in (value for value in node.outputs if value.dtype == HALF):
             if node.op_type == "Cast":
-                _replace_uses(value, lambda value: cast(graph, value, SINGLE, f"{value.name}.single"))
+                _then(graph, value, SINGLE)
                 continue
             value.type = ir.TensorType(SINGLE)
             if node.op_type not in LAYOUT:
-                _replace_uses(value, lambda value: _rounded(graph, value))
+                _then(graph, value, HALF, SINGLE)
         for index, weight in enumerate(node.inputs):
             if weight is not None and weight.is_initializer() and weight.dtype == HALF:
                 name = f"{node.outputs[0].name}.weight{index}"
@@ -84,16 +82,13 @@ def rewrite(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _rounded(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    return cast(graph, cast(graph, value, HALF, f"{value.name}.half"), SINGLE, f"{value.name}.rounded")
-
-
-def _replace_uses(value: ir.Value, make: Any) -> None:
-    """Let all that reads the value read what is made of it."""
-    users = value.uses()
-    made = make(value)
+def _then(graph: ir.Graph, value: ir.Value, *types: ir.DataType) -> None:
+    """Let all that reads the value read it cast to one type after the other."""
+    users, last = value.uses(), value
+    for dtype in types:
+        last = cast(graph, last, dtype, f"{last.name}.{dtype}")
     for node, index in users:
-        node.replace_input_with(index, made)
+        node.replace_input_with(index, last)
 
 
 def _open(graph: ir.Graph, node: ir.Node) -> None:

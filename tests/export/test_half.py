@@ -194,6 +194,28 @@ def test_simulated_attention(tmp_path):
     assert attention(300 * q, 300 * k, v)[0].isinf().any() and large.isnan().any()
 
 
+class Enlarged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 5)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def test_enlarged(tmp_path):
+    """Resize takes its scales as float32 whatever it enlarges."""
+    torch.manual_seed(0)
+    module, x = Enlarged().eval(), torch.randn(2, 3, 4, 4)
+    path = trace(module, tmp_path / "m.onnx", x=x)
+    (resize,) = (node for node in ir.load(path).graph if node.op_type == "Resize")
+    assert (resize.inputs[0].dtype, resize.inputs[2].dtype, resize.outputs[0].dtype) == (HALF, SINGLE, HALF)
+    expected = module(x).detach()
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"x": x.numpy()})[0]
+    for found in (torch.from_numpy(plain), simulated(path, x=x)):
+        torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
 class Square(nn.Module):
     def forward(self, x):
         return x * x / x
