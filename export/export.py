@@ -1,5 +1,6 @@
 """`memedge export`: checkpoint → engine directory, whole and in agreement with torch, or not at all."""
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -137,10 +138,9 @@ def _write(
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
     cached = run_prefix(parts, sample, checkpoint.timesteps)
-    # The weights are in the files now: the sessions to come need the memory.
+    # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
     del text_encoder, unet, parts
-    checkpoint.text_encoder.to("meta")
-    checkpoint.unet.to("meta")
+    gc.collect()
 
     # Here and not at the end, because the baseline must come from the graph that is shipped.
     measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None
@@ -205,6 +205,7 @@ def _to_half(
     progress("converting to fp16")
     half.convert(folder / TEXT_ENCODER, text_encoder)
     half.convert(folder / UNET, unet)
+    gc.collect()  # of the float32 graphs, whose files are gone, but stay mapped till then
     return rounded
 
 

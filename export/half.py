@@ -24,7 +24,7 @@ LARGEST = 65504.0
 # How much larger than with the probes' prompts a value may become with others. In the embedded model, 40 prompts, some
 # of them memorized, took values up to 4.4 times as far as the probes did (the median value 1.07 times, logits 2.3).
 MARGIN = 8.0
-# Operators that move values and compute nothing.
+# Operators that move values and compute nothing; Resize, as UNets enlarge: by nearest neighbours.
 LAYOUT = {
     *("Concat", "DepthToSpace", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze"),
     *("Transpose", "Unsqueeze"),
