@@ -1,10 +1,37 @@
-"""Attention as the exported graph holds it: one fused node, and keys and values once per prompt."""
+"""Attention as the exported graphs hold it: in UNets one fused node, and keys and values once per prompt."""
 
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import AttentionInterface
 
 from memedge.engine.errors import ExportError
+
+CAUSAL = "memedge_causal"
+
+
+def causal_attention(
+    module: nn.Module,  # noqa: ARG001  # transformers passes it
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001  # None: transformers makes no mask for a name it does not know
+    scaling: float,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return causal attention [B, L, H, K] over query, key and value [B, H, L, K], L known when it is traced.
+
+    transformers' own makes the mask anew from the batch's shape in every call, and torch's guards against rows that are
+    masked whole, which a causal mask does not have: Shape, Where, IsNaN and Expand nodes that GPU runtimes cannot fuse.
+    """
+    length = query.shape[2]
+    mask = torch.full((length, length), torch.finfo(query.dtype).min).triu(1)
+    weights = torch.softmax((query * scaling) @ key.transpose(-1, -2) + mask, dim=-1)
+    return (weights @ value).transpose(1, 2), None
+
+
+AttentionInterface.register(CAUSAL, causal_attention)
 
 
 class FusedAttention:

@@ -34,6 +34,39 @@ def insert(
     return output
 
 
+def follow(
+    graph: ir.Graph,
+    value: ir.Value,
+    op_type: str,
+    name: str,
+    *others: ir.Value,
+    dtype: ir.DataType | None = None,
+    shape: ir.Shape | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> ir.Value:
+    """Insert a node of the value, and of others, right behind what makes the value; return its output.
+
+    The output is of the type and of the shape given, or of the value's.
+    """
+    output = ir.Value(
+        name=name,
+        shape=value.shape if shape is None else shape,
+        type=value.type if dtype is None else ir.TensorType(dtype),
+    )
+    node = ir.node(op_type, [value, *others], attributes, outputs=[output], domain="")
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], node)
+    else:
+        graph.insert_after(producer, node)
+    return output
+
+
+def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    """Insert a Cast right behind what makes the value; return its output."""
+    return follow(graph, value, "Cast", name, dtype=dtype, attributes={"to": dtype})
+
+
 def replace(old: ir.Value, new: ir.Value) -> None:
     """Let everything use another value; as the graph's output it takes over the name."""
     if old.is_graph_output():

@@ -1,5 +1,6 @@
 """`memedge export`: checkpoint → engine directory, whole and in agreement with torch, or not at all."""
 
+import gc
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -28,11 +29,11 @@ from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export import cost, graphs, int8, linear, upsample
+from memedge.export import cost, graphs, half, int8, linear, ranges, simulate, upsample
 from memedge.export.checkpoint import Checkpoint, load_checkpoint
 from memedge.export.drift import drift, scores
-from memedge.export.graphs import OPSET, TextEncoderGraph, text_encoder_model, unet_model
-from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon
+from memedge.export.graphs import OPSET, text_encoder_model, unet_model
+from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon, worse
 from memedge.export.quiet import quiet
 from memedge.export.samples import Samples, read_samples
 from memedge.export.split import run_prefix, split
@@ -57,14 +58,16 @@ def export(
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
-        precision: of the graphs. Inputs and outputs are float32 in any case; int8 is the UNet's alone.
+        precision: of the graphs. Inputs and outputs are float32 in any case, but for fp16's cached inputs. fp16 is both
+            graphs', where that is safe (half.py); int8 is the UNet's alone.
         prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
             which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
             is CSV with a column `memorized` (true or false).
         progress: is told the name of each phase as it begins.
 
     Returns:
-        The manifest; its `parity` holds the differences from torch in fp32.
+        The manifest; its `parity` holds the differences from torch in fp32: of fp16, the larger of those that ONNX
+        Runtime has on the CPU and those that a GPU would have (simulate.py).
 
     Raises:
         InputError: the prompts cannot be read, or are fewer than 8.
@@ -115,12 +118,10 @@ def _write(
         factor = velocity_norm_factor(checkpoint.alphas_cumprod[0])
 
     progress("computing the reference with torch")
-    reference = Statistics.of(_torch_epsilon(checkpoint, sample, ids), factor)
+    states = _torch_states(checkpoint, ids)
+    reference = Statistics.of(_torch_epsilon(checkpoint, sample, states), factor)
 
-    # Only now, with the reference computed, may the modules change their precision and their attention.
-    if precision == "fp16":
-        checkpoint.text_encoder.half()
-        checkpoint.unet.half()
+    # Only now, with the reference computed, may the modules change their attention.
     progress("exporting the text encoder")
     text_encoder = text_encoder_model(checkpoint)
     graphs.save(text_encoder, folder / TEXT_ENCODER)
@@ -138,9 +139,14 @@ def _write(
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
     cached = run_prefix(parts, sample, checkpoint.timesteps)
+    # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
+    del text_encoder, unet, parts
+    gc.collect()
 
     # Here and not at the end, because the baseline must come from the graph that is shipped.
     measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None
+    if precision == "fp16":
+        cached = _to_half(folder, cached, ids, states, progress)
 
     progress("caching the unconditional predictions")
     prediction = engine_epsilon(OrtBackend(folder, cached, precision, HostMemory()), ids, draws)
@@ -149,6 +155,10 @@ def _write(
 
     progress("comparing with torch")
     parity = compare(Statistics.of(prediction, factor), reference)
+    if precision == "fp16":
+        # The worse of both, so that the tolerance holds here and on a GPU.
+        simulated = Statistics.of(simulate.epsilon(folder, cached, ids, draws), factor)
+        parity = worse(parity, compare(simulated, reference))
     check(parity, precision)
     manifest = Manifest(
         schema=SCHEMA,
@@ -174,6 +184,25 @@ def _write(
     write_manifest(folder, manifest)
     Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
     return manifest
+
+
+def _to_half(
+    folder: Path,
+    cached: Tensors,
+    ids: npt.NDArray[np.int64],
+    states: npt.NDArray[np.float32],
+    progress: Callable[[str], None],
+) -> Tensors:
+    """Replace both float32 graphs by mixed ones; return the cached inputs in fp16."""
+    rounded = half.cached_in_half(cached)
+    progress("measuring how large values become")
+    text_encoder = ranges.observe(folder / TEXT_ENCODER, [{"ids": ids}])
+    unet = ranges.observe(folder / UNET, ranges.unet_calls(states, cached))
+    progress("converting to fp16")
+    half.convert(folder / TEXT_ENCODER, text_encoder)
+    half.convert(folder / UNET, unet)
+    gc.collect()  # of the float32 graphs, whose files are gone, but stay mapped till then
+    return rounded
 
 
 def _to_int8(
@@ -210,11 +239,15 @@ def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:
 
 
 @torch.inference_mode()
-def _torch_epsilon(
-    checkpoint: Checkpoint, sample: npt.NDArray[np.float32], ids: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    states = TextEncoderGraph(checkpoint.text_encoder)(torch.from_numpy(ids)).numpy()
+def _torch_states(checkpoint: Checkpoint, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    states: npt.NDArray[np.float32] = checkpoint.text_encoder(torch.from_numpy(ids), return_dict=False)[0].numpy()
+    return states
 
+
+@torch.inference_mode()
+def _torch_epsilon(
+    checkpoint: Checkpoint, sample: npt.NDArray[np.float32], states: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         step, draw = divmod(row, len(sample))
         inputs = torch.from_numpy(sample[draw : draw + 1]), checkpoint.timesteps[step], torch.from_numpy(state[None])

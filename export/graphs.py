@@ -1,4 +1,4 @@
-"""torch modules → ONNX graphs, with the dynamo exporter (FACTS.md says why), in the precision asked for."""
+"""torch modules → ONNX graphs, with the dynamo exporter (FACTS.md says why), in float32."""
 
 from pathlib import Path
 from typing import Any
@@ -7,29 +7,29 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from memedge.export.attention import FusedAttention
+from memedge.export.attention import CAUSAL, FusedAttention
 from memedge.export.checkpoint import Checkpoint
 
 OPSET = 20
 
 
 class TextEncoderGraph(nn.Module):
-    """ids int64 [B, L] → states float32 [B, L, D], whatever the precision inside."""
+    """ids int64 [B, L] → states float32 [B, L, D], by `causal_attention`."""
 
-    def __init__(self, text_encoder: nn.Module):
+    def __init__(self, text_encoder: Any):
         super().__init__()
+        text_encoder.set_attn_implementation(CAUSAL)
         self.text_encoder = text_encoder
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         states: torch.Tensor = self.text_encoder(input_ids=ids, return_dict=False)[0]
-        return states.float()
+        return states
 
 
 class UNetGraph(nn.Module):
     """sample [R, C, H, W], timestep int64 [R], states [B, L, D], prompt int64 [R] → prediction [R, C, H, W].
 
-    Row r is for the states of prompt[r]. Float32 outside, whatever the precision inside. Made of `FusedAttention`, it
-    can be exported, but not called.
+    Row r is for the states of prompt[r]. Made of `FusedAttention`, it can be exported, but not called.
     """
 
     def __init__(self, unet: Any):
@@ -40,15 +40,10 @@ class UNetGraph(nn.Module):
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor
     ) -> torch.Tensor:
-        dtype = next(self.unet.parameters()).dtype
         prediction: torch.Tensor = self.unet(
-            sample.to(dtype),
-            timestep,
-            states.to(dtype),
-            cross_attention_kwargs={"prompt": prompt},
-            return_dict=False,
+            sample, timestep, states, cross_attention_kwargs={"prompt": prompt}, return_dict=False
         )[0]
-        return prediction.float()
+        return prediction
 
 
 def text_encoder_model(checkpoint: Checkpoint) -> ir.Model:

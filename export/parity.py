@@ -64,6 +64,12 @@ def compare(engine: Statistics, reference: Statistics) -> Parity:
     )
 
 
+def worse(first: Parity, second: Parity) -> Parity:
+    """Return the larger of each difference; NaN if one of them is."""
+    names = Parity.__struct_fields__
+    return Parity(**{name: float(np.maximum(getattr(first, name), getattr(second, name))) for name in names})
+
+
 def check(parity: Parity, precision: str) -> None:
     """Raise ExportError if the engine is further from torch than DESIGN.md's precision table allows.
 
