@@ -9,7 +9,7 @@ import numpy.typing as npt
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import ProviderError
 from memedge.engine.memory import HostMemory, Memory, Tensor
-from memedge.engine.tensorrt_module import PlanBackend
+from memedge.engine.tensorrt_module import plan_backend
 
 # In the order in which "auto" tries them: the fastest first. Provider -> the module it needs.
 PROVIDERS = {
@@ -115,7 +115,7 @@ def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
     from memedge.engine.tensorrt import TensorRtBackend
 
     gpu = probe.driver().gpus[0]
-    return TensorRtBackend(directory, _plan_backend(provider), CudaMemory, gpu.target, gpu.name)
+    return TensorRtBackend(directory, plan_backend(provider), CudaMemory, gpu.target, gpu.name)
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:
@@ -154,8 +154,4 @@ def _can_run(directory: EngineDirectory, provider: str) -> bool:
     from memedge.engine.tensorrt import has_plans
 
     gpu = probe.driver().gpus[0]
-    return has_plans(directory, _plan_backend(provider), gpu.target, gpu.name)
-
-
-def _plan_backend(provider: str) -> PlanBackend:
-    return "tensorrt" if provider == "tensorrt" else "tensorrt-rtx"
+    return has_plans(directory, plan_backend(provider), gpu.target, gpu.name)

@@ -49,6 +49,8 @@ class OrtBackend(Backend):
         self.precision = precision
         self.identity = f"onnxruntime {onnxruntime.__version__} on {memory.name}"
         self._memory = memory
+        if self.provider == "cuda":
+            onnxruntime.preload_dlls()  # CUDA's libraries from the nvidia wheels, which no search path leads to
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)
         self._cached = {name: memory.upload(array) for name, array in cached.items()}

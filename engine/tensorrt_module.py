@@ -13,6 +13,11 @@ MODULES: dict[PlanBackend, tuple[str, str]] = {
 }
 
 
+def plan_backend(provider: str) -> PlanBackend:
+    """Return the name of a provider that runs plans as the type that it is."""
+    return "tensorrt" if provider == "tensorrt" else "tensorrt-rtx"
+
+
 def load_module(backend: PlanBackend) -> Any:
     """Import the module of a backend; raises ProviderError if it cannot be."""
     module, label = MODULES[backend]

@@ -22,7 +22,12 @@ EngineOption = Annotated[
     Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default="the embedded engine")
 ]
 ProviderOption = Annotated[
-    str, typer.Option("--provider", metavar="NAME", help="openvino, cpu, or auto: the first that is calibrated.")
+    str,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="tensorrt, tensorrt-rtx, cuda, openvino, cpu, or auto: the first that can run here and is calibrated.",
+    ),
 ]
 PrecisionOption = Annotated[
     str | None,
@@ -51,7 +56,10 @@ def load(
 ) -> Any:
     from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
 
-    return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
+    detector = Detector.load(engine, provider, precision, threads, batch_size=batch_size)
+    if provider == "auto":
+        show.say(f"Provider {detector.info.provider}, {detector.info.precision}.")
+    return detector
 
 
 def _batch_size(value: str) -> int | Literal["auto"]:

@@ -84,10 +84,11 @@ class Detector:
 
         Args:
             path: the folder `memedge export` wrote; default: the embedded engine, a small model trained on emoji.
-            provider: "openvino", "cpu" (ONNX Runtime), or "auto": the first of these, in this order, that is installed
-                and that the engine is calibrated for; "cpu" if it is not calibrated at all.
+            provider: "tensorrt" or "tensorrt-rtx" (plans of `memedge build`), "cuda" (ONNX Runtime), "openvino", "cpu"
+                (ONNX Runtime), or "auto": the first of these, in this order, that can run here and that the engine is
+                calibrated for; "cpu" if it is not calibrated at all. `info` says which it is.
             precision: of the UNet. OpenVINO runs fp32 engines in "bf16" (its default, on CPUs that compute in it) or
-                "fp32"; ONNX Runtime runs what was exported.
+                "fp32"; all others run what was exported.
             threads: threads per call; default: as many cores as this process may use.
             batch_size: rows (prompt × timestep × draw) per UNet call; default: as many as hold 2^16 latent values;
                 "auto" measures it, which takes some 15 calls. Results do not depend on it but by rounding.
@@ -103,6 +104,12 @@ class Detector:
         engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads)
         if engine.directory.manifest.precision == "int8" and batch_size not in (None, "auto", 1):
             raise InputError(f"An int8 engine computes one row at a time, not {batch_size}: leave batch_size out.")
+        most = engine.backend.most_rows
+        if most is not None and isinstance(batch_size, int) and batch_size > most:
+            raise InputError(
+                f"The plans take at most {most} rows per call, not {batch_size}: leave batch_size out, or run "
+                f"`memedge build` with --max-batch {batch_size}."
+            )
         if batch_size is not None:
             engine.rows_per_call = best_rows_per_call(engine) if batch_size == "auto" else batch_size
         return Detector(engine)

@@ -99,14 +99,27 @@ def _gpu_provider(name: str, module: str, engine: Path | None) -> Finding:
     part = f"provider {name}"
     versions = {d: probe.installed(d) for d in packages_distributions().get(module, ())}
     own = ", ".join(f"{distribution} {version}" for distribution, version in versions.items())
-    if reason := probe.missing_for(name):
+    if reason := probe.missing_for(name) or _missing_plans(engine, name):
         return Finding(part, "missing", reason)
-    return Finding(part, "active", f"{own}: all that it needs is here{_plans(engine, name)}")
+    return Finding(part, "active", f"{own}: all that it needs is here")
 
 
-def _plans(engine: Path | None, provider: str) -> str:  # noqa: ARG001  to be filled with engine/plans.py
-    """Say, after a semicolon, which plans the engine has for this GPU; nothing for providers without plans."""
-    return ""
+def _missing_plans(engine: Path | None, provider: str) -> str | None:
+    """Return why there are no plans of the engine for this GPU, in one sentence; None if there are, or for "cuda"."""
+    if provider == "cuda":
+        return None
+    from memedge.detector import EMBEDDED_ENGINE
+    from memedge.engine import plans
+    from memedge.engine.directory import EngineDirectory
+    from memedge.engine.tensorrt_module import load_module, plan_backend
+
+    gpu, backend = probe.driver().gpus[0], plan_backend(provider)
+    try:
+        version = load_module(backend).__version__
+        plans.find(EngineDirectory.open(engine or EMBEDDED_ENGINE), backend, gpu.target, version, gpu.name)
+    except MemedgeError as error:
+        return str(error)
+    return None
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:

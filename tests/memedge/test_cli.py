@@ -165,7 +165,8 @@ def test_mistakes(engine, tmp_path):
     for arguments, words in [
         (("detect", "a", "--engine", tmp_path), "holds no manifest.json"),
         (("detect", "a", "--engine", damaged), "bytes instead of"),
-        (("detect", "a", "--provider", "tensorrt"), "no provider 'tensorrt'"),
+        (("detect", "a", "--provider", "abacus"), "no provider 'abacus'"),
+        (("detect", "a", "--provider", "cuda"), "Provider 'cuda' needs onnxruntime-gpu"),
         (("detect", "a", "--precision", "fp16"), "is an fp32 engine"),
         (("detect", b"\xff".decode(errors="surrogateescape")), "UTF-8"),
         (("info", engine, "--engine", engine), "Two engine directories"),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import fake_tensorrt
 import gpu
 import pytest
 
@@ -66,3 +67,14 @@ def test_the_command_on_a_driver_over_host_memory(cuda_stub, code, state, status
     findings = {finding["part"]: finding for finding in json.loads(done.stdout)}
     assert findings["NVIDIA driver"]["state"] == state
     assert done.returncode == status, done.stderr
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])
+def test_a_gpu_without_plans_is_told_how_to_build_them(monkeypatch, engine, provider):
+    monkeypatch.setattr(probe, "driver", lambda: Driver((13, 0), GPUS[:1], None))
+    monkeypatch.setattr(probe, "missing_for", lambda _: None)
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, fake_tensorrt)
+    (finding,) = (f for f in doctor.examine(engine, "cpu", None, 1) if f.part == f"provider {provider}")
+    assert finding.state == "missing"
+    assert f"run `memedge build {engine} --backend {provider} --gpu SM89`" in finding.detail
