@@ -56,10 +56,7 @@ def load(
 ) -> Any:
     from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
 
-    detector = Detector.load(engine, provider, precision, threads, batch_size=batch_size)
-    if provider == "auto":
-        show.say(f"Provider {detector.info.provider}, {detector.info.precision}.")
-    return detector
+    return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
 
 
 def _batch_size(value: str) -> int | Literal["auto"]:
@@ -81,8 +78,9 @@ def detect(
     json: JsonOption = False,
 ) -> None:
     """Say whether each prompt is memorized."""
-    verdicts = load(engine, provider, precision, threads).detect(prompts, early)
-    show.print_json(verdicts) if json else show.print_verdicts(verdicts)
+    detector = load(engine, provider, precision, threads)
+    verdicts = detector.detect(prompts, early)
+    show.print_json(verdicts) if json else show.print_verdicts(verdicts, detector.info)
 
 
 @app.command()
@@ -118,7 +116,7 @@ def score(
         summary = score_file(
             detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
         )
-    show.print_json(summary) if json else show.print_summary(summary)
+    show.print_json(summary) if json else show.print_summary(summary, detector.info)
 
 
 @app.command()
@@ -172,13 +170,14 @@ def demo(
 
     if not picture.resolve().parent.is_dir():
         raise InputError(f"The folder of {picture} does not exist: make it, or name another with --output.")
-    verdicts = load(engine, provider, precision, threads).detect(prompts(), "off")
+    detector = load(engine, provider, precision, threads)
+    verdicts = detector.detect(prompts(), "off")
     verdicts.sort(key=lambda verdict: (bool(verdict.memorized), verdict.score or verdict.norm), reverse=True)
     draw(verdicts, picture)
     if json:
         show.print_json(verdicts)
     else:
-        show.print_verdicts(verdicts)
+        show.print_verdicts(verdicts, detector.info)
         show.say(f"Training images beside what the model generates: {picture}")
 
 
@@ -248,7 +247,7 @@ def export(
         from memedge.export.export import export as run
     except ImportError as error:
         raise MemedgeError(
-            f"Exporting needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[export]'`."
+            f"Exporting needs {error.name!r}, which is not here: run `python -m pip install 'memedge[cpu,export]'`."
         ) from None
     manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=show.say)
     show.print_json(manifest) if json else show.print_parity(manifest, output)

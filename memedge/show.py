@@ -34,7 +34,7 @@ def say(text: str) -> None:
     Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_verdicts(verdicts: Sequence["Verdict"]) -> None:
+def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
     table = Table("prompt", "verdict", box=None, pad_edge=False)
     table.columns[0].overflow = "fold"
     for name in ("score", "norm", "alignment", "passes"):
@@ -49,14 +49,14 @@ def print_verdicts(verdicts: Sequence["Verdict"]) -> None:
     if first.memorized is None:
         say(f"No verdicts: {first.reason}.")
     else:
-        say(f"Memorized: a score of at least {first.threshold:.4g}, the calibrated threshold.")
+        say(f"Memorized: a score of at least {first.threshold:.4g}, the threshold calibrated for {info.key}.")
 
 
-def print_summary(summary: "JobSummary") -> None:
+def print_summary(summary: "JobSummary", info: "EngineInfo") -> None:
     verdict = "no verdicts (not calibrated)" if summary.memorized is None else f"{summary.memorized} memorized"
     say(
         f"{summary.output}: {summary.rows} rows, {summary.unique} different prompts, {summary.scored_now} scored in "
-        f"this run, {verdict}, {summary.truncated} truncated."
+        f"this run on {info.key}, {verdict}, {summary.truncated} truncated."
     )
 
 

@@ -42,7 +42,7 @@ def folder(checkpoint, tmp_path_factory):
 
 def test_commands(folder):
     commands = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 8
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
         done = subprocess.run(
