@@ -282,13 +282,14 @@ class Lane:
     def _reduction(self, count: int, uncond: Tensor, operands: str) -> Recorded:
         key = (count, operands, uncond.pointer)
         if key not in self._reductions:
-            context, memory = self._context(count), self.memory
+            # Locals, for a lane that its own closures held would outlive its thread till the next garbage collection.
+            context, memory, unet = self._context(count), self.memory, self._unet
             prediction, row = part(self._prediction, 0, count), part(self._row, 0, count)
             out = Tensor(self._statistics.pointer, (3, count), self._statistics.dtype, self._statistics.owner)
 
             def work() -> None:
-                self._unet.run(context, memory)
+                unet.run(context, memory)
                 memory.reduce(prediction, uncond, row, operands, out)
 
-            self._reductions[key] = Recorded(self._unet, context, memory, work)
+            self._reductions[key] = Recorded(unet, context, memory, work)
         return self._reductions[key]

@@ -44,7 +44,7 @@ def detector():
 
 @pytest.fixture(scope="session")
 def cuda_stub(tmp_path_factory) -> Path:
-    """A libcuda.so.1 over host memory, for processes with gpu.stub_environment."""
+    """A libcuda.so.1 over host memory, for processes with device.stub_environment."""
     if not (compiler := shutil.which("gcc")):
         pytest.skip("no gcc")
     library = tmp_path_factory.mktemp("cuda_stub") / "libcuda.so.1"

@@ -33,7 +33,7 @@ enum {
 #define DEVICES 2
 #define DEVICE_BIT ((Pointer)1 << 56)  // no host address has it
 
-static struct {  // StubCounts in tests/support/gpu.py
+static struct {  // StubCounts in tests/support/device.py
   int64_t to_device, to_host, within;  // bytes copied
   int64_t live, live_bytes;            // allocations
   int64_t streams, graphs;             // handles that are not destroyed

@@ -4,7 +4,7 @@ import gc
 import threading
 from functools import partial
 
-import gpu
+import device
 import numpy as np
 import pytest
 from cuda.bindings import driver
@@ -19,17 +19,17 @@ KIB = np.zeros(256, np.float32)
 
 @pytest.fixture
 def memory(monkeypatch):
-    return gpu.open_memory(monkeypatch)
+    return device.open_memory(monkeypatch)
 
 
 class Since:
     """How much each count has grown since this was made."""
 
     def __init__(self):
-        self._start = gpu.StubCounts()
+        self._start = device.StubCounts()
 
     def __getattr__(self, name):
-        return getattr(gpu.StubCounts(), name) - getattr(self._start, name)
+        return getattr(device.StubCounts(), name) - getattr(self._start, name)
 
 
 def test_only_downloads_wait_and_nothing_else_crosses(memory):
@@ -50,7 +50,7 @@ def test_only_downloads_wait_and_nothing_else_crosses(memory):
 def test_all_memory_and_every_handle_goes_back(monkeypatch):
     gc.collect()
     since = Since()
-    memory = gpu.open_memory(monkeypatch)
+    memory = device.open_memory(monkeypatch)
     a, b = memory.upload(KIB), memory.empty((3, 5), np.float16)
     again = memory.capture(partial(memory.copy, a, a))
     again()
@@ -184,7 +184,7 @@ def test_sent_arrays_are_not_hoarded(memory, monkeypatch):
 
 def test_the_threads_current_gpu_stays_what_it_was(monkeypatch):
     _, before = driver.cuCtxGetCurrent()
-    memory = gpu.open_memory(monkeypatch, index=1)
+    memory = device.open_memory(monkeypatch, index=1)
     memory.download(memory.upload(KIB))
     assert int(driver.cuCtxGetCurrent()[1]) == int(before)
     with memory.current():
@@ -211,4 +211,4 @@ def test_errors_carry_cudas_name_and_text(memory):
 
 def test_there_is_no_third_gpu(monkeypatch):
     with pytest.raises(ProviderError, match="no GPU 2 here: use one from 0 to 1"):
-        gpu.open_memory(monkeypatch, index=2)
+        device.open_memory(monkeypatch, index=2)

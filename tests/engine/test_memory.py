@@ -5,7 +5,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gpu
+import device
 import numpy as np
 import pytest
 
@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
 def memory(request, monkeypatch):
-    return HostMemory(threads=2) if request.param == "host" else gpu.open_memory(monkeypatch)
+    return HostMemory(threads=2) if request.param == "host" else device.open_memory(monkeypatch)
 
 
 def normal(*shape, seed=0, dtype=np.float32):
@@ -102,7 +102,7 @@ def test_the_reduction_pairs_rows_and_agrees_with_float64(memory, rows, shape, d
     cond, uncond = normal(len(rows), *shape, dtype=dtype), normal(3, *shape, seed=1, dtype=dtype)
     inputs, out = prepared(memory, cond, uncond, np.array(rows))
     memory.reduce(*inputs, operands, out)
-    expected = gpu.guidance_statistics(cond, uncond[list(rows)], operands)
+    expected = device.guidance_statistics(cond, uncond[list(rows)], operands)
     np.testing.assert_allclose(memory.download(out), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -159,7 +159,7 @@ def test_captured_work_is_done_again_on_what_lies_there_then(memory):
         array = normal(2, 4, 8, 8, seed=seed)
         memory.write(array, cond)
         again()
-        expected = gpu.guidance_statistics(array, normal(1, 4, 8, 8, seed=9), "uncond_delta")
+        expected = device.guidance_statistics(array, normal(1, 4, 8, 8, seed=9), "uncond_delta")
         np.testing.assert_allclose(memory.download(out), expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(memory.download(kept), array)
 
@@ -206,7 +206,7 @@ def test_cuda_memory_on_a_driver_over_host_memory(stub):
     """Everything above that needs a GPU, and what only a driver that counts can show."""
     files = [str(HERE / "test_memory.py"), str(HERE / "cuda_stub_checks.py")]
     command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *files]
-    environment = gpu.stub_environment(stub, memory=64 << 20)
+    environment = device.stub_environment(stub, memory=64 << 20)
     done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "skipped" not in done.stdout, done.stdout
@@ -214,14 +214,14 @@ def test_cuda_memory_on_a_driver_over_host_memory(stub):
 
 def test_cuda_memory_that_is_in_use_when_python_ends_says_nothing(stub):
     code = (
-        "import gpu, numpy, pytest\n"
-        "memory = gpu.open_memory(pytest.MonkeyPatch())\n"
+        "import device, numpy, pytest\n"
+        "memory = device.open_memory(pytest.MonkeyPatch())\n"
         "tensor = memory.upload(numpy.zeros(4))\n"
         "again = memory.capture(lambda: None)\n"
         "loop = [tensor]\n"
         "loop.append(loop)\n"
     )
-    environment = gpu.stub_environment(stub) | {"PYTHONPATH": str(HERE.parent / "support")}
+    environment = device.stub_environment(stub) | {"PYTHONPATH": str(HERE.parent / "support")}
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -240,6 +240,6 @@ def test_the_native_cores_own_launch_is_called_as_it_is_defined(stub):
         "except errors.EngineError as error:\n"
         "    print(error)\n"
     )
-    environment = gpu.stub_environment(stub)
+    environment = device.stub_environment(stub)
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert "did not take the reduction (CUDA guidance statistics: operation not supported)" in done.stdout, done.stderr

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gpu
+import device
 import pytest
 from numpy._core import _multiarray_umath
 
@@ -207,7 +207,7 @@ def test_without_a_driver_it_says_so(monkeypatch):
 
 
 def ask_stub(library, code, **settings):
-    environment = gpu.stub_environment(library, **settings)
+    environment = device.stub_environment(library, **settings)
     done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

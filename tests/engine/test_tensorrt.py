@@ -1,8 +1,10 @@
 """The TensorRT backend over a stand-in for TensorRT: its lanes, buffers, graphs and errors, on the processor."""
 
+import gc
 import shutil
 import sys
 import threading
+import weakref
 
 import fake_tensorrt
 import numpy as np
@@ -144,6 +146,23 @@ def test_every_thread_has_contexts_and_a_stream_of_its_own(stand_in, built):
         for norm in results:
             np.testing.assert_array_equal(norm, expected)
     assert all(len(context.threads) == 1 for context in stand_in.contexts)
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_what_a_thread_had_on_the_gpu_is_freed_when_it_ends(built):
+    """At once: garbage collection knows nothing of a GPU's memory running out."""
+    memories = []
+    own = Detector(Engine(built, open_lane(built, "tensorrt", memories)))
+    gc.collect()
+    gc.disable()
+    try:
+        thread = threading.Thread(target=lambda: own.score(PROMPTS[:2]))
+        thread.start()
+        thread.join()
+        memory = weakref.ref(memories.pop())
+        assert memory() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

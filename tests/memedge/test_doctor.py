@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 
+import device
 import fake_tensorrt
-import gpu
 import pytest
 
 from memedge import doctor
@@ -61,7 +61,7 @@ def test_two_onnx_runtimes_are_broken(machine, monkeypatch):
 
 @pytest.mark.parametrize(("code", "state", "status"), [(0, "active", 0), (100, "missing", 0), (803, "broken", 1)])
 def test_the_command_on_a_driver_over_host_memory(cuda_stub, code, state, status):
-    environment = gpu.stub_environment(cuda_stub, init=code)
+    environment = device.stub_environment(cuda_stub, init=code)
     command = [sys.executable, "-P", "-m", "memedge.cli", "doctor", "--json", "--provider", "cpu"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     findings = {finding["part"]: finding for finding in json.loads(done.stdout)}

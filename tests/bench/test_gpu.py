@@ -1,0 +1,40 @@
+"""bench/gpu.py on the processor, where every line of it but CUDA's own runs too."""
+
+import json
+import sys
+
+import pytest
+
+
+def test_measures_what_it_says(engine, tmp_path, monkeypatch, capsys):
+    import gpu
+
+    monkeypatch.setattr("memedge.bench.CALLS", 3)
+    path = tmp_path / "results.json"
+    command = ["gpu.py", str(engine), "--provider", "cpu", "--calls", "20", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    gpu.main()
+    found = json.loads(path.read_text())["providers"]["cpu"]
+    assert found["agreement"]["norm_relative"] == 0
+    tokens, rows = 16, 2
+    assert sorted(found["transfers"]["to_device"]) == [8 * rows, 8 * rows, 8 * tokens]
+    assert found["transfers"]["from_device"] == [3 * 8 * rows]
+    assert [case["batch"] for case in found["latency"]] == [1, 4, 16]
+    assert len(found["soak"]["process_MiB"]) == 2
+    assert "cpu-fp32" in capsys.readouterr().out
+
+
+def test_a_machine_without_gpus_says_so_for_every_provider(engine, monkeypatch, capsys):
+    import gpu
+
+    from memedge.engine import probe
+
+    if probe.driver().gpus:
+        pytest.skip("there is a GPU here")
+    monkeypatch.setattr(sys, "argv", ["gpu.py", str(engine)])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    for provider in ("tensorrt", "tensorrt-rtx", "cuda"):
+        assert f"{provider}: not measured: " in said
