@@ -68,7 +68,7 @@ def test_draws_are_the_engines_own_over_and_over(detector):
 def test_gpus_have_no_share_of_the_processor(monkeypatch):
     monkeypatch.setattr(bench, "CALLS", 1)
     monkeypatch.setattr(bench, "SECONDS", 0)
-    monkeypatch.setattr(bench, "ON_PROCESSOR", ())
+    monkeypatch.setattr(bench, "ON_GPU", ("cpu",))
     result = bench.measure(None, "cpu", None, 1, [1])
     assert result.gemm_gflops is None
     assert [(case.gemm_fraction, case.calls) for case in result.cases] == [(None, bench.LEAST_CALLS)]
