@@ -104,6 +104,9 @@ def open_backend(directory: EngineDirectory, provider: str, precision: str | Non
 def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
     from memedge.engine import probe
 
+    own = directory.manifest.precision
+    if own == "int8":
+        raise ProviderError(f"{directory.path} is an int8 engine, which GPUs do not run: export one in fp16 or fp32.")
     if missing := probe.missing_for(provider):
         raise ProviderError(missing)
     from memedge.engine.cuda import CudaMemory
@@ -111,7 +114,7 @@ def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
     if provider == "cuda":
         from memedge.engine.ort import OrtBackend
 
-        return OrtBackend(directory.path, directory.baseline.cached, directory.manifest.precision, CudaMemory(), 1)
+        return OrtBackend(directory.path, directory.baseline.cached, own, CudaMemory(), 1)
     from memedge.engine.tensorrt import TensorRtBackend
 
     gpu = probe.driver().gpus[0]

@@ -179,22 +179,26 @@ class Program:
 
 
 class Recorded:
-    """Work that is queued as it is the first time, and as a CUDA graph from then on if it can be captured."""
+    """Work that is queued as it is the first time, and from then on as a CUDA graph, if it can be captured.
+
+    Not sooner, for TensorRT-RTX compiles kernels at the first call, and may say that nothing can be captured till then.
+    """
 
     def __init__(self, program: Program, context: Any, memory: Memory, work: Callable[[], None]):
         self._program, self._context, self._memory, self._work = program, context, memory, work
+        self._has_run = False
         self._replay: Callable[[], None] | None = None
 
     def __call__(self) -> None:
         if self._replay is not None:
             self._replay()
-            return
-        if self._program.can_capture(self._context, self._memory):
-            self._replay = self._memory.capture(self._work)
+        elif self._has_run and self._program.can_capture(self._context, self._memory):
+            self._replay = self._memory.capture(self._work)  # which does it, too
         else:
             self._work()
-            self._replay = self._work
-        self._program.keep_kernels()
+            if not self._has_run:
+                self._program.keep_kernels()
+                self._has_run = True
 
 
 class Lane:

@@ -54,7 +54,7 @@ def test_statistics_are_those_of_torch(provider, exported, model):
     some = np.array([bool(prompt) for prompt in PROMPTS])
     detector = Detector.load(exported, provider)
     allowed = ENGINE[detector.info.precision]
-    for _ in range(2):  # the second time as CUDA graphs
+    for _ in range(3):  # the third time as CUDA graphs
         found = detector.score(PROMPTS)
         np.testing.assert_allclose(found.norm[some], norm[some], rtol=allowed.norm)
         np.testing.assert_allclose(found.alignment[some], alignment[some], atol=allowed.alignment)

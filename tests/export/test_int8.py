@@ -136,3 +136,10 @@ def test_drift():
     assert drift(own, true, labels) == Drift(1.5, pytest.approx(0.8), pytest.approx(-1 / 3), 4)
     assert drift(own, true, None).auc_change is None
     assert drift(own, true, np.ones(4, bool)).auc_change is None
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt", "tensorrt-rtx"])
+def test_gpus_do_not_run_int8(quantised, provider):
+    folder, _ = quantised
+    with pytest.raises(ProviderError, match="export one in fp16 or fp32"):
+        Detector.load(folder, provider)
