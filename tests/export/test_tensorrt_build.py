@@ -2,9 +2,7 @@
 way through the code is taken by TensorRT-RTX in its place, which has all the names (test_tensorrt_names.py)."""
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,25 +178,38 @@ def test_as_tensorrt(trt, folder, monkeypatch):
     assert given[2:] in ([b"of no TensorRT at all"], [b"of no TensorRT at all", b""])
 
 
-@pytest.mark.usefixtures("trt", "text_alone")
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from memedge.export import tensorrt
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
+del tensorrt.FILES["unet"]
+told = []
+
+def interrupt(done, total):
+    if not told:
+        os.kill(os.getpid(), signal.SIGINT)
+    told.append(done)
+
+try:
+    tensorrt.build(Path(sys.argv[1]), "tensorrt-rtx", ["SM89"], progress=interrupt)
+except KeyboardInterrupt:
+    print(max(told))
+"""
+
+
+@pytest.mark.usefixtures("trt")
 def test_interrupted(folder):
-    """Control-C ends a build between two steps and leaves nothing."""
+    """Control-C ends a build between two steps and leaves nothing.
 
-    told = []
-
-    def interrupt(done: int, _total: int) -> None:
-        if not told:
-            os.kill(os.getpid(), signal.SIGINT)
-        told.append(done)
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build(folder, "tensorrt-rtx", ["SM89"], progress=interrupt)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    In a process of its own: once OpenVINO has used AMX in this one, a signal's frame is larger than the stack that
+    pytest's faulthandler has for signals, and Linux ends the process.
+    """
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, folder], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 50
     assert files(folder) == []
-    assert max(told) < 50
 
 
 @pytest.mark.usefixtures("trt", "text_alone")
