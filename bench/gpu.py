@@ -10,6 +10,8 @@ provider `cpu` runs the same measurements on the processor, which is how they ar
 - transfers: bytes to and from the device per call, counted at its memory.
 - graph: the UNet and the reduction as a CUDA graph, over the same launched one by one, medians of alternating rounds.
 - soak: `--calls` calls of changing shapes; memory of the process and of the GPU from the first tenth to the end.
+
+Exits with 1 if a provider disagrees by more than its precision allows, or if memory grows.
 """
 
 import argparse
@@ -37,6 +39,7 @@ BATCHES = (1, 4, 16)
 SHAPES = (1, 2, 3, 5, 8, 1, 16, 4)  # prompts per call of the soak
 ROUNDS = 50
 MEBIBYTE = 1 << 20
+GROWTH = 16.0  # MiB that memory may grow by in the soak: allocators keep pieces
 TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
 
 
@@ -161,6 +164,19 @@ def run(path: Path, provider: str, calls: int, console: Console) -> dict[str, An
     }
 
 
+def problems(result: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a provider, one sentence each."""
+    found, agreed, soaked = [], result["agreement"], result["soak"]
+    for name, allowed in (("norm_relative", "allowed_norm"), ("alignment_absolute", "allowed_alignment")):
+        if agreed[allowed] is not None and not agreed[name] <= agreed[allowed]:
+            found.append(f"It differs from cpu by {agreed[name]:.1e} ({name}), and {agreed[allowed]:g} is allowed.")
+    for place in ("process", "device"):
+        sizes = soaked[f"{place}_MiB"]
+        if sizes and sizes[-1] > sizes[0] + GROWTH:
+            found.append(f"Memory ({place}) grew by {sizes[-1] - sizes[0]:.0f} MiB in {soaked['calls']} calls.")
+    return found
+
+
 def show(provider: str, result: dict[str, Any], console: Console) -> None:
     table = Table(title=f"{provider}-{result['precision']}: {result['identity']}", show_header=False, box=None)
     agreed = result["agreement"]
@@ -191,7 +207,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     console = Console(stderr=True)
-    results = {}
+    results, failed = {}, False
     for gpu in probe.driver().gpus:
         console.print(f"{gpu.name}, {gpu.target}, {gpu.memory / 2**30:.0f} GiB", markup=False)
     for provider in arguments.provider or ON_GPU:
@@ -201,10 +217,13 @@ def main() -> None:
             console.print(f"{provider}: not measured: {error}", markup=False)
             continue
         show(provider, results[provider], Console())
+        for problem in (wrong := problems(results[provider])):
+            console.print(f"{provider}: {problem}", markup=False)
+        failed = failed or bool(wrong)
     if arguments.json:
         gpus = [gpu.name for gpu in probe.driver().gpus]
         arguments.json.write_text(json.dumps({"gpus": gpus, "providers": results}, indent=2))
-    if not results:
+    if failed or not results:
         raise SystemExit(1)
 
 

@@ -22,6 +22,10 @@ PROVIDERS = {
 ON_GPU = ("tensorrt", "tensorrt-rtx", "cuda")
 
 
+Indices = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
 class Backend(ABC):
     """Executes one engine's text encoder and UNet in one memory. Safe to call from several threads at once.
 
@@ -45,25 +49,18 @@ class Backend(ABC):
         """Where this backend's tensors lie."""
 
     @abstractmethod
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         """Return the text encoder's states, float32 [B, L, D], of ids [B, L]."""
 
     @abstractmethod
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         """Return the UNet's output, float32 [R, C, H, W], for states [B, L, D].
 
         Row r is for the prompt states[prompt[r]], on the noise and timestep of the cached row row[r]; both are [R].
         """
 
     @abstractmethod
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         """Return norm, channel and flat cosine of each row's guidance vector, float64 [3, R]; NaN if not finite.
 
         As `predict`, with ε_0 [2n, C, H, W] of all cached rows.

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import cache
-from memedge.engine.backend import Backend
+from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
@@ -88,11 +88,11 @@ class OpenVinoBackend(Backend):
     def memory(self) -> HostMemory:
         return self._memory
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         states = np.concatenate([self._text_encoder({"ids": ids[i : i + 1]}) for i in range(len(ids))])
         return self._memory.upload(states)
 
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         embeddings = self._memory.download(states)
         parts = []
         start = 0
@@ -105,14 +105,7 @@ class OpenVinoBackend(Backend):
             start += rows
         return self._memory.upload(np.concatenate(parts))
 
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         out = self._memory.empty((3, len(row)), np.float64)
         self._memory.reduce(self.predict(states, prompt, row), uncond, self._memory.upload(row), operands, out)
         return self._memory.download(out)

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from memedge.engine.backend import Backend
+from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
@@ -63,25 +62,18 @@ class OrtBackend(Backend):
     def memory(self) -> Memory:
         return self._memory
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         return self._run(self._bindings()[0], self._text_encoder, {"ids": self._memory.upload(ids)}, len(ids))
 
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         return self._predict(states, prompt, self._memory.upload(row))
 
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         rows, out = self._memory.upload(row), self._memory.empty((3, len(row)), np.float64)
         self._memory.reduce(self._predict(states, prompt, rows), uncond, rows, operands, out)
         return self._memory.download(out)
 
-    def _predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: Tensor) -> Tensor:
+    def _predict(self, states: Tensor, prompt: Indices, row: Tensor) -> Tensor:
         inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}
         return self._run(self._bindings()[1], self._unet, inputs, row.shape[0])
 

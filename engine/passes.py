@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Backend, open_backend
+from memedge.engine.backend import Backend, Floats, Indices, open_backend
 from memedge.engine.directory import TOKENIZER, EngineDirectory
 from memedge.engine.errors import IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Manifest, Operands
@@ -23,7 +23,6 @@ EMPTY_TOLERANCE = 1e-5
 INDEX = {"channel": 1, "flat": 2}  # of the alignments in Backend.statistics
 
 Bools = npt.NDArray[np.bool_]
-Indices = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -113,28 +112,26 @@ class Engine:
         near: Bools = np.abs(states - empty).max(axis=-1) <= self._tolerance
         return near
 
-    def norm(self, states: States) -> npt.NDArray[np.float64]:
+    def norm(self, states: States) -> Floats:
         """Return the norm, float64 [B]: n passes per prompt."""
         norm = self._statistics(states, states.all, range(self.draws), "channel", "uncond_delta")[0]
         return np.asarray(norm.mean(axis=1))
 
     def alignments(
         self, states: States, prompts: Indices, draw: int, alignment: Alignment, operands: Operands
-    ) -> npt.NDArray[np.float64]:
+    ) -> Floats:
         """Return the alignment of K prompts (ascending indices) on one draw, float64 [K]: one pass per prompt."""
         row = self.draws + draw
         return self._statistics(states, prompts, range(row, row + 1), alignment, operands)[1][:, 0]
 
-    def statistics(
-        self, states: States, alignment: Alignment, operands: Operands
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def statistics(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
         """Return norm and alignment, float64 [B] each (METHODS.md §1): 2n passes per prompt."""
         norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
         return norm[:, : self.draws].mean(axis=1), cosine[:, self.draws :].mean(axis=1)
 
     def _statistics(
         self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    ) -> tuple[Floats, Floats]:
         """Return ‖Δ‖ (scaled for v-prediction) and cosine on each of k rows of K prompts, float64 [K, k].
 
         Raises:

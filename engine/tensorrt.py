@@ -6,10 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from memedge.engine import plans
-from memedge.engine.backend import Backend
+from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError
 from memedge.engine.manifest import Manifest
@@ -74,20 +73,13 @@ class TensorRtBackend(Backend):
     def memory(self) -> Memory:
         return self._lane().memory
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         return self._lane().encode(ids)
 
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         return self._lane().predict(states, prompt, row)
 
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         return self._lane().statistics(states, prompt, row, uncond, operands)
 
     def _lane(self) -> "Lane":
@@ -228,7 +220,7 @@ class Lane:
         self._contexts: dict[int, Any] = {}
         self._reductions: dict[tuple[int, str, int], Recorded] = {}
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         """Return the states of ids, as Backend.encode."""
         states = self.memory.empty((len(ids), *self._encoded.shape[1:]), np.float32)
         for start in range(0, len(ids), self._text_encoder.most):
@@ -239,7 +231,7 @@ class Lane:
             self.memory.copy(part(self._encoded, 0, count), part(states, start, count))
         return states
 
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         """Return predictions, as Backend.predict."""
         count = len(row)
         self._put(states, prompt, row)
@@ -248,20 +240,13 @@ class Lane:
         self.memory.copy(part(self._prediction, 0, count), prediction)
         return prediction
 
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         """Return statistics, as Backend.statistics: UNet and reduction are one CUDA graph."""
         self._put(states, prompt, row)
         self._reduction(len(row), uncond, operands)()
         return self.memory.download(part(self._statistics, 0, 3 * len(row))).reshape(3, len(row))
 
-    def _put(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> None:
+    def _put(self, states: Tensor, prompt: Indices, row: Indices) -> None:
         count = len(row)
         self.memory.copy(states, part(self._states, 0, states.shape[0]))
         self.memory.write(prompt, part(self._prompt, 0, count))

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.detector import EMBEDDED_ENGINE, Detector
-from memedge.engine.backend import ON_GPU, Backend
+from memedge.engine.backend import ON_GPU, Backend, Floats, Indices
 from memedge.engine.machine import peak_memory
 from memedge.engine.manifest import Flops
 from memedge.engine.memory import Memory, Tensor
@@ -197,24 +197,17 @@ class _Meter(Backend):
     def memory(self) -> Memory:
         return self._backend.memory
 
-    def encode(self, ids: npt.NDArray[np.int64]) -> Tensor:
+    def encode(self, ids: Indices) -> Tensor:
         start = time.perf_counter()
         states = self._backend.encode(ids)
         self.seconds += time.perf_counter() - start
         self._prompts += len(ids)
         return states
 
-    def predict(self, states: Tensor, prompt: npt.NDArray[np.int64], row: npt.NDArray[np.int64]) -> Tensor:
+    def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
         return self._backend.predict(states, prompt, self.own_rows(row))
 
-    def statistics(
-        self,
-        states: Tensor,
-        prompt: npt.NDArray[np.int64],
-        row: npt.NDArray[np.int64],
-        uncond: Tensor,
-        operands: str,
-    ) -> npt.NDArray[np.float64]:
+    def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         start = time.perf_counter()
         found = self._backend.statistics(states, prompt, self.own_rows(row), uncond, operands)
         self.seconds += time.perf_counter() - start

@@ -38,3 +38,16 @@ def test_a_machine_without_gpus_says_so_for_every_provider(engine, monkeypatch, 
     said = capsys.readouterr().err
     for provider in ("tensorrt", "tensorrt-rtx", "cuda"):
         assert f"{provider}: not measured: " in said
+
+
+def test_what_is_wrong_is_a_problem():
+    import gpu
+
+    agreed = {"norm_relative": 1e-3, "alignment_absolute": 0.0, "allowed_norm": 1e-2, "allowed_alignment": 1e-2}
+    soaked = {"calls": 9, "process_MiB": [100.0, 101.0], "device_MiB": None}
+    result = {"agreement": agreed, "soak": soaked}
+    assert gpu.problems(result) == []
+    for change in ({"norm_relative": 0.1}, {"norm_relative": float("nan")}, {"alignment_absolute": 0.1}):
+        assert len(gpu.problems(result | {"agreement": agreed | change})) == 1
+    (problem,) = gpu.problems(result | {"soak": soaked | {"device_MiB": [100.0, 150.0]}})
+    assert problem == "Memory (device) grew by 50 MiB in 9 calls."
