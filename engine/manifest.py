@@ -62,7 +62,10 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Largest differences from torch in fp32 over the export's probe prompts."""
+    """Largest differences from torch in fp32 over the export's probe prompts.
+
+    Of fp16 engines: the larger of ONNX Runtime's on the CPU and those that a GPU's rounding makes (export/simulate.py).
+    """
 
     epsilon_relative: float
     norm_relative: float
