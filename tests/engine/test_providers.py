@@ -15,7 +15,9 @@ from memedge.engine import probe
 from memedge.engine.backend import ON_GPU
 from memedge.engine.passes import Engine
 from memedge.engine.precision import ENGINE
+from memedge.engine.tensorrt_module import load_module, plan_backend
 from memedge.export.export import export
+from memedge.export.tensorrt import build
 
 PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
 DRAWS = 2
@@ -42,8 +44,9 @@ def provider(request, exported):
     if missing := probe.missing_for(request.param):
         pytest.skip(missing)
     if request.param != "cuda":
-        from memedge.export.tensorrt import build
-
+        trt, target = load_module(plan_backend(request.param)), probe.driver().gpus[0].target.upper()
+        if request.param == "tensorrt-rtx" and target not in trt.ComputeCapability.__members__:
+            pytest.skip(f"TensorRT-RTX {trt.__version__} has no {target}")
         build(exported, request.param)
     return request.param
 
