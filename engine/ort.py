@@ -8,7 +8,7 @@ import numpy as np
 
 from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
-from memedge.engine.errors import IntegrityError, ProviderError
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import Memory, Tensor
 
@@ -132,8 +132,15 @@ class OrtBackend(Backend):
         for name, tensor in inputs.items():
             self._bind(binding.bind_input, name, tensor)
         self._bind(binding.bind_output, output.name, result)
-        with self._memory.current():
-            session.run_with_iobinding(binding, self._options)
+        try:
+            with self._memory.current():
+                session.run_with_iobinding(binding, self._options)
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            reason = str(error).strip().splitlines()[0]
+            raise EngineError(
+                f"ONNX Runtime cannot compute {rows} rows on {self._memory.name} ({reason}): use a smaller batch size, "
+                "or export the engine again."
+            ) from None
         return result
 
     def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 
+from memedge.engine.errors import EngineError
 from memedge.engine.machine import available_memory, peak_memory
 from memedge.engine.memory import Tensor
 from memedge.engine.passes import Engine
@@ -21,7 +22,10 @@ def best_rows_per_call(engine: Engine, clock: Callable[[], float] = time.perf_co
     """Return the smallest number of rows per UNet call, a power of two, whose time per row is nearly the best.
 
     Sizes double until time per row no longer falls by GAIN, or until the next size would take more than MEMORY_SHARE of
-    the memory that is left, judged by what this one took.
+    the memory that is left, judged by what this one took, or does not fit.
+
+    Raises:
+        EngineError: not even one row can be computed.
     """
     if engine.directory.manifest.precision == "int8":
         return 1  # as Engine says
@@ -31,7 +35,12 @@ def best_rows_per_call(engine: Engine, clock: Callable[[], float] = time.perf_co
     most = engine.backend.most_rows or MOST
     while rows <= most:
         before, available = peak_memory(), available_memory()
-        seconds = _seconds_per_row(engine, states, rows, clock)
+        try:
+            seconds = _seconds_per_row(engine, states, rows, clock)
+        except EngineError:
+            if rows == 1:
+                raise
+            break  # a GPU has no room for it; how much it has is known to it alone
         if seconds > fastest * (1 - GAIN):
             break
         best, fastest = rows, seconds

@@ -1,10 +1,11 @@
 """ONNX Runtime on a memory that counts what is moved: the code that runs on GPUs, on the processor's memory."""
 
+import numpy as np
 import pytest
 from memories import CountingMemory
 
 from memedge.engine.directory import EngineDirectory
-from memedge.engine.errors import ProviderError
+from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 
@@ -43,3 +44,12 @@ def test_a_provider_that_onnx_runtime_does_not_give_is_an_error(engine):
     directory = EngineDirectory.open(engine)
     with pytest.raises(ProviderError, match="memedge doctor"):
         OrtBackend(engine, directory.baseline.cached, "fp32", memory, 1)
+
+
+def test_what_onnx_runtime_cannot_run_is_an_error_in_its_words(opened):
+    """Such as a GPU without room for so many rows; here, a prompt that is not there."""
+    engine, _, _ = opened
+    states = engine.encode(engine.tokenize(["a"])[0]).tensor
+    with pytest.raises(EngineError, match=r"cannot compute 1 rows on cpu \(.+Gather.+\): use a smaller batch size"):
+        engine.backend.predict(states, np.array([7]), np.array([0]))
+    engine.backend.predict(states, np.array([0]), np.array([0]))  # and goes on

@@ -7,6 +7,7 @@ import pytest
 
 from memedge import Detector, InputError
 from memedge.engine import tuning
+from memedge.engine.errors import EngineError
 
 
 class FakeEngine:
@@ -48,6 +49,20 @@ def test_smallest_that_is_nearly_the_best(monkeypatch, seconds, memory, best):
     monkeypatch.setattr(tuning, "peak_memory", lambda: engine.peak)
     monkeypatch.setattr(tuning, "available_memory", lambda: 100)
     assert tuning.best_rows_per_call(engine, clock=lambda: engine.now) == best
+
+
+def test_what_does_not_fit_is_too_large():
+    def seconds(rows):
+        if rows > fits:
+            raise EngineError("out of memory")
+        return 1
+
+    engine = FakeEngine(seconds)
+    fits = 8
+    assert tuning.best_rows_per_call(engine, clock=lambda: engine.now) == 8
+    fits = 0
+    with pytest.raises(EngineError):
+        tuning.best_rows_per_call(engine, clock=lambda: engine.now)
 
 
 def test_a_backend_may_take_fewer():
