@@ -292,7 +292,10 @@ def large_residual(unet) -> None:
     unet.mid_block.resnets[1].conv2.weight *= 1e6
 
 
-@pytest.mark.parametrize(("edit", "op_type"), [(large_logits, "MultiHeadAttention"), (large_residual, "Conv")])
+@pytest.mark.parametrize(
+    ("edit", "op_type"),
+    [(large_logits, "MultiHeadAttention"), pytest.param(large_residual, "Conv", marks=pytest.mark.slow)],
+)
 def test_overflow_is_averted(tmp_path, edit, op_type):
     """What would overflow on a GPU stays float32, and only that; results stay within the table."""
     checkpoint = changed(tmp_path / "checkpoint", edit)
@@ -344,6 +347,7 @@ def test_refuses_what_cannot_be_stored(tmp_path):
     assert list(tmp_path.iterdir()) == [checkpoint]
 
 
+@pytest.mark.slow
 def test_time_embedding_stays_float32(checkpoint, tmp_path, monkeypatch):
     """Where nothing may be cached but noise and timestep, the embedding is in the graph: sin(981 · f), f ≤ 1."""
     monkeypatch.setattr(split, "MEMORY_FLOOR", 0)
