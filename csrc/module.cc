@@ -70,8 +70,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Native guidance statistics of memedge; use memedge.engine.reduction, which checks the memory first.";
   m.def("guidance_stats", &run, py::arg("cond_ptr"), py::arg("uncond_ptr"), py::arg("out_ptr"), py::arg("dtype"),
         py::arg("rows"), py::arg("uncond_rows"), py::arg("channels"), py::arg("pixels"),
-        py::arg("operands") = "uncond_delta", py::arg("threads") = 0, py::arg("isa") = "", py::kw_only(),
-        py::arg("row_ptr") = 0,
+        py::arg("operands") = "uncond_delta", py::arg("threads") = 0, py::arg("isa") = "", py::arg("row_ptr") = 0,
         "cond [rows, channels, pixels], uncond [uncond_rows, channels, pixels] -> out float64 [3, rows]: norm, channel, "
         "flat. Contiguous host memory. threads 0: all; isa '': the fastest. row int64 [rows]: each row's uncond row; "
         "null: r % uncond_rows. Returns how many rows are not finite.");
