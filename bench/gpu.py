@@ -31,6 +31,7 @@ from memedge.bench import measure
 from memedge.detector import EMBEDDED_ENGINE
 from memedge.engine import probe
 from memedge.engine.backend import ON_GPU
+from memedge.engine.memory import reduced
 from memedge.engine.passes import Engine
 from memedge.engine.precision import ENGINE
 
@@ -105,10 +106,8 @@ def graph(engine: Engine) -> dict[str, float] | None:
 
 def plain(engine: Engine, states: Any, prompt: np.ndarray, row: np.ndarray) -> None:
     memory = engine.backend.memory
-    out = memory.empty((3, len(row)), np.float64)
     prediction = engine.backend.predict(states, prompt, row)
-    memory.reduce(prediction, engine.uncond, memory.upload(row), "uncond_delta", out)
-    memory.download(out)
+    reduced(memory, prediction, engine.uncond, memory.upload(row), "uncond_delta")
 
 
 def soak(engine: Engine, calls: int, console: Console) -> dict[str, Any]:

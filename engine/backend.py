@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.directory import EngineDirectory
-from memedge.engine.errors import ProviderError
+from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.memory import HostMemory, Memory, Tensor
 from memedge.engine.tensorrt_module import plan_backend
 
@@ -114,8 +114,7 @@ def _open_on_gpu(directory: EngineDirectory, provider: str) -> Backend:
         return OrtBackend(directory.path, directory.baseline.cached, own, CudaMemory(), 1)
     from memedge.engine.tensorrt import TensorRtBackend
 
-    gpu = probe.driver().gpus[0]
-    return TensorRtBackend(directory, plan_backend(provider), CudaMemory, gpu.target, gpu.name)
+    return TensorRtBackend(directory, plan_backend(provider), CudaMemory, probe.driver().gpus[0])
 
 
 def _automatic(directory: EngineDirectory, precision: str | None) -> tuple[str, str | None]:
@@ -151,7 +150,10 @@ def _can_run(directory: EngineDirectory, provider: str) -> bool:
         return False
     if provider == "cuda":
         return True
-    from memedge.engine.tensorrt import has_plans
+    from memedge.engine.tensorrt import find_plans
 
-    gpu = probe.driver().gpus[0]
-    return has_plans(directory, plan_backend(provider), gpu.target, gpu.name)
+    try:
+        find_plans(directory, plan_backend(provider), probe.driver().gpus[0])
+    except EngineError:
+        return False
+    return True

@@ -180,6 +180,13 @@ def take(memory: Memory, tensor: Tensor, items: npt.NDArray[np.int64]) -> Tensor
     return chosen
 
 
+def reduced(memory: Memory, cond: Tensor, uncond: Tensor, row: Tensor, operands: str) -> npt.NDArray[np.float64]:
+    """Return what Memory.reduce computes, float64 [3, R]; waits for it."""
+    out = memory.empty((3, cond.shape[0]), np.float64)
+    memory.reduce(cond, uncond, row, operands, out)
+    return memory.download(out)
+
+
 class _Interface:
     """What NumPy needs to see a tensor's bytes, and to keep them alive, without copying."""
 

@@ -14,7 +14,7 @@ from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
-from memedge.engine.memory import HostMemory, Tensor
+from memedge.engine.memory import HostMemory, Tensor, reduced
 
 try:
     import openvino
@@ -106,9 +106,8 @@ class OpenVinoBackend(Backend):
         return self._memory.upload(np.concatenate(parts))
 
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
-        out = self._memory.empty((3, len(row)), np.float64)
-        self._memory.reduce(self.predict(states, prompt, row), uncond, self._memory.upload(row), operands, out)
-        return self._memory.download(out)
+        prediction = self.predict(states, prompt, row)
+        return reduced(self._memory, prediction, uncond, self._memory.upload(row), operands)
 
     def _unet(self, rows: int) -> Run:
         if rows not in self._unets:

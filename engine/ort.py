@@ -10,7 +10,7 @@ from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
-from memedge.engine.memory import Memory, Tensor
+from memedge.engine.memory import Memory, Tensor, reduced
 
 try:
     import onnxruntime
@@ -19,8 +19,8 @@ except ImportError:
         "Provider 'cpu' needs ONNX Runtime, which is not installed: run `python -m pip install 'memedge[cpu]'`."
     ) from None
 
-# The memory's device -> the provider's name here, and in ONNX Runtime.
-PROVIDERS = {"cpu": ("cpu", "CPUExecutionProvider"), "cuda": ("cuda", "CUDAExecutionProvider")}
+# What ONNX Runtime calls the providers; ours are called as the memory's device.
+EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 class OrtBackend(Backend):
@@ -43,9 +43,12 @@ class OrtBackend(Backend):
             ProviderError: ONNX Runtime does not run on that device here.
             IntegrityError: ONNX Runtime refuses a graph.
         """
-        self.provider, self._execution_provider = PROVIDERS[memory.device]
+        self.provider, self._execution_provider = memory.device, EXECUTION_PROVIDERS[memory.device]
         self.threads = threads or usable_processors()
         self.precision = precision
+        if precision == "int8":
+            # Its products are scaled by the largest value in the call: rows must not meet others' values there.
+            self.most_rows = 1
         self.identity = f"onnxruntime {onnxruntime.__version__} on {memory.name}"
         self._memory = memory
         if self.provider == "cuda":
@@ -69,9 +72,8 @@ class OrtBackend(Backend):
         return self._predict(states, prompt, self._memory.upload(row))
 
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
-        rows, out = self._memory.upload(row), self._memory.empty((3, len(row)), np.float64)
-        self._memory.reduce(self._predict(states, prompt, rows), uncond, rows, operands, out)
-        return self._memory.download(out)
+        rows = self._memory.upload(row)
+        return reduced(self._memory, self._predict(states, prompt, rows), uncond, rows, operands)
 
     def _predict(self, states: Tensor, prompt: Indices, row: Tensor) -> Tensor:
         inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}

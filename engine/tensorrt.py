@@ -14,18 +14,15 @@ from memedge.engine.errors import EngineError, IntegrityError
 from memedge.engine.manifest import Manifest
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
+from memedge.engine.probe import Gpu
 from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger
 
 MakeMemory = Callable[[], Memory]
 
 
-def has_plans(directory: EngineDirectory, provider: PlanBackend, target: str, gpu: str) -> bool:
-    """Return whether there are plans of the engine for this GPU and the TensorRT that is installed."""
-    try:
-        plans.find(directory, provider, target, load_module(provider).__version__, gpu)
-    except EngineError:
-        return False
-    return True
+def find_plans(directory: EngineDirectory, backend: PlanBackend, gpu: Gpu) -> plans.Plans:
+    """Return the engine's plans for a GPU and the TensorRT that is installed; raises EngineError as plans.find does."""
+    return plans.find(directory, backend, gpu.target, load_module(backend).__version__, gpu.name)
 
 
 class TensorRtBackend(Backend):
@@ -37,27 +34,24 @@ class TensorRtBackend(Backend):
 
     threads = 1  # the processor only queues work
 
-    def __init__(
-        self, directory: EngineDirectory, provider: PlanBackend, make_memory: MakeMemory, target: str, gpu: str
-    ):
+    def __init__(self, directory: EngineDirectory, provider: PlanBackend, make_memory: MakeMemory, gpu: Gpu):
         """Load the plans for this GPU.
 
         Args:
             directory: the engine.
             provider: "tensorrt" or "tensorrt-rtx".
             make_memory: makes the memory and stream of a lane.
-            target: the GPU's compute capability, such as "sm89".
-            gpu: the GPU's name.
+            gpu: what it makes them on.
 
         Raises:
             ProviderError: TensorRT is not installed, or there are no plans for this GPU and this TensorRT.
             IntegrityError: a plan is damaged, or TensorRT refuses it.
         """
         trt = load_module(provider)
-        found = plans.find(directory, provider, target, trt.__version__, gpu)
+        found = find_plans(directory, provider, gpu)
         manifest = directory.manifest
         self.provider, self.precision = provider, manifest.precision
-        self.identity = f"{provider} {trt.__version__} on {gpu}, plan {found.unet.plan.sha256}"
+        self.identity = f"{provider} {trt.__version__} on {gpu.name}, plan {found.unet.plan.sha256}"
         self.most_rows = found.unet.plan.most
         self._manifest, self._make_memory = manifest, make_memory
         self._own = threading.local()

@@ -69,6 +69,16 @@ def save(model: ir.Model, path: Path, external_data: bool = False) -> None:
     ir.save(model, path, external_data=f"{path.name}.data" if external_data else None)
 
 
+def overwrite(model: ir.Model, path: Path) -> None:
+    """Write a graph that was read from `path` over that file, and over its second one if it has one."""
+    folder = path.parent / "overwrite"  # weights are still read from the old files while the new ones are written
+    folder.mkdir()
+    save(model, folder / path.name, external_data=path.with_name(f"{path.name}.data").exists())
+    for file in folder.iterdir():
+        file.replace(path.parent / file.name)
+    folder.rmdir()
+
+
 def _trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, str], output: str) -> ir.Model:
     """Trace with the named first dimensions dynamic."""
     dimensions = {name: torch.export.Dim(name) for name in set(axes.values())}

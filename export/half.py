@@ -38,12 +38,7 @@ def convert(path: Path, ranges: Ranges) -> None:
     """Replace the float32 graph at `path`, and its second file of weights if it has one, by the mixed one."""
     model = ir.load(path)
     narrow(model, wide(model.graph, ranges))
-    folder = path.parent / "half"  # the weights are still read from the old file while the new one is written
-    folder.mkdir()
-    graphs.save(model, folder / path.name, external_data=path.with_name(f"{path.name}.data").exists())
-    for file in folder.iterdir():
-        file.replace(path.parent / file.name)
-    folder.rmdir()
+    graphs.overwrite(model, path)
 
 
 def cached_in_half(cached: Tensors) -> Tensors:

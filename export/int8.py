@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import Tensors
 from memedge.export import graphs
 from memedge.export.build import constant, insert
+from memedge.export.session import open_session
 
 # Of weights: two products with uint8 fit the 16-bit sums of CPUs without VNNI, so that all CPUs compute the same.
 LARGEST = 64
@@ -62,12 +62,7 @@ def quantise(path: Path, states: npt.NDArray[np.float32], cached: Tensors) -> No
     _convolutions(model.graph, observed)
     _linear_layers(model.graph)
     RemoveUnusedNodesPass()(model)
-    folder = path.parent / "int8"  # the weights that stay are still read from the old files while the new are written
-    folder.mkdir()
-    graphs.save(model, folder / path.name, external_data=True)
-    for file in folder.iterdir():
-        file.replace(path.parent / file.name)
-    folder.rmdir()
+    graphs.overwrite(model, path)
 
 
 def _targets(graph: ir.Graph) -> list[ir.Node]:
@@ -93,12 +88,7 @@ def _observe(path: Path, states: npt.NDArray[np.float32], cached: Tensors) -> di
     ends = [_ends(node) for node in _targets(model.graph)]
     values = list(dict.fromkeys(value for pair in ends for value in pair))
     model.graph.outputs.extend(values)
-    temporary = path.with_name("observed.onnx")
-    ir.save(model, temporary)  # the weights stay where they are
-    try:
-        session = onnxruntime.InferenceSession(temporary, providers=["CPUExecutionProvider"])
-    finally:
-        temporary.unlink()
+    session = open_session(model, path)
     names = [value.name for value in values]
     rows = len(next(iter(cached.values())))
     empty = [_run(session, names, states[0], row, cached) for row in range(rows)]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 
 from memedge.engine.directory import Tensors
 from memedge.export.build import constant, follow
+from memedge.export.session import open_session
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 # Noise draws looked at per timestep. A draw is thousands of independent numbers and meets every prompt: what further
@@ -43,11 +43,11 @@ def observe(path: Path, calls: Iterable[Feeds]) -> Ranges:
     graph = model.graph
     values = [v for v in (*graph.inputs, *(v for node in graph for v in node.outputs)) if v.dtype == ir.DataType.FLOAT]
     attentions = [node for node in graph if node.op_type == "MultiHeadAttention"]
-    scales = [scale(node) for node in attentions]
+    scales = [_scale(node) for node in attentions]
     largest = [_largest(graph, value) for value in values]
     lengths = [_longest(graph, node, index) for node in attentions for index in (0, 1)]
     graph.outputs.extend([*largest, *lengths])
-    session = _session(path, model)
+    session = open_session(model, path)
     found = Ranges({str(v.name): 0.0 for v in values}, {str(node.outputs[0].name): 0.0 for node in attentions})
     names = [value.name for value in (*largest, *lengths)]
     for feeds in calls:
@@ -68,29 +68,15 @@ def unet_calls(states: npt.NDArray[np.float32], cached: Tensors) -> Iterator[Fee
                 yield {"states": state[None], "prompt": first, "row": first + step * draws + draw, **cached}
 
 
-def scale(attention: ir.Node) -> float:
+def _scale(attention: ir.Node) -> float:
     """Return what a MultiHeadAttention without a scale of its own multiplies q · k by: 1/√d."""
     query = attention.inputs[0]
     assert query is not None and query.shape is not None
-    return 1 / math.sqrt(int(query.shape[2]) / heads(attention))  # type: ignore[arg-type]
+    return 1 / math.sqrt(int(query.shape[2]) / _heads(attention))  # type: ignore[arg-type]
 
 
-def heads(attention: ir.Node) -> int:
+def _heads(attention: ir.Node) -> int:
     return attention.attributes["num_heads"].as_int()
-
-
-def _session(path: Path, model: ir.Model) -> Any:
-    """Return a session on a model whose weights, if in a second file, stay where they are."""
-    temporary = path.with_name("observed.onnx")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    # By default ONNX Runtime leaves the reductions to the end, and all values in memory till then.
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-    try:
-        ir.save(model, temporary)
-        return onnxruntime.InferenceSession(temporary, options, providers=["CPUExecutionProvider"])
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _raise(known: dict[str, float], found: Iterable[float]) -> None:
@@ -109,7 +95,7 @@ def _longest(graph: ir.Graph, attention: ir.Node, index: int) -> ir.Value:
     """Add the length of the longest vector in each head, [H], of an attention's queries or keys [R, S, H · K]."""
     value, name = attention.inputs[index], f"{attention.outputs[0].name}.input{index}"
     assert value is not None
-    count = heads(attention)
+    count = _heads(attention)
     apart = constant(graph, f"{name}.shape", np.array([0, 0, count, -1]))
     axis, others = constant(graph, "ranges.axis", np.array([-1])), constant(graph, "ranges.others", np.array([0, 1]))
     once = {"keepdims": 0}

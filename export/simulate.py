@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
-from memedge.export import parity
-from memedge.export.build import cast, constant, insert, replace
+from memedge.export import parity, session
+from memedge.export.build import cast, insert, replace
+from memedge.export.expand import expand
 from memedge.export.half import HALF, LAYOUT, SINGLE
-from memedge.export.ranges import heads, scale
 
 
 def epsilon(folder: Path, cached: Tensors, ids: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
@@ -39,25 +38,14 @@ def open_session(path: Path) -> Any:
     """Return an ONNX Runtime session that computes what a GPU would of the mixed graph at `path`."""
     model = ir.load(path)
     rewrite(model)
-    temporary = path.with_name("simulated.onnx")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     # Optimised, pairs of Casts might be taken for nothing; and weights would be widened all at once, not one by one.
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # that of the graph
-    try:
-        ir.save(model, temporary)  # weights in a second file stay where they are
-        return onnxruntime.InferenceSession(temporary, options, providers=["CPUExecutionProvider"])
-    finally:
-        temporary.unlink(missing_ok=True)
+    return session.open_session(model, path, optimised=False)
 
 
 def rewrite(model: ir.Model) -> None:
     """Let a mixed graph compute in float32, and round what was fp16 by pairs of Casts."""
+    expand(model)  # as GPUs without a fused kernel take attention: logits are stored in fp16 too
     graph = model.graph
-    for node in list(graph):
-        if node.op_type == "MultiHeadAttention" and node.outputs[0].dtype == HALF:
-            _open(graph, node)
     nodes = list(graph)
     widening = [node for node in nodes if node.op_type == "Cast" and node.inputs[0].dtype == HALF]  # type: ignore[union-attr]
     for stored in graph.inputs:
@@ -89,28 +77,3 @@ def _then(graph: ir.Graph, value: ir.Value, *types: ir.DataType) -> None:
         last = cast(graph, last, dtype, f"{last.name}.{dtype}")
     for node, index in users:
         node.replace_input_with(index, last)
-
-
-def _open(graph: ir.Graph, node: ir.Node) -> None:
-    """Take an attention apart, as GPUs without a fused kernel for it do: logits are stored in fp16 too."""
-    output, count = node.outputs[0], heads(node)
-    assert output.shape is not None
-    factor = constant(graph, f"{output.name}.scale", np.array(scale(node), np.float16))
-    apart = constant(graph, f"{output.name}.apart", np.array([0, 0, count, -1]))
-    together = constant(graph, f"{output.name}.together", np.array([0, 0, -1]))
-    four = ir.Shape([None] * 4)
-
-    def add(op_type: str, name: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
-        return insert(graph, node, op_type, inputs, f"{output.name}.{name}", output, shape=four, attributes=attributes)
-
-    def split(name: str, index: int, *perm: int) -> ir.Value:
-        value = node.inputs[index]
-        assert value is not None
-        return add("Transpose", f"{name}.heads", add("Reshape", f"{name}.apart", value, apart), perm=perm)
-
-    query, key, value = split("q", 0, 0, 2, 1, 3), split("k", 1, 0, 2, 3, 1), split("v", 2, 0, 2, 1, 3)
-    logits = add("MatMul", "logits", add("Mul", "q.scaled", query, factor), key)
-    shares = add("Softmax", "shares", logits, axis=-1)
-    rows = add("Transpose", "rows", add("MatMul", "products", shares, value), perm=(0, 2, 1, 3))
-    replace(output, insert(graph, node, "Reshape", [rows, together], f"{output.name}.opened", output))
-    graph.remove(node, safe=True)

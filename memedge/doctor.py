@@ -9,6 +9,7 @@ from typing import Literal
 
 from memedge import __version__
 from memedge.engine import probe
+from memedge.engine.backend import ON_GPU, PROVIDERS
 from memedge.engine.errors import MemedgeError
 from memedge.engine.reduction import core_status
 
@@ -16,7 +17,6 @@ OPTIONAL = {
     "export": ("torch", "diffusers", "transformers", "onnx", "onnx_ir", "onnxscript", "networkx"),
     "eval": ("pyarrow", "sklearn", "matplotlib"),
 }
-GPU_PROVIDERS = {"cuda": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # and their modules
 
 
 State = Literal["active", "missing", "broken"]
@@ -39,7 +39,7 @@ def examine(engine: Path | None, provider: str, precision: str | None, threads: 
         *_runtime(),
         _driver(),
         _device_code(),
-        *(_gpu_provider(name, module, engine) for name, module in GPU_PROVIDERS.items()),
+        *(_gpu_provider(name, PROVIDERS[name], engine) for name in ON_GPU),
         *(_extra(name, modules) for name, modules in OPTIONAL.items()),
         _engine(engine, provider, precision, threads),
     ]
@@ -109,14 +109,13 @@ def _missing_plans(engine: Path | None, provider: str) -> str | None:
     if provider == "cuda":
         return None
     from memedge.detector import EMBEDDED_ENGINE
-    from memedge.engine import plans
     from memedge.engine.directory import EngineDirectory
-    from memedge.engine.tensorrt_module import load_module, plan_backend
+    from memedge.engine.tensorrt import find_plans
+    from memedge.engine.tensorrt_module import plan_backend
 
-    gpu, backend = probe.driver().gpus[0], plan_backend(provider)
     try:
-        version = load_module(backend).__version__
-        plans.find(EngineDirectory.open(engine or EMBEDDED_ENGINE), backend, gpu.target, version, gpu.name)
+        directory = EngineDirectory.open(engine or EMBEDDED_ENGINE)
+        find_plans(directory, plan_backend(provider), probe.driver().gpus[0])
     except MemedgeError as error:
         return str(error)
     return None

@@ -16,6 +16,7 @@ from memedge.engine import plans
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.passes import Engine
+from memedge.engine.probe import Gpu
 from memedge.engine.tensorrt import TensorRtBackend
 
 PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
@@ -66,7 +67,7 @@ def open_lane(directory, provider, memories=None, gpu="Card"):
             memories.append(memory)
         return memory
 
-    return TensorRtBackend(directory, provider, make, "sm89", gpu)
+    return TensorRtBackend(directory, provider, make, Gpu(gpu, (8, 9), 1 << 34))
 
 
 @pytest.mark.usefixtures("stand_in")
