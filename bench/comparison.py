@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from metrics import RESAMPLES, auc, interval, tpr
-from published import FAMILIES, Published, family_of
+from published import FAMILIES, Published
 
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, EngineInfo
-from memedge.engine.manifest import Calibration
+from memedge.engine.manifest import Calibration, Preset
 
 TPRS = ((1, "strict"), (1, "nearest"), (3, "strict"), (3, "nearest"))
 FIGURES = ("auc", *(f"tpr_{percent}_{convention}" for percent, convention in TPRS))
@@ -90,14 +90,14 @@ class Report:
     prompts: list[Prompt]
 
 
-def statistics(family: str | None, calibration: Calibration | None) -> list[Statistic]:
+def statistics(preset: Preset | None, calibration: Calibration | None) -> list[Statistic]:
     """Return what to compare: the terms alone, and the scores that there are weights for."""
-    gamma, name = (FAMILIES[family].gamma, "published") if family else ((1.0, 1.0), "not fitted")
-    scores = [_score("score", gamma, name)]
+    gamma = (preset.gamma_norm, preset.gamma_alignment) if preset else (1.0, 1.0)
+    scores = [_score("score", gamma, "published" if preset else "not fitted")]
     falls = False
     if calibration and (calibration.alignment, calibration.operands) == (DEFAULT_ALIGNMENT, DEFAULT_OPERANDS):
         scores.append(_score("calibrated", (calibration.gamma_norm, calibration.gamma_alignment), "calibrated"))
-        falls = not family and calibration.gamma_alignment < 0
+        falls = not preset and calibration.gamma_alignment < 0
     return [
         Statistic("norm", "norm", (1.0, 0.0)),
         Statistic("alignment", "−alignment" if falls else "alignment", (0.0, -1.0 if falls else 1.0)),
@@ -141,13 +141,14 @@ def evaluate(
 ) -> Report:
     """Return the report on every statistic with each number of draws."""
     manifest = info.manifest
-    family = family_of(manifest)
-    published = FAMILIES[family].figures if family else {}
+    preset = manifest.preset
+    family = FAMILIES[preset.family] if preset else None
+    published = family.figures if family else {}
     memorized = sum(p.memorized for p in prompts)
     return Report(
         model=model,
         checkpoint_sha256=manifest.source.sha256,
-        family=family,
+        family=preset.family if preset else None,
         provider=info.provider,
         precision=info.precision,
         threads=info.threads,
@@ -162,9 +163,9 @@ def evaluate(
         lines=[
             compare(statistic, n, prompts, seconds_per_row, published.get((statistic.kind, n)))
             for n in draws
-            for statistic in statistics(family, info.calibration)
+            for statistic in statistics(preset, info.calibration)
         ],
-        not_measured=list(FAMILIES[family].not_measured) if family else [],
+        not_measured=list(family.not_measured) if family else [],
         prompts=prompts,
     )
 
@@ -182,7 +183,7 @@ def markdown(report: Report) -> str:
     found = _table(head, [_row(line) for line in report.lines])
     whose = "none for this model"
     if report.family:
-        whose = f"of {FAMILIES[report.family].model} (family guessed: {report.family})"
+        whose = f"of {FAMILIES[report.family].model} (family: {report.family})"
     notes = (
         f"Published figures: {whose}; inside or outside of our 95 % interval, the percentiles of {report.resamples} "
         "resamples, positives and negatives apart. TPR strict: at an FPR of at most 1 (3) %; nearest: at the FPR "

@@ -1,9 +1,6 @@
-"""What the papers report, by family of models: weights and figures, with n noise draws per prompt (METHODS.md §1)."""
+"""What the papers report, by family of models, with n noise draws per prompt (METHODS.md §1)."""
 
-import re
 from dataclasses import dataclass, field
-
-from memedge.engine.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -18,18 +15,16 @@ class Published:
 
 @dataclass(frozen=True)
 class Family:
-    """The model that figures are of; the released (γ_norm, γ_alignment); figures by (statistic, n), and of others."""
+    """The model that figures are of; figures by (statistic, n); and those of detectors that are not measured here."""
 
     model: str
-    gamma: tuple[float, float]
     figures: dict[tuple[str, int], Published] = field(default_factory=dict)
     not_measured: tuple[Published, ...] = ()
 
 
-FAMILIES = {
+FAMILIES = {  # by the name that export/presets.py gives them
     "Stable Diffusion 1.x": Family(
         "Stable Diffusion 1.4",
-        (1, 2),
         {
             ("norm", 1): Published("Wen et al.", 0.976, 0.896, 0.40),
             ("alignment", 1): Published("Asthana & Belagiannis, ablation", 0.923, 0.424),
@@ -43,7 +38,6 @@ FAMILIES = {
     ),
     "Stable Diffusion 2.x": Family(
         "Stable Diffusion 2.0",
-        (1, 0.1),
         {
             ("norm", 1): Published("Wen et al.", 0.948, 0.739, 0.80),
             ("score", 1): Published("Asthana & Belagiannis", 0.953, 0.791, 2.2),
@@ -53,14 +47,5 @@ FAMILIES = {
             Published("Jeon et al. (Hessian-vector)", 0.959, 0.740, 14.6),
         ),
     ),
-    "Realistic Vision": Family("Realistic Vision 5.1", (2, 1)),
+    "Realistic Vision": Family("Realistic Vision 5.1"),
 }
-
-
-def family_of(manifest: Manifest) -> str | None:
-    """Return the family of an engine's model, guessed from its name and sizes, or None."""
-    if (manifest.latent_shape[0], manifest.tokens) != (4, 77):
-        return None
-    if "realisticvision" in re.sub("[^a-z]", "", manifest.source.id.lower()):
-        return "Realistic Vision"
-    return {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(manifest.state_width)

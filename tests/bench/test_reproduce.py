@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
+from engines import edit_manifest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from memedge import Detector
 from memedge.demo import CAPTIONS
 from memedge.detector import EMBEDDED_ENGINE
 from memedge.engine.manifest import read_manifest
+from memedge.export import presets
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -203,12 +204,12 @@ def test_temporary_engine_outlives_an_interruption(run, checkpoint, engine, tmp_
     assert names(tmp_path) == ["out.json", "out.md"]
 
 
-def test_published_figures_stand_beside(run, monkeypatch, tmp_path):
+def test_published_figures_stand_beside(run, tmp_path):
     """As if the embedded model were Stable Diffusion 1.4: weights (1, 2), and METHODS.md's figures for n = 1."""
-    import comparison
-
-    monkeypatch.setattr(comparison, "family_of", lambda _manifest: "Stable Diffusion 1.x")
-    report = run(EMBEDDED_ENGINE, "--draws", "1")
+    engine = shutil.copytree(EMBEDDED_ENGINE, tmp_path.parent / f"{tmp_path.name}-engine")
+    preset = {"family": "Stable Diffusion 1.x", "gamma_norm": 1, "gamma_alignment": 2}
+    edit_manifest(engine, lambda manifest: manifest.update(preset=preset))
+    report = run(engine, "--draws", "1")
     lines = {line["statistic"]["name"]: line for line in report["lines"]}
     assert list(lines)[:3] == ["norm", "alignment", "1 · norm + 2 · alignment (γ published)"]
     found = [
@@ -223,7 +224,7 @@ def test_published_figures_stand_beside(run, monkeypatch, tmp_path):
     assert [p["method"].split()[0] for p in report["not_measured"]] == ["Ren", "Jeon"]
     text = (tmp_path / "out.md").read_text()
     assert "| Jeon et al. (Hessian-vector) | 0.987 | 0.908 | 5.40 |" in text
-    assert "of Stable Diffusion 1.4 (family guessed: Stable Diffusion 1.x)" in text
+    assert "of Stable Diffusion 1.4 (family: Stable Diffusion 1.x)" in text
 
 
 @pytest.mark.parametrize(("published", "inside"), [(0.894, False), (0.895, True), (0.977, True), (0.978, False)])
@@ -233,21 +234,10 @@ def test_inside_is_what_three_digits_show(published, inside):
     assert Figure.of(0.9, 0.8954, 0.9766, published).inside is inside
 
 
-def test_family_is_guessed_from_sizes():
-    from published import FAMILIES, family_of
+def test_every_preset_has_its_figures():
+    from published import FAMILIES
 
-    manifest = msgspec.structs.replace(read_manifest(EMBEDDED_ENGINE), tokens=77, state_width=768)
-    assert family_of(read_manifest(EMBEDDED_ENGINE)) is None
-    assert family_of(manifest) == "Stable Diffusion 1.x"
-    assert family_of(msgspec.structs.replace(manifest, state_width=1024)) == "Stable Diffusion 2.x"
-    assert family_of(msgspec.structs.replace(manifest, state_width=2048)) is None
-    source = msgspec.structs.replace(manifest.source, id="SG161222/Realistic_Vision_V5.1_noVAE")
-    assert family_of(msgspec.structs.replace(manifest, source=source)) == "Realistic Vision"
-    assert {name: family.gamma for name, family in FAMILIES.items()} == {
-        "Stable Diffusion 1.x": (1, 2),
-        "Stable Diffusion 2.x": (1, 0.1),
-        "Realistic Vision": (2, 1),
-    }
+    assert FAMILIES.keys() == {preset.family for preset in (presets.FIRST, presets.SECOND, presets.REALISTIC_VISION)}
 
 
 def test_metrics_by_hand():

@@ -56,7 +56,7 @@ def tokenizers(request, tmp_path_factory):
     torch.manual_seed(0)
     CLIPTextModel(config).save_pretrained(model / "text_encoder")
     export(model, folder / "engine")
-    ours = PromptTokenizer(folder / "engine" / "tokenizer.json", TOKENS)
+    ours = PromptTokenizer([folder / "engine" / "tokenizer.json"], TOKENS)
     return ours, CLIPTokenizer.from_pretrained(model / "tokenizer"), definition
 
 
