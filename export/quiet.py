@@ -11,12 +11,12 @@ import transformers
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence warnings, logs and progress bars below errors for a while; all settings are put back."""
+    """Silence warnings, logs and progress bars for a while; all settings are put back."""
     logger, libraries = logging.getLogger("torch.onnx"), (diffusers.utils.logging, transformers.utils.logging)
     level, verbosities = logger.level, [library.get_verbosity() for library in libraries]
     logger.setLevel(logging.ERROR)
     for library in libraries:
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)  # errors, too, which come as exceptions and are told as such
         library.disable_progress_bar()
     try:
         with warnings.catch_warnings():
