@@ -227,7 +227,13 @@ def _counts(text: str, option: str) -> list[int]:
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Diffusers-format directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Diffusers-format directory, single .safetensors checkpoint, or id on the model hub (org/name).",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE_DIR", help="Engine directory to make.")],
     draws: Annotated[int, typer.Option(min=1, help="Noise draws per prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 42,
@@ -240,6 +246,25 @@ def export(
             show_default="a list of captions",
         ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Hub: branch, tag or commit.", show_default="main"),
+    ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse into the model first; may be repeated."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickles (.bin, .ckpt), which can run code of their author.")
+    ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_ID",
+            help="Single file: a diffusers-format model of the same architecture.",
+            show_default="its published model on the hub",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint as an engine directory, and compare it with torch."""
@@ -249,7 +274,19 @@ def export(
         raise MemedgeError(
             f"Exporting needs {error.name!r}, which is not here: run `python -m pip install 'memedge[cpu,export]'`."
         ) from None
-    manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=show.say)
+    manifest = run(
+        model,
+        output,
+        draws=draws,
+        seed=seed,
+        precision=precision,
+        prompts=prompts,
+        revision=revision,
+        loras=loras or (),
+        allow_pickle=allow_pickle,
+        config=config,
+        progress=show.say,
+    )
     show.print_json(manifest) if json else show.print_parity(manifest, output)
 
 
