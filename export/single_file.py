@@ -53,6 +53,12 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
     parts = weights.text_encoders(files)
     for part in ("unet", *parts):
         folder.check_kind(model, part)
+    count, expected = sum(name.startswith(UNET) for name in names), _tensors(model)
+    if count != expected:  # each layout has them one by one; the loader drops what it has no place for
+        raise ExportError(
+            f"{path} holds {count} tensors of a UNet and its config describes {expected}: the file is incomplete, or "
+            "the config of another architecture."
+        )
     with weights.reading(path):
         unwanted = ("vae", "scheduler", "feature_extractor", "image_encoder", *map(weights.tokenizer, parts))
         pipeline = getattr(diffusers, pipeline_class).from_single_file(
@@ -67,11 +73,9 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
         # The loader leaves what the file lacks without values.
         for name, parameter in module.named_parameters():
             if parameter.is_meta:
-                raise ExportError(f"{path} lacks weights of the {part} ({name}): is it of another architecture?")
-    # Nor does it mind what it has no place for; the UNet's tensors, it has one by one.
-    count = sum(name.startswith(UNET) for name in names)
-    if count != len(modules["unet"].state_dict()):
-        raise ExportError(f"{path} and its config are of different architectures: give a config that fits it.")
+                raise ExportError(
+                    f"{path} lacks {name} of the {part}: it is incomplete, or its config of another model."
+                )
     hashes = [(path.name, sha256(path)), *((name, sha256(model / name)) for name in files)]
     return Parts(
         id=path.name,
@@ -93,6 +97,13 @@ def _names(path: Path) -> list[str]:
     while "state_dict" in content:
         content = content["state_dict"]
     return list(content)
+
+
+def _tensors(model: Path) -> int:
+    """Return how many tensors the UNet has that is configured in a folder."""
+    with weights.reading(model / "unet" / "config.json"), torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel.from_config(folder.read_json(model / "unet" / "config.json"))
+        return len(unet.state_dict())
 
 
 def _layout(path: Path, names: list[str]) -> str:

@@ -1,14 +1,12 @@
 """Models on a hub, a stand-in on localhost: what is asked for, what is told, and the cache without a network."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hub_process import run
 from hub_server import Hub, serving
 from pipelines import make
 
@@ -37,25 +35,8 @@ SETTINGS = {
 }
 
 
-def run(script: str, argument: object, url: str, cache: Path, **environment: str):
-    """Run a script in a process that knows no hub but the one at `url`, and an empty or given cache."""
-    unset = ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE")
-    return subprocess.run(
-        [sys.executable, "-c", script, json.dumps(argument)],
-        cwd="/",
-        env={
-            **{name: value for name, value in os.environ.items() if name not in unset},
-            "HF_ENDPOINT": url,
-            "HF_HOME": str(cache),
-            **environment,
-        },
-        capture_output=True,
-        text=True,
-    )
-
-
 def download(calls: list[tuple[str, str | None]], url: str, cache: Path, **environment: str) -> list[dict]:
-    done = run(DOWNLOAD, calls, url, cache, **environment)
+    done = run(["-c", DOWNLOAD, json.dumps(calls)], url, cache, **environment)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert all("\n" not in result.get("error", "") for result in results)
@@ -151,27 +132,27 @@ def test_incomplete_cache(model, tmp_path):
         (first,) = download([("org/model", None)], hub.url, tmp_path)
     (Path(first["folder"]) / "text_encoder/model.safetensors").unlink()
     script = """
-import json, sys
+import sys
 from memedge.engine.errors import ExportError
 from memedge.export.sources import load_parts
 try:
-    load_parts(json.loads(sys.argv[1]), revision=None, loras=[], allow_pickle=False, config=None, progress=print)
+    load_parts(sys.argv[1], revision=None, loras=[], allow_pickle=False, config=None, progress=print)
 except ExportError as error:
     print(error)
 """
-    done = run(script, "org/model", hub.url, tmp_path, HF_HUB_OFFLINE="1")
+    done = run(["-c", script, "org/model"], hub.url, tmp_path, HF_HUB_OFFLINE="1")
     assert "holds no weights of text_encoder" in done.stdout, done.stderr
 
 
 def test_load(model, tmp_path):
-    """The modules are those of the folder; the commit is in the id; what is missing of a single file is downloaded."""
+    """The modules are those of the folder; the commit is in the id."""
     script = """
-import json, sys
+import sys
 from memedge.export.quiet import quiet
 from memedge.export.sources import load_parts
 options = {"revision": None, "loras": [], "allow_pickle": False, "config": None, "progress": print}
 with quiet():
-    parts, same = (load_parts(source, **options) for source in json.loads(sys.argv[1]))
+    parts, same = (load_parts(source, **options) for source in sys.argv[1:])
 assert parts.sha256 == same.sha256
 for one, other in zip([parts.unet, *parts.text_encoders], [same.unet, *same.text_encoders]):
     assert all(tensor.equal(other.state_dict()[name]) for name, tensor in one.state_dict().items())
@@ -179,7 +160,7 @@ print(parts.id)
 """
     with serving(Hub()) as hub:
         commit = hub.add("org/model", model)
-        done = run(script, ["org/model", str(model)], hub.url, tmp_path)
+        done = run(["-c", script, "org/model", model], hub.url, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"org/model@{commit}"
     assert not done.stderr

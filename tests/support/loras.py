@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from original_layout import unet_name
 from safetensors.torch import save_file
 
 Changes = dict[tuple[str, str], torch.Tensor]  # (part, module's name) → float64 W + scale · alpha/rank · up · down
@@ -36,16 +37,25 @@ def original_name(part: str, name: str) -> str:
     return name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
 
 
-def write_kohya(file: Path, modules: dict[str, Any], scale: float, dtype=torch.float32, alphas=(1.0, 4.0)) -> Changes:
+def sgm_name(unet: torch.nn.Module, name: str) -> str:
+    """Return the original layout's name of a layer of the UNet."""
+    attention = {str(i) for i, block in enumerate(unet.up_blocks) if hasattr(block, "attentions")}
+    return unet_name(f"{name}.weight", unet.config.layers_per_block, attention).removesuffix(".weight")
+
+
+def write_kohya(
+    file: Path, modules: dict[str, Any], scale: float, dtype: torch.dtype = torch.float32, sgm: bool = False
+) -> Changes:
     """Write kohya's format: underscores, alphas, ranks and alphas that differ from layer to layer; return the truth."""
     state, changes = {}, {}
     sdxl = "text_encoder_2" in modules
     for part, module in modules.items():
         prefix = "lora_te1_" if sdxl and part == "text_encoder" else PREFIXES[part]
         for i, (name, layer) in enumerate(targets(module, convolutions=True).items()):
-            rank, alpha = 2 + i % 2, alphas[i % 3 % len(alphas)]
+            rank, alpha = 2 + i % 2, (1.0, 4.0, 1.0)[i % 3]
             down, up = (matrix.to(dtype) for matrix in matrices(layer, rank))
-            stem = prefix + original_name(part, name).replace(".", "_")
+            old = sgm_name(module, name) if sgm and part == "unet" else original_name(part, name)
+            stem = prefix + old.replace(".", "_")
             state |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
             state[f"{stem}.alpha"] = torch.tensor(alpha, dtype=dtype)
             changes[part, name] = changed(layer, down, up, scale * alpha / rank)
@@ -53,7 +63,7 @@ def write_kohya(file: Path, modules: dict[str, Any], scale: float, dtype=torch.f
     return changes
 
 
-def write_peft(file: Path, modules: dict[str, Any], scale: float, dtype=torch.float32) -> Changes:
+def write_peft(file: Path, modules: dict[str, Any], scale: float, dtype: torch.dtype = torch.float32) -> Changes:
     """Write diffusers' and PEFT's format: dots, lora_A and lora_B, no alpha, which is then the rank."""
     state, changes = {}, {}
     for part, module in modules.items():
@@ -61,6 +71,24 @@ def write_peft(file: Path, modules: dict[str, Any], scale: float, dtype=torch.fl
             down, up = (matrix.to(dtype) for matrix in matrices(layer, 3))
             stem = f"{part}.{original_name(part, name)}"
             state |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+            changes[part, name] = changed(layer, down, up, scale)
+    save_file(state, file)
+    return changes
+
+
+def write_diffusers(file: Path, modules: dict[str, Any], scale: float, dtype: torch.dtype = torch.float32) -> Changes:
+    """Write diffusers' format of 2023: attention layers only, by their processors; no alpha, which is then the rank."""
+    state, changes = {}, {}
+    processors = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "to_out", "to_out.0": "to_out"}
+    for part, module in modules.items():
+        for name, layer in targets(module, convolutions=False).items():
+            end = next(end for end in LINEAR if name.endswith(f".{end}"))
+            if end in ("fc1", "fc2", "ff.net.0.proj"):
+                continue
+            down, up = (matrix.to(dtype) for matrix in matrices(layer, 3))
+            attention = original_name(part, name).removesuffix(f".{end}")
+            stem = f"{part}.{attention}{'.processor' if part == 'unet' else ''}.{processors.get(end, end)}_lora"
+            state |= {f"{stem}.down.weight": down, f"{stem}.up.weight": up}
             changes[part, name] = changed(layer, down, up, scale)
     save_file(state, file)
     return changes

@@ -24,7 +24,7 @@ UNETS: dict[Kind, dict[str, Any]] = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "attention_head_dim": (2, 4),
-        "cross_attention_dim": 24,
+        "cross_attention_dim": 32,
         "use_linear_projection": True,
     },
     "sdxl": {
@@ -40,13 +40,14 @@ UNETS: dict[Kind, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 32 + 6 * 8,
     },
 }
+SUFFIXES: dict[Kind, tuple[str, ...]] = {"sd1": ("",), "sd2": ("",), "sdxl": ("", "_2")}
 LAYERS = {"sd1": 2, "sd2": 23, "sdxl": 2}  # SD 2 takes the 24-layer OpenCLIP's last but one
 
 
 def text_encoder(kind: Kind, second: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
     """One text encoder; SDXL's second is wider, with a projection, and OpenCLIP's, as SD 2's only one is."""
     tokenizer = make_tokenizer()
-    width = 32 if second else 24
+    width = 32 if second or kind == "sd2" else 24
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -64,28 +65,34 @@ def text_encoder(kind: Kind, second: bool = False) -> CLIPTextModel | CLIPTextMo
     return (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
 
 
-def make(folder: Path, kind: Kind, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> Path:
-    """Write a checkpoint, with the model_index.json of its pipeline, to `folder`."""
-    torch.manual_seed(0)
-    sizes = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 8}
-    UNet2DConditionModel(**sizes, **UNETS[kind]).to(dtype=dtype).save_pretrained(folder / "unet")
-    DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
-    ).save_pretrained(folder / "scheduler")
-    index = {
+def index(kind: Kind) -> dict[str, Any]:
+    """Return the model_index.json of a pipeline, whose VAE is not there."""
+    encoders = {"": "CLIPTextModel", "_2": "CLIPTextModelWithProjection"}
+    return {
         "_class_name": "StableDiffusionXLPipeline" if kind == "sdxl" else "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "DDIMScheduler"],
+        **{f"text_encoder{suffix}": ["transformers", encoders[suffix]] for suffix in SUFFIXES[kind]},
+        **{f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"] for suffix in SUFFIXES[kind]},
         **({"force_zeros_for_empty_prompt": True} if kind == "sdxl" else {"safety_checker": [None, None]}),
     }
-    for suffix in ("", "_2") if kind == "sdxl" else ("",):
-        model = text_encoder(kind, second=bool(suffix))
-        model.to(dtype).save_pretrained(folder / f"text_encoder{suffix}")
+
+
+def make(folder: Path, kind: Kind, prediction_type: str = "epsilon", dtype: torch.dtype = torch.float32) -> Path:
+    """Write a checkpoint, with the model_index.json of its pipeline, to `folder`."""
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 8}
+    unet = UNet2DConditionModel(**sizes, **UNETS[kind])
+    for module in unet.modules():
+        if hasattr(module, "to_v"):
+            module.to_v.weight.data.mul_(20)  # as initialised, prompts hardly move the prediction
+    unet.to(dtype=dtype).save_pretrained(folder / "unet")
+    DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type
+    ).save_pretrained(folder / "scheduler")
+    for suffix in SUFFIXES[kind]:
+        text_encoder(kind, second=bool(suffix)).to(dtype).save_pretrained(folder / f"text_encoder{suffix}")
         make_tokenizer().save_pretrained(folder / f"tokenizer{suffix}")
-        index |= {
-            f"text_encoder{suffix}": ["transformers", type(model).__name__],
-            f"tokenizer{suffix}": ["transformers", "CLIPTokenizer"],
-        }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "model_index.json").write_text(json.dumps(index(kind)))
     return folder
