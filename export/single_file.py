@@ -14,12 +14,13 @@ from memedge.export.parts import Parts, hash_of
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-# Where each layout keeps its text encoders, by which it is known; refiner before base, whose prefixes hold its own.
+# By one tensor of its text encoder each is known, and diffusers' loader knows them by the same: where it is missing, the
+# loader takes the config's own text encoder.
 SD1, SD2, REFINER, SDXL = (
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
-    "conditioner.embedders.0.model.",
-    "conditioner.embedders.1.model.",
+    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+    "cond_stage_model.model.token_embedding.weight",
+    "conditioner.embedders.0.model.text_projection",
+    "conditioner.embedders.1.model.positional_embedding",
 )
 UNET = "model.diffusion_model."
 VELOCITY = "v_pred"  # an empty tensor by which velocity-predicting SDXL checkpoints say so
@@ -107,10 +108,10 @@ def _tensors(model: Path) -> int:
 
 
 def _layout(path: Path, names: list[str]) -> str:
-    """Return the prefix of the text encoder's names, by which the architecture is known."""
+    """Return SD1, SD2 or SDXL."""
     if not any(name.startswith(UNET) for name in names):
         raise ExportError(f"{path} holds no UNet in the original layout ({UNET}*): give a whole checkpoint.")
-    layout = next((known for known in (SD1, SD2, REFINER, SDXL) if any(n.startswith(known) for n in names)), None)
+    layout = next((known for known in (SD1, SD2, REFINER, SDXL) if known in names), None)
     if layout is None:
         raise ExportError(f"{path} holds no text encoder of SD 1, SD 2 or SDXL: give a whole checkpoint of these.")
     if layout == REFINER:

@@ -80,7 +80,9 @@ def test_not_a_checkpoint(file, model, tmp_path):
     text = {name: tensor for name, tensor in state.items() if name.startswith("cond_stage_model.")}
     refuse(text, "holds no UNet in the original layout")
     refuse(unet, "holds no text encoder of SD 1, SD 2 or SDXL")
-    refuse(unet | {"conditioner.embedders.0.model.ln_final.bias": torch.ones(1)}, "is SDXL's refiner")
+    refuse(unet | {"conditioner.embedders.0.model.text_projection": torch.ones(1)}, "is SDXL's refiner")
+    old = {name.replace("transformer.text_model.", "transformer."): tensor for name, tensor in state.items()}
+    refuse(old, "holds no text encoder of SD 1, SD 2 or SDXL")  # and does not take the config's
     less = {name: tensor for name, tensor in state.items() if not name.endswith("layers.1.mlp.fc2.bias")}
     refuse(less, "lacks encoder.layers.1.mlp.fc2.bias of the text_encoder")
     less = {name: tensor for name, tensor in state.items() if "out.2" not in name}
