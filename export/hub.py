@@ -59,9 +59,12 @@ def download(
         progress(f"downloading {repository}: {len(missing)} files, {sum(sizes[name] for name in missing) / 1e9:.1f} GB")
     try:
         # The revision's name, not the commit: the cache is to know it when there is no network.
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=files))
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=files))
     except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise _told(repository, revision, error) from error
+    if missing:
+        progress(f"reading {repository}")
+    return folder
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

@@ -14,8 +14,8 @@ from memedge.export.parts import Parts, hash_of
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-# By one tensor of its text encoder each is known, and diffusers' loader knows them by the same: where it is missing, the
-# loader takes the config's own text encoder.
+# By one tensor of its text encoder each is known, and diffusers' loader knows them by the same: where it is missing,
+# the loader takes the config's own text encoder.
 SD1, SD2, REFINER, SDXL = (
     "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
     "cond_stage_model.model.token_embedding.weight",

@@ -77,7 +77,7 @@ def test_what_is_downloaded(model, tmp_path):
         first, again = download([("org/model", None)] * 2, hub.url, tmp_path)
         assert hub.downloaded() == SETTINGS | weights
         assert Path(first["folder"]).name == commits[0]
-        assert first["told"] == ["downloading org/model: 8 files, 0.0 GB"]
+        assert first["told"] == ["downloading org/model: 8 files, 0.0 GB", "reading org/model"]
         assert again == {"folder": first["folder"], "told": []}
         other = download([("org/model", "refs/pr/1"), ("org/model", commits[1])], hub.url, tmp_path)
         assert [Path(result["folder"]).name for result in other] == [commits[1]] * 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,14 @@ def run(arguments: list[object], url: str, cache: Path, **environment: str) -> s
 def export(*arguments: object, url: str = "http://localhost:9", cache: Path = Path("/nowhere"), **environment: str):
     """Run `memedge export`; without a url there is no hub."""
     return run(["-m", "memedge.cli", "export", *arguments], url, cache, **environment)
+
+
+def fails(done: subprocess.CompletedProcess[str], words: str) -> None:
+    """A command ended with one sentence, after the phases that it had passed."""
+    *phases, sentence = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert sentence.startswith("memedge: ") and words in sentence
+    assert all(re.fullmatch(r".+: \d+\.\d s", phase) for phase in phases), done.stderr
 
 
 def manifest(engine: Path) -> dict:
