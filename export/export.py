@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
-from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
+from memedge.engine.directory import BASELINE, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
@@ -128,8 +128,7 @@ def _write(
     progress: Callable[[str], None],
 ) -> Manifest:
     shape, schedule = latent_shape(checkpoint.unet_config), read_schedule(checkpoint.scheduler)
-    checkpoint.tokenizer.save(str(folder / TOKENIZER))
-    tokenizer = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)
+    tokenizer = _write_tokenizers(checkpoint, folder)
     ids, _ = tokenizer(PROBES)
     sample = torch.randn((draws, *shape), generator=torch.Generator().manual_seed(seed)).numpy()
     factor = 1.0
@@ -210,6 +209,13 @@ def _write(
     write_manifest(folder, manifest)
     Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
     return manifest
+
+
+def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> PromptTokenizer:
+    paths = [folder / name for name, _ in zip((TOKENIZER, SECOND_TOKENIZER), checkpoint.tokenizers, strict=False)]
+    for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
+        tokenizer.save(str(path))
+    return PromptTokenizer(paths, checkpoint.tokens)
 
 
 def _to_half(
