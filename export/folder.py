@@ -14,6 +14,12 @@ from memedge.engine.errors import ExportError
 from memedge.export import weights
 from memedge.export.parts import Parts, hash_of
 
+KINDS: dict[str, Any] = {
+    "unet": UNet2DConditionModel,
+    "text_encoder": CLIPTextModel,
+    "text_encoder_2": CLIPTextModelWithProjection,
+}
+
 
 def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
     """Load the modules of a diffusers-format directory in fp32; `name` becomes the id.
@@ -101,9 +107,8 @@ def _module(
             raise ExportError(f"{folder / index} names other files than those beside it: get the model again.")
     for name in shards:
         weights.check_not_pointer(folder / name)
-    kind = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
     with weights.reading(folder / part):
-        module, info = kind[part].from_pretrained(
+        module, info = KINDS[part].from_pretrained(
             folder / part,
             torch_dtype=torch.float32,
             variant=chosen.variant,

@@ -88,7 +88,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in files(folder)]
             info = {"id": model, "sha": commit(folder), "siblings": siblings, "tags": [], "private": False}
-            return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            headers = {"Content-Type": "application/json", "X-HF-Warning": "unauthenticated; Set a token."}
+            return self.send(200, json.dumps(info).encode(), headers)
 
         def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             self.send_response(status)
