@@ -63,10 +63,7 @@ def fuse(parts: Parts, lora: Lora) -> None:
     path = lora.path
     with weights.reading(path):
         state = _read(path)
-    foreign = next(
-        (name for name in state if any(mark in name for mark in ("dora_", "magnitude", "hada_", "lokr_"))), 0
-    )
-    if foreign:
+    if foreign := next((name for name in state if any(mark in name for mark in OTHER_KINDS)), None):
         raise ExportError(f"{path} is not a plain LoRA (it holds {foreign}): memedge fuses up and down matrices only.")
     layers = sum(name.endswith("down.weight") or "lora_A." in name for name in state)
     if not layers:
