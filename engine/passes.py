@@ -124,8 +124,13 @@ class Engine:
 
     def statistics(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
         """Return norm and alignment, float64 [B] each (METHODS.md §1): 2n passes per prompt."""
+        norm, cosine = self.per_draw(states, alignment, operands)
+        return norm.mean(axis=1), cosine.mean(axis=1)
+
+    def per_draw(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
+        """Return ‖Δ‖ at t_norm and the cosine at t_cos on each draw, float64 [B, n] each: 2n passes per prompt."""
         norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
-        return norm[:, : self.draws].mean(axis=1), cosine[:, self.draws :].mean(axis=1)
+        return norm[:, : self.draws], cosine[:, self.draws :]
 
     def _statistics(
         self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands

@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -347,6 +348,8 @@ def build(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence and exit code 1."""
+    # As an interrupt: what is half made is removed. 143 is what shells report for a process that was terminated.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except MemedgeError as error:
