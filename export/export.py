@@ -3,7 +3,7 @@
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -44,19 +44,23 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntim
 
 
 def export(
-    model: Path,
+    model: str | Path,
     output: Path,
     *,
     draws: int = 1,
     seed: int = 42,
     precision: Precision = "fp32",
     prompts: Path | None = None,
+    revision: str | None = None,
+    loras: Sequence[str] = (),
+    allow_pickle: bool = False,
+    config: str | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
-    """Export a diffusers-format directory as an engine directory, and compare it with torch.
+    """Export a checkpoint as an engine directory, and compare it with torch.
 
     Args:
-        model: the diffusers-format directory.
+        model: a diffusers-format directory, a single file in the original layout, or a hub's id, org/name.
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
@@ -65,6 +69,10 @@ def export(
         prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
             which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
             is CSV with a column `memorized` (true or false).
+        revision: of the hub's model: a branch, tag or commit.
+        loras: files, each with `:scale` after it or not (then 1), that are fused into UNet and text encoders first.
+        allow_pickle: read weights that are pickles, where there is nothing else.
+        config: for a single file: the folder or hub id of a diffusers-format model of the same architecture.
         progress: is told the name of each phase as it begins.
 
     Returns:
@@ -94,7 +102,15 @@ def export(
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
         with quiet():
             progress("loading the checkpoint")
-            manifest = _write(load_checkpoint(str(model)), folder, draws, seed, precision, samples, progress)
+            checkpoint = load_checkpoint(
+                str(model),
+                revision=revision,
+                loras=loras,
+                allow_pickle=allow_pickle,
+                config=config,
+                progress=progress,
+            )
+            manifest = _write(checkpoint, folder, draws, seed, precision, samples, progress)
         folder.replace(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

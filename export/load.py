@@ -1,10 +1,27 @@
 """From what the user names to a checkpoint."""
 
+from collections.abc import Callable, Sequence
+
 from memedge.export.checkpoint import Checkpoint
-from memedge.export.parts import load_parts
+from memedge.export.sources import load_parts
 from memedge.export.torch_checkpoint import TorchCheckpoint
 
 
-def load_checkpoint(model: str) -> Checkpoint:
-    """Load a checkpoint; raises ExportError if it is none that memedge knows, or damaged."""
-    return TorchCheckpoint(load_parts(model))
+def load_checkpoint(
+    model: str,
+    *,
+    revision: str | None = None,
+    loras: Sequence[str] = (),
+    allow_pickle: bool = False,
+    config: str | None = None,
+    progress: Callable[[str], None] = lambda _phase: None,
+) -> Checkpoint:
+    """Load a checkpoint; the arguments are those of sources.load_parts.
+
+    Raises:
+        ExportError: it is none that memedge knows, or damaged.
+    """
+    parts = load_parts(
+        model, revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
+    )
+    return TorchCheckpoint(parts)

@@ -55,7 +55,7 @@ def test_batch_is_dynamic(engine):
 
 def test_bad_input(checkpoint, tmp_path):
     output = tmp_path / "engine"
-    refused(tmp_path / "absent", output, "is not a directory")
+    refused(tmp_path / "absent", output, "There is no ")
     refused(tmp_path, output, "holds no unet folder")
     refused(checkpoint, output, "draws is 0", draws=0)
     refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
