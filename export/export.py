@@ -102,15 +102,23 @@ def export(
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
         with quiet():
             progress("loading the checkpoint")
-            checkpoint = load_checkpoint(
-                str(model),
-                revision=revision,
-                loras=loras,
-                allow_pickle=allow_pickle,
-                config=config,
-                progress=progress,
+            manifest = _write(
+                # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
+                load_checkpoint(
+                    str(model),
+                    revision=revision,
+                    loras=loras,
+                    allow_pickle=allow_pickle,
+                    config=config,
+                    progress=progress,
+                ),
+                folder,
+                draws,
+                seed,
+                precision,
+                samples,
+                progress,
             )
-            manifest = _write(checkpoint, folder, draws, seed, precision, samples, progress)
         folder.replace(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
