@@ -1,0 +1,240 @@
+"""Optimum's graphs, made fit for the engine: what they compute stays as it is, their inputs become the engine's.
+
+Row r of a batch is for the prompt that `prompt` names. Of the inputs of Stable Diffusion XL that stem from a prompt or
+from the image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript import version_converter
+
+from memedge.engine.errors import ExportError
+from memedge.export.build import constant
+from memedge.export.graphs import OPSET
+from memedge.export.settle import settle, tidy
+
+if TYPE_CHECKING:
+    from memedge.export.optimum import Packing
+
+GRAPH = "model.onnx"
+SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS = "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"
+OLDEST_OPSET = 18  # Optimum's own choice; before it, operators were spelt otherwise
+IR_VERSION = 10
+INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+
+
+def open_graph(folder: Path, part: str) -> ir.Model:
+    """Return a part's graph as it was exported; its weights stay in their file.
+
+    Raises:
+        ExportError: it cannot be read, its weights lie elsewhere, or it is of a kind that memedge does not export.
+    """
+    path = folder / part / GRAPH
+    if not path.is_file():
+        raise ExportError(f"{folder} holds no {part}/{GRAPH}, so it is not all of what Optimum exports: export it again.")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise what they please for a broken file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ExportError(f"{path} cannot be loaded ({reason}): check that it is complete.") from error
+    opset = model.opset_imports.get("")
+    if opset is None or not OLDEST_OPSET <= opset <= OPSET:
+        raise ExportError(f"{path} has opset {opset}: export it with --opset {OLDEST_OPSET}.")
+    for node in model.graph:
+        if node.domain or node.op_type.startswith(("QLinear", "Quantize", "Dequantize", "DynamicQuantize")):
+            raise ExportError(
+                f"{path} is quantised or optimised for one runtime (it holds {node.op_type}): export it without, and let "
+                "memedge export --precision do so."
+            )
+        if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
+            raise ExportError(f"{path} holds control flow ({node.op_type}), which memedge does not export.")
+    for value in model.graph.initializers.values():
+        _check_weight(value, path)
+    return model
+
+
+def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: "Packing") -> ir.Model:
+    """Return ids int64 [prompts, L] → states float32 [prompts, K, D] of one or two text encoders; consumes them.
+
+    Args:
+        models: as `open_graph` gives them, with the output of each that holds the states.
+        packing: of what they are to make.
+    """
+    for model, _ in models:
+        _prepare(model)
+    (model, output), graph = models[0], models[0][0].graph
+    ids = ir.Value(name="ids", shape=ir.Shape(["prompts", packing.tokens]), type=ir.TensorType(INT64))
+    states = _output(graph, output)
+    _feed(graph, graph.inputs[0], ids)
+    graph.inputs[:] = [ids]
+    if len(models) == 2:
+        second, output = models[1]
+        hidden, pooled, given = _output(second.graph, output), _output(second.graph, POOLED), second.graph.inputs[0]
+        _move(second.graph, graph)
+        _feed(graph, given, _repadded(graph, ids, packing) if packing.padding else ids)
+        states = _packed(graph, ids, [states, hidden], pooled, packing)
+    graph.outputs[:] = [states]
+    states.name = "states"
+    _finish(model, "The text encoder")
+    return model
+
+
+def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: "Packing") -> ir.Model:
+    """Return sample [rows, C, H, W], timestep [rows], states [prompts, K, D], prompt [rows] → prediction; consumes it.
+
+    Keys and values are made of the prompts' states before they are taken for each row. The first timestep is that of
+    all rows.
+    """
+    _prepare(model)
+    graph = model.graph
+    given = {str(value.name): value for value in graph.inputs}
+    given[TIMESTEP].name = "timestep.given"
+    depth = packing.tokens + bool(packing.pooled)
+    sample, timestep, states, prompt = inputs = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+        for name, shape, dtype in (
+            (f"{SAMPLE}.in", ["rows", *latent_shape], FLOAT),
+            (TIMESTEP, ["rows"], INT64),
+            ("states", ["prompts", depth, packing.width], FLOAT),
+            ("prompt", ["rows"], INT64),
+        )
+    ]
+    _feed(graph, given[SAMPLE], sample)
+    first = constant(graph, "timestep.first", np.zeros([1] * len(given[TIMESTEP].shape or ()), np.int64))
+    _feed(graph, given[TIMESTEP], _add(graph, "Gather", [timestep, first], "timestep.one"))
+    text = states
+    if packing.pooled:
+        text = _slice(graph, states, "states.text", (0, packing.tokens), packing.width)
+        last = _slice(graph, states, "states.last", (packing.tokens, depth), packing.pooled)
+        vector = _add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
+        _feed(graph, given[POOLED], _add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
+        _feed(graph, given[TIME_IDS], _time_ids(graph, sample, packing))
+    _project_once(graph, given[STATES], text, prompt)
+    _feed(graph, given[STATES], _add(graph, "Gather", [text, prompt], "states.rows"))
+    graph.inputs[:] = inputs
+    given[SAMPLE].name, sample.name = "sample.given", SAMPLE
+    graph.outputs[0].name = "prediction"
+    _finish(model, "The UNet")
+    return model
+
+
+def _check_weight(value: ir.Value, path: Path) -> None:
+    tensor = value.const_value
+    if tensor is None:
+        return
+    if tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+        kind = tensor.dtype.name.lower()
+        raise ExportError(f"{path} holds {kind}: export it in fp32, and let memedge export --precision convert it.")
+    if isinstance(tensor, ir.ExternalTensor):
+        folder, location = path.parent.resolve(), Path(tensor.location)
+        target = (folder / location).resolve()
+        if location.is_absolute() or ".." in location.parts or not target.is_relative_to(folder):
+            raise ExportError(f"{path} has weights outside its folder ({location}): copy them into it, not links.")
+        if not target.is_file():
+            raise ExportError(f"{path} has its weights in {location}, which is missing: check that it is complete.")
+
+
+def _prepare(model: ir.Model) -> None:
+    tidy(model)
+    version_converter.convert_version(model, OPSET)
+    model.ir_version = IR_VERSION
+
+
+def _finish(model: ir.Model, name: str) -> None:
+    RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    settle(model, name)
+
+
+def _output(graph: ir.Graph, name: str) -> ir.Value:
+    return next(value for value in graph.outputs if value.name == name)
+
+
+def _add(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
+    """Add a node at the end, wherever it belongs; return its output."""
+    node = ir.node(op_type, inputs, attributes)
+    node.outputs[0].name = name
+    graph.append(node)
+    return node.outputs[0]
+
+
+def _feed(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """Let all that reads an input read another value, cast to the input's type."""
+    assert old.dtype is not None
+    old.replace_all_uses_with(_add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype))
+
+
+def _slice(graph: ir.Graph, value: ir.Value, name: str, rows: tuple[int, int], width: int) -> ir.Value:
+    """Add value[:, rows, :width]."""
+    parts = [("starts", [rows[0], 0]), ("ends", [rows[1], width]), ("axes", [1, 2])]
+    operands = [constant(graph, f"{name}.{part}", np.array(numbers)) for part, numbers in parts]
+    return _add(graph, "Slice", [value, *operands], name)
+
+
+def _time_ids(graph: ir.Graph, sample: ir.Value, packing: "Packing") -> ir.Value:
+    """Add the image's size for every row: of the sample, so that what follows from it alone can be cached."""
+    rows = _add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
+    own = packing.time_ids
+    count = constant(graph, "time_ids.count", np.array([own.shape[1]]))
+    shape = _add(graph, "Concat", [rows, count], "time_ids.shape", axis=0)
+    return _add(graph, "Expand", [constant(graph, "time_ids.one", own), shape], "time_ids.all")
+
+
+def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.Value) -> None:
+    """Let products of the states with weights be made for each prompt, and taken for each row."""
+    for node in given.consumers():
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is not None and weight.is_initializer():
+            result = node.outputs[0]
+            product = _add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
+            result.replace_all_uses_with(_add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
+
+
+def _move(source: ir.Graph, target: ir.Graph) -> None:
+    """Move all of a graph's nodes and weights to the end of another one's."""
+    nodes, weights = list(source), list(source.initializers.values())
+    source.outputs.clear()
+    source.remove(nodes)
+    source.initializers.clear()
+    for value in (*weights, *(value for node in nodes for value in node.outputs)):
+        value.name = f"second.{value.name}"
+    for node in nodes:
+        node.name = f"second.{node.name}"
+    for weight in weights:
+        target.register_initializer(weight)
+    target.extend(nodes)
+
+
+def _repadded(graph: ir.Graph, ids: ir.Value, packing: "Packing") -> ir.Value:
+    """Add the second text encoder's ids: padded by its own token where the first one's repeat the end of text."""
+    assert packing.padding is not None
+    end, pad = (constant(graph, f"pad.{number}", np.array(number)) for number in packing.padding)
+    text = _add(graph, "Not", [_add(graph, "Equal", [ids, end], "pad.ends")], "pad.text")
+    number = _add(graph, "Cast", [text], "pad.number", to=FLOAT)
+    # Column i counts the text from position i − 1 on, as a product for want of sums in some runtimes; 0 counts all.
+    later = np.tri(packing.tokens, k=1, dtype=np.float32)
+    left = _add(graph, "MatMul", [number, constant(graph, "pad.later", later)], "pad.left")
+    none = _add(graph, "Less", [left, constant(graph, "pad.half", np.array(0.5, np.float32))], "pad.none")
+    return _add(graph, "Where", [none, pad, ids], "pad.ids")
+
+
+def _packed(
+    graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: "Packing"
+) -> ir.Value:
+    """Add the states of both text encoders side by side, below them the pooled state; zero for the empty prompt."""
+    axis = constant(graph, "states.axis", np.array([1]))
+    both = _add(graph, "Concat", states, "states.both", axis=-1)
+    pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
+    last = _add(graph, "Unsqueeze", [_add(graph, "Pad", [pooled, pads], "states.padded"), axis], "states.last")
+    found = _add(graph, "Concat", [both, last], "states.all", axis=1)
+    if packing.zeros is None:
+        return found
+    equal = _add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
+    other = _add(graph, "Cast", [_add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
+    factor = _add(graph, "ReduceMax", [other, axis], "empty.any")
+    return _add(graph, "Mul", [found, _add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
