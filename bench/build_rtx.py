@@ -2,7 +2,7 @@
 
     python bench/build_rtx.py WORK [--targets SM75,SM89,SM120] [--engine ENGINE_DIR]
 
-Makes a checkpoint with random weights (bench/sd14.py) in the folder WORK, exports it in fp16 (minutes, and 4 GB of disk
+Makes a checkpoint with random weights (bench/architectures.py) in the folder WORK, exports it in fp16 (minutes, and 4 GB of disk
 for the checkpoint, 2 for the engine and as much for each target), and builds its plans, each target in a process of its
 own, whose peak memory is then its alone. With --engine, an engine that is there already is built instead. Prints a line
 per plan. Times do not depend on the weights; how fast plans run can only be measured on the GPUs.
@@ -20,7 +20,7 @@ def export(work: Path) -> Path:
     """Return the fp16 engine in `work`, made if it is not there."""
     engine, checkpoint = work / "engine", work / "checkpoint"
     if not engine.exists():
-        run(Path(__file__).with_name("sd14.py"), checkpoint)
+        run(Path(__file__).with_name("architectures.py"), "sd1", checkpoint, "--full")
         run("-m", "memedge", "export", checkpoint, "-o", engine, "--precision", "fp16")
     return engine
 

@@ -12,7 +12,7 @@ Rungs, each with all that the one before leaves out:
 Torch computes bf16 in channels-last, its fastest layout. Times are medians of interleaved rounds, each rung called once
 before. Where a rung is wrong the bench fails: norm and alignment must agree within the precision table.
 
-sd14 is Stable Diffusion 1.4's architecture with random weights (bench/sd14.py). It is built and exported into --work,
+sd14 is Stable Diffusion 1.4's architecture with random weights (bench/architectures.py). It is built and exported into --work,
 if it is not there, which takes 5 minutes and 8 GB of disk. Its early decisions are not its own: the share of verdicts
 that take one pass is that of the embedded engine on the same mix, and what one pass and two take is measured.
 """
@@ -155,13 +155,13 @@ def prepare(model: str, work: Path) -> tuple[Path, Path | None]:
     """Return the checkpoint and its engine (None: the embedded one), made if they are not there."""
     if model == "emoji":
         return EMOJI, None
-    import sd14
+    import architectures
 
     from memedge.export.export import export
 
     folder, engine = work / "sd14", work / "sd14-engine"
     if not (folder / "scheduler").is_dir():
-        sd14.build(folder)
+        architectures.build("sd1", folder, full=True)
     if not engine.is_dir():
         export(folder, engine, progress=print)
     return folder, engine

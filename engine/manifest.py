@@ -10,7 +10,7 @@ import msgspec
 from memedge.engine import atomic
 from memedge.engine.errors import ManifestError
 
-SCHEMA = 2
+SCHEMA = 3
 FILE_NAME = "manifest.json"
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
 
@@ -61,6 +61,17 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     conformal: Conformal | None = None
 
 
+class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """The γ that the paper's authors released for a model family (METHODS.md §1): published, not fitted here.
+
+    With it there are scores, which order prompts, and no threshold, so no verdicts.
+    """
+
+    family: str
+    gamma_norm: float
+    gamma_alignment: float
+
+
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Largest differences from torch in fp32 over the export's probe prompts.
 
@@ -99,11 +110,13 @@ class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The manifest of schema 2.
+    """The manifest of schema 3.
 
     `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both. `calibrations` is keyed by
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
-    cached inputs and the shape of one row of each (export/split.py). `drift` is there in int8 engines.
+    cached inputs and the shape of one row of each (export/split.py). `drift` is there in int8 engines. `preset` is
+    there if γ was published for this kind of model. `notes` says in sentences what the export chose for this checkpoint
+    that is not usual. `pooled_width` is that of SDXL's pooled states, 0 in models that have none.
     """
 
     schema: int
@@ -125,6 +138,14 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     calibrations: dict[str, Calibration]
     files: dict[str, FileEntry]
     drift: Drift | None = None
+    preset: Preset | None = None
+    notes: tuple[str, ...] = ()
+    pooled_width: int = 0
+
+    @property
+    def states_shape(self) -> tuple[int, int]:
+        """One prompt's embeddings: a row per token, and one more for the pooled state, padded with zeros, if any."""
+        return (self.tokens + (self.pooled_width > 0), self.state_width)
 
     @property
     def norm_factor(self) -> float:
@@ -179,12 +200,15 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
     numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold)]
+    published = (manifest.preset.gamma_norm, manifest.preset.gamma_alignment) if manifest.preset else ()
     intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
-    if not all(0 < a < 1 for a in manifest.alphas_cumprod):
-        raise ManifestError(f"{path} names an ᾱ outside (0, 1): export the engine again.")
-    if not all(math.isfinite(v) for v in numbers):
+    if not 0 <= manifest.pooled_width <= manifest.state_width:
+        raise ManifestError(f"{path} names pooled states wider than its states: export the engine again.")
+    if not all(0 <= a < 1 for a in manifest.alphas_cumprod):
+        raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
+    if not all(math.isfinite(v) for v in (*numbers, *published)):
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
     if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.epsilon < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")

@@ -118,7 +118,7 @@ class OpenVinoBackend(Backend):
 
     def _compile_unet(self, rows: int) -> Run:
         manifest = self._directory.manifest
-        shapes = {"states": [rows, manifest.tokens, manifest.state_width], "prompt": [rows], "row": [rows]}
+        shapes = {"states": [rows, *manifest.states_shape], "prompt": [rows], "row": [rows]}
         model = self._read(UNET, shapes)
         if self.precision == "fp32":
             return self._compile(model, "fp32", self._cached)

@@ -66,10 +66,10 @@ class Engine:
         self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)
-        if empty.shape[1:] != (manifest.tokens, manifest.state_width):
+        if empty.shape[1:] != manifest.states_shape:
             raise IntegrityError(
                 f"The text encoder of {directory.path} gives states of shape {list(empty.shape[1:])}, not "
-                f"[{manifest.tokens}, {manifest.state_width}] as its manifest says: export the engine again."
+                f"{list(manifest.states_shape)} as its manifest says: export the engine again."
             )
         self._empty_states = backend.memory.download(empty)[0]
         self._tolerance = EMPTY_TOLERANCE * float(np.abs(self._empty_states).max())

@@ -201,7 +201,7 @@ class Lane:
         """Allocate buffers for the largest calls; raises EngineError if the GPU has no room for them."""
         self.memory = memory
         self._text_encoder, self._unet, self._cached = text_encoder, unet, cached
-        width = (manifest.tokens, manifest.state_width)
+        width = manifest.states_shape
         prompts, rows = text_encoder.most, unet.most
         self._ids = memory.empty((prompts, manifest.tokens), np.int64)
         self._encoded = memory.empty((prompts, *width), np.float32)

@@ -1,98 +1,91 @@
-"""Reading a diffusers-format directory: modules, tokenizer, noise schedule, and a hash of what was read."""
+"""A model to export: what the export needs of it, whatever form it came in."""
 
-import hashlib
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, get_args
+from collections.abc import Mapping
+from typing import Any, Protocol
 
-import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
-from diffusers.models.attention_processor import AttnProcessor2_0
-from transformers import AutoTokenizer, CLIPTextModel
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from tokenizers import Tokenizer
 
-from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import PredictionType
 
-INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (METHODS.md, notation)
-PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
+VAE_SCALE = 8  # pixels per latent pixel in each direction, of every Stable Diffusion
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A loaded checkpoint; modules are fp32 and in evaluation mode."""
+class Checkpoint(Protocol):
+    """A checkpoint whose weights are float32.
+
+    `encode` and `predict` are the truth that the engine is compared with: the model as its authors' own libraries run
+    it. They are not called any more once `unet_graph` was.
+
+    Attributes:
+        id: what people call it.
+        sha256: over the names and hashes of all files that were read.
+        tokenizer: pads and cuts prompts to `tokens`.
+        tokens: L.
+        pooled_width: P, of SDXL's pooled states; 0 in models that have none.
+        state_width: D.
+        scheduler: scheduler_config.json as it stands.
+        unet_config: the UNet's config.json as it stands.
+    """
 
     id: str
     sha256: str
-    unet: Any
-    text_encoder: Any
-    tokenizer: Any
-    prediction_type: PredictionType
-    timesteps: tuple[int, int]
-    alphas_cumprod: tuple[float, float]
+    tokenizer: Tokenizer
+    tokens: int
+    pooled_width: int
+    state_width: int
+    scheduler: Mapping[str, Any]
+    unet_config: Mapping[str, Any]
 
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        config = self.unet.config
-        return (config.in_channels, config.sample_size, config.sample_size)
+    def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return the states [B, K, D] of ids [B, L]; K is L, and one more with pooled states, in the last row."""
 
-    @property
-    def tokens(self) -> int:
-        return int(self.tokenizer.model_max_length)
+    def predict(
+        self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """Return the UNet's output [C, H, W] for latents [C, H, W] and states [K, D]."""
 
-    @property
-    def state_width(self) -> int:
-        return int(self.text_encoder.config.hidden_size)
+    def text_encoder_graph(self) -> ir.Model:
+        """Return the graph ids int64 [prompts, L] → states float32 [prompts, K, D]."""
+
+    def unet_graph(self) -> ir.Model:
+        """Return the graph of the UNet in float32, all shapes static but for their first dimensions.
+
+        sample [rows, C, H, W], timestep, states [prompts, K, D], prompt int64 [rows] → prediction [rows, C, H, W]: row
+        r is for states[prompt[r]].
+        """
 
 
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Load a diffusers-format directory (unet, text_encoder, tokenizer, scheduler).
+def latent_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return C, H, W of a UNet's latents.
 
     Raises:
-        ExportError: no such directory, a part is missing or cannot be loaded, or a weight is not finite.
+        ExportError: it is not the UNet of a text-to-image model, or of a kind that memedge does not know.
     """
-    if not folder.is_dir():
-        raise ExportError(f"{folder} is not a directory: give the folder of a diffusers-format model.")
-    missing = [part for part in PARTS if not (folder / part).is_dir()]
-    if missing:
-        raise ExportError(f"{folder} holds no {missing[0]} folder, so it is not a diffusers-format model.")
-    try:
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32, local_files_only=True)
-        text_encoder = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", dtype=torch.float32, local_files_only=True
+    channels, out, size = config["in_channels"], config["out_channels"], config["sample_size"]
+    if channels != out:
+        raise ExportError(
+            f"This UNet takes {channels} channels and gives {out}: inpainting and image-to-image models need a picture "
+            "beside the prompt; export the text-to-image model."
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", use_fast=True, local_files_only=True)
-        scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    except Exception as error:  # diffusers, transformers and safetensors raise what they please for a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"{folder} cannot be loaded ({reason}): check that it is complete.") from error
-    unet.set_attn_processor(AttnProcessor2_0())
-    for part, module in (("unet", unet), ("text_encoder", text_encoder)):
-        module.eval().requires_grad_(False)
-        for name, value in module.state_dict().items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise ExportError(f"{folder / part} holds NaN or infinity in {name!r}: the checkpoint is damaged.")
-    prediction_type: PredictionType = scheduler.config.prediction_type
-    if prediction_type not in get_args(PredictionType):
-        raise ExportError(f"{folder} predicts {prediction_type!r}: memedge knows epsilon and v_prediction.")
-    scheduler.set_timesteps(INFERENCE_STEPS)
-    timesteps = (int(scheduler.timesteps[0]), int(scheduler.timesteps[-3]))
-    alphas = tuple(float(scheduler.alphas_cumprod[t]) for t in timesteps)
-    return Checkpoint(
-        id=folder.resolve().name,
-        sha256=_weights_hash(folder),
-        unet=unet,
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        prediction_type=prediction_type,
-        timesteps=timesteps,
-        alphas_cumprod=(alphas[0], alphas[1]),
-    )
+    for name in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
+        if config.get(name) is not None:
+            raise ExportError(
+                f"This UNet needs more than a prompt ({name} is {config[name]!r}): memedge can't export it."
+            )
+    if config.get("addition_embed_type") not in (None, "text_time"):
+        raise ExportError(
+            f"This UNet has additional embeddings of type {config['addition_embed_type']!r}: memedge knows SDXL's, "
+            "text_time."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(channels), int(height), int(width)
 
 
-def _weights_hash(folder: Path) -> str:
-    """Return the SHA-256 over names and hashes of all files of the four parts, in sorted order."""
-    digest = hashlib.sha256()
-    for path in sorted(p for part in PARTS for p in (folder / part).rglob("*") if p.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    return digest.hexdigest()
+def time_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return what SDXL is told about the picture: its original size, no cropping, its size; all in pixels."""
+    _, height, width = latent_shape(config)
+    pixels = (VAE_SCALE * height, VAE_SCALE * width)
+    return (*pixels, 0, 0, *pixels)

@@ -30,12 +30,14 @@ from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.export import cost, graphs, half, int8, linear, ranges, simulate, upsample
-from memedge.export.checkpoint import Checkpoint, load_checkpoint
+from memedge.export.checkpoint import Checkpoint, latent_shape
 from memedge.export.drift import drift, scores
-from memedge.export.graphs import OPSET, text_encoder_model, unet_model
+from memedge.export.load import load_checkpoint
 from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon, worse
+from memedge.export.presets import published
 from memedge.export.quiet import quiet
 from memedge.export.samples import Samples, read_samples
+from memedge.export.schedule import Schedule, read_schedule
 from memedge.export.split import run_prefix, split
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
@@ -92,7 +94,7 @@ def export(
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
         with quiet():
             progress("loading the checkpoint")
-            manifest = _write(load_checkpoint(model), folder, draws, seed, precision, samples, progress)
+            manifest = _write(load_checkpoint(str(model)), folder, draws, seed, precision, samples, progress)
         folder.replace(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -109,24 +111,31 @@ def _write(
     samples: Samples | None,
     progress: Callable[[str], None],
 ) -> Manifest:
-    _write_tokenizer(checkpoint, folder / TOKENIZER)
+    shape, schedule = latent_shape(checkpoint.unet_config), read_schedule(checkpoint.scheduler)
+    for note in schedule.notes:
+        progress(note)
+    checkpoint.tokenizer.save(str(folder / TOKENIZER))
     tokenizer = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)
     ids, _ = tokenizer(PROBES)
-    sample = torch.randn((draws, *checkpoint.latent_shape), generator=torch.Generator().manual_seed(seed)).numpy()
+    sample = torch.randn((draws, *shape), generator=torch.Generator().manual_seed(seed)).numpy()
     factor = 1.0
-    if checkpoint.prediction_type == "v_prediction":
-        factor = velocity_norm_factor(checkpoint.alphas_cumprod[0])
+    if schedule.prediction_type == "v_prediction":
+        factor = velocity_norm_factor(schedule.alphas_cumprod[0])
 
-    progress("computing the reference with torch")
-    states = _torch_states(checkpoint, ids)
-    reference = Statistics.of(_torch_epsilon(checkpoint, sample, states), factor)
+    progress("computing the reference with the checkpoint's own libraries")
+    states = checkpoint.encode(ids)
+    reference = Statistics.of(_reference(checkpoint, schedule, sample, states), factor)
+    source = Source(checkpoint.id, checkpoint.sha256)
+    preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, schedule.prediction_type)
+    tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
 
-    # Only now, with the reference computed, may the modules change their attention.
+    # Only now, with the reference computed, may modules change their attention.
     progress("exporting the text encoder")
-    text_encoder = text_encoder_model(checkpoint)
-    graphs.save(text_encoder, folder / TEXT_ENCODER)
+    text_encoder = checkpoint.text_encoder_graph()
+    graphs.save(text_encoder, folder / TEXT_ENCODER, external_data=graphs.weights(text_encoder) > graphs.LARGE)
     progress("exporting the UNet")
-    unet = unet_model(checkpoint)
+    unet = checkpoint.unet_graph()
+    opset = unet.opset_imports[""]
     progress("splitting off what no prompt changes")
     parts = split(unet, 2 * draws)
     upsample.fold(parts.unet)
@@ -138,9 +147,9 @@ def _write(
     )
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
-    cached = run_prefix(parts, sample, checkpoint.timesteps)
+    cached = run_prefix(parts, sample, schedule.timesteps)
     # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
-    del text_encoder, unet, parts
+    del checkpoint, text_encoder, unet, parts
     gc.collect()
 
     # Here and not at the end, because the baseline must come from the graph that is shipped.
@@ -153,7 +162,7 @@ def _write(
     tensors = {"sample": sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
     (folder / BASELINE).write_bytes(save(tensors))
 
-    progress("comparing with torch")
+    progress("comparing with the reference")
     parity = compare(Statistics.of(prediction, factor), reference)
     if precision == "fp16":
         # The worse of both, so that the tolerance holds here and on a GPU.
@@ -162,17 +171,17 @@ def _write(
     check(parity, precision)
     manifest = Manifest(
         schema=SCHEMA,
-        source=Source(checkpoint.id, checkpoint.sha256),
-        prediction_type=checkpoint.prediction_type,
-        latent_shape=checkpoint.latent_shape,
-        tokens=checkpoint.tokens,
-        state_width=checkpoint.state_width,
-        timesteps=checkpoint.timesteps,
-        alphas_cumprod=checkpoint.alphas_cumprod,
+        source=source,
+        prediction_type=schedule.prediction_type,
+        latent_shape=shape,
+        tokens=tokens,
+        state_width=state_width,
+        timesteps=schedule.timesteps,
+        alphas_cumprod=schedule.alphas_cumprod,
         draws=draws,
         seed=seed,
         precision=precision,
-        opset=OPSET,
+        opset=opset,
         flops=flops,
         cached={name: array.shape[1:] for name, array in cached.items()},
         tools={tool: version(tool) for tool in TOOLS},
@@ -180,6 +189,9 @@ def _write(
         calibrations={},
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
         drift=measured,
+        preset=preset,
+        notes=schedule.notes,
+        pooled_width=pooled_width,
     )
     write_manifest(folder, manifest)
     Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
@@ -230,28 +242,16 @@ def _to_int8(
     )
 
 
-def _write_tokenizer(checkpoint: Checkpoint, path: Path) -> None:
-    """Save the tokenizer with its padding and truncation, so that run time needs to know neither."""
-    tokenizer, source = checkpoint.tokenizer.backend_tokenizer, checkpoint.tokenizer
-    tokenizer.enable_truncation(checkpoint.tokens)
-    tokenizer.enable_padding(length=checkpoint.tokens, pad_id=source.pad_token_id, pad_token=source.pad_token)
-    tokenizer.save(str(path))
-
-
-@torch.inference_mode()
-def _torch_states(checkpoint: Checkpoint, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    states: npt.NDArray[np.float32] = checkpoint.text_encoder(torch.from_numpy(ids), return_dict=False)[0].numpy()
-    return states
-
-
-@torch.inference_mode()
-def _torch_epsilon(
-    checkpoint: Checkpoint, sample: npt.NDArray[np.float32], states: npt.NDArray[np.float32]
+def _reference(
+    checkpoint: Checkpoint,
+    schedule: Schedule,
+    sample: npt.NDArray[np.float32],
+    states: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], that the checkpoint itself predicts for states [B, K, D]."""
+
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         step, draw = divmod(row, len(sample))
-        inputs = torch.from_numpy(sample[draw : draw + 1]), checkpoint.timesteps[step], torch.from_numpy(state[None])
-        prediction: npt.NDArray[np.float32] = checkpoint.unet(*inputs, return_dict=False)[0][0].numpy()
-        return prediction
+        return checkpoint.predict(sample[draw], schedule.timesteps[step], state)
 
     return epsilon(predict, states, len(sample))

@@ -1,71 +1,22 @@
-"""torch modules → ONNX graphs, with the dynamo exporter (FACTS.md says why), in float32."""
+"""Graphs: traced from torch modules with the dynamo exporter (FACTS.md says why), in float32; and written."""
 
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import nn
 
-from memedge.export.attention import CAUSAL, FusedAttention
-from memedge.export.checkpoint import Checkpoint
-
 OPSET = 20
+LARGE = 1 << 30  # bytes of weights; protobuf, and with it a graph with its weights inside, ends at 2 GiB
 
 
-class TextEncoderGraph(nn.Module):
-    """ids int64 [B, L] → states float32 [B, L, D], by `causal_attention`."""
-
-    def __init__(self, text_encoder: Any):
-        super().__init__()
-        text_encoder.set_attn_implementation(CAUSAL)
-        self.text_encoder = text_encoder
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        states: torch.Tensor = self.text_encoder(input_ids=ids, return_dict=False)[0]
-        return states
-
-
-class UNetGraph(nn.Module):
-    """sample [R, C, H, W], timestep int64 [R], states [B, L, D], prompt int64 [R] → prediction [R, C, H, W].
-
-    Row r is for the states of prompt[r]. Made of `FusedAttention`, it can be exported, but not called.
-    """
-
-    def __init__(self, unet: Any):
-        super().__init__()
-        unet.set_attn_processor(FusedAttention())
-        self.unet = unet
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor
-    ) -> torch.Tensor:
-        prediction: torch.Tensor = self.unet(
-            sample, timestep, states, cross_attention_kwargs={"prompt": prompt}, return_dict=False
-        )[0]
-        return prediction
-
-
-def text_encoder_model(checkpoint: Checkpoint) -> ir.Model:
-    """Return the graph of TextEncoderGraph."""
-    example = {"ids": torch.zeros(2, checkpoint.tokens, dtype=torch.int64)}
-    return _trace(TextEncoderGraph(checkpoint.text_encoder), example, {"ids": "prompts"}, "states")
-
-
-def unet_model(checkpoint: Checkpoint) -> ir.Model:
-    """Return the graph of UNetGraph. Afterwards the checkpoint's UNet cannot be called any more."""
-    example = {
-        "sample": torch.zeros(3, *checkpoint.latent_shape),
-        "timestep": torch.tensor([*checkpoint.timesteps, 0]),
-        "states": torch.zeros(2, checkpoint.tokens, checkpoint.state_width),
-        "prompt": torch.tensor([0, 1, 1]),
-    }
-    axes = {"sample": "rows", "timestep": "rows", "states": "prompts", "prompt": "rows"}
-    return _trace(UNetGraph(checkpoint.unet), example, axes, "prediction")
+def weights(model: ir.Model) -> int:
+    """Return how many bytes a graph's weights have."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
 def save(model: ir.Model, path: Path, external_data: bool = False) -> None:
-    """Write a graph; UNets keep their weights in a second file, `path` + ".data" (protobuf ends at 2 GB)."""
+    """Write a graph; its weights go to a second file, `path` + ".data", if asked for."""
     ir.save(model, path, external_data=f"{path.name}.data" if external_data else None)
 
 
@@ -79,8 +30,8 @@ def overwrite(model: ir.Model, path: Path) -> None:
     folder.rmdir()
 
 
-def _trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, str], output: str) -> ir.Model:
-    """Trace with the named first dimensions dynamic."""
+def trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, str], output: str) -> ir.Model:
+    """Return the graph of a module called with `example`; the first dimension of each input is dynamic and named."""
     dimensions = {name: torch.export.Dim(name) for name in set(axes.values())}
     program = torch.onnx.export(
         graph.eval(),

@@ -40,7 +40,7 @@ def test_embedded_unet(folder):
     rng = np.random.default_rng(0)
     manifest = directory.manifest
     feeds = {
-        "states": rng.standard_normal((3, manifest.tokens, manifest.state_width), dtype=np.float32),
+        "states": rng.standard_normal((3, *manifest.states_shape), dtype=np.float32),
         "prompt": np.array([0, 0, 1, 1, 2, 2]),
         "row": np.array([0, 1, 0, 1, 0, 1]),
         **directory.baseline.cached,

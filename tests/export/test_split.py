@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.manifest import read_manifest
 from memedge.export import cost, graphs, split
-from memedge.export.checkpoint import load_checkpoint
+from memedge.export.load import load_checkpoint
 from memedge.export.quiet import quiet
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 def full(checkpoint, tmp_path_factory) -> Path:
     """The random checkpoint's UNet as one graph."""
     with quiet():
-        model = graphs.unet_model(load_checkpoint(checkpoint))
+        model = load_checkpoint(str(checkpoint)).unet_graph()
     path = tmp_path_factory.mktemp("full") / "unet.onnx"
     graphs.save(model, path)
     return path

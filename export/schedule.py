@@ -1,0 +1,55 @@
+"""The noise schedule of a checkpoint: at which timesteps it is looked at, and how noisy those are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from diffusers import DDIMScheduler
+
+from memedge.engine.errors import ExportError
+from memedge.engine.manifest import PredictionType
+
+INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (METHODS.md, notation)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the UNet predicts, (t_norm, t_cos), ᾱ at both, and sentences about what is unusual in their choice."""
+
+    prediction_type: PredictionType
+    timesteps: tuple[int, int]
+    alphas_cumprod: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+
+def read_schedule(config: Mapping[str, Any]) -> Schedule:
+    """Return the schedule of a checkpoint's scheduler_config.json, whatever scheduler it is for.
+
+    As the published code does, DDIM is made of the checkpoint's betas, spacing and offset; what the configuration does
+    not say is DDIM's own default.
+
+    Raises:
+        ExportError: the scheduler has no betas (flow matching, EDM), or the prediction is neither ε nor v.
+    """
+    name = config.get("_class_name", "the scheduler")
+    if not {"beta_start", "beta_schedule", "trained_betas"} & set(config):
+        raise ExportError(f"{name} has no betas, so there is no DDIM of it: memedge knows ε- and v-prediction models.")
+    try:
+        scheduler = DDIMScheduler.from_config(dict(config))
+        scheduler.set_timesteps(INFERENCE_STEPS)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ExportError(f"The configuration of {name} is not valid ({error}): check scheduler_config.json.") from None
+    prediction_type: PredictionType = scheduler.config.prediction_type
+    if prediction_type not in get_args(PredictionType):
+        raise ExportError(f"The model predicts {prediction_type!r}: memedge knows epsilon and v_prediction.")
+    steps = [int(step) for step in scheduler.timesteps]
+    noisiest, notes = steps[0], []
+    if prediction_type == "v_prediction" and float(scheduler.alphas_cumprod[noisiest]) == 0:
+        noisiest = steps[1]
+        notes.append(
+            f"ᾱ is 0 at timestep {steps[0]} (zero terminal SNR), where the norm of v-prediction vanishes: the norm is "
+            f"taken at the next one, {noisiest}."
+        )
+    timesteps = (noisiest, steps[-3])
+    alphas = tuple(float(scheduler.alphas_cumprod[step]) for step in timesteps)
+    return Schedule(prediction_type, timesteps, (alphas[0], alphas[1]), tuple(notes))
