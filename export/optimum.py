@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import AutoTokenizer
 from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export import optimum_graphs
+from memedge.export.checkpoint import Checkpoint, latent_shape, time_ids
 from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, open_graph
+from memedge.export.torch_checkpoint import padding_tokenizer
 
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 XL_PARTS = ("text_encoder_2", "tokenizer_2")  # what Stable Diffusion XL has besides
+LONGEST = 1 << 16  # tokens; transformers gives 10³⁰ where a tokenizer names no length
 TIME_ID_COUNT = 6  # of Stable Diffusion XL; its refiner has 5
 NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
@@ -37,7 +41,7 @@ class Packing:
         tokens: L.
         width: D, of one token's state.
         pooled: the width of the pooled state, which is row L, padded by zeros; 0 where the UNet takes none.
-        side: pixels along an edge of the image, which the UNet is told if it takes a pooled state.
+        time_ids: [1, 6], what the UNet is told about the image if it takes a pooled state.
         padding: the end-of-text token with which the first tokenizer pads, and the second one's own; None: no matter.
         zeros: the ids [L] of the prompt whose states are all zero; None: of none.
     """
@@ -45,18 +49,13 @@ class Packing:
     tokens: int
     width: int
     pooled: int
-    side: int
+    time_ids: npt.NDArray[np.float32]
     padding: tuple[int, int] | None
     zeros: npt.NDArray[np.int64] | None
 
-    @property
-    def time_ids(self) -> npt.NDArray[np.float32]:
-        """The image's size, where it was cropped, and the size wanted, [1, 6], as the pipeline has it by default."""
-        return np.array([[self.side, self.side, 0, 0, self.side, self.side]], np.float32)
 
-
-class OptimumCheckpoint:
-    """A directory exported by Optimum, fp32: a `checkpoint.Checkpoint`, whose attributes are described there."""
+class OptimumCheckpoint(Checkpoint):
+    """See Checkpoint; `encode` and `predict` run Optimum's graphs as they are, with ONNX Runtime, as Optimum does."""
 
     def __init__(self, folder: Path):
         """Read a directory; weights are looked through, but stay in their files.
@@ -67,17 +66,18 @@ class OptimumCheckpoint:
         for part in PARTS:
             _require(folder, part)
         unet = _checked(folder, "unet")
-        self._inputs = {str(value.name): value for value in unet.inputs}
-        xl = POOLED in self._inputs
-        _check_inputs(folder, self._inputs)
+        inputs = {str(value.name): value for value in unet.inputs}
+        xl = POOLED in inputs
+        _check_inputs(folder, inputs)
         for part in XL_PARTS if xl else ():
             _require(folder, part)
         self._folder = folder
         self.id = folder.resolve().name
         self.sha256 = _hash(folder, xl)
-        self.scheduler = _read_json(folder, "scheduler/scheduler_config.json")
-        self.unet_config = _read_json(folder, "unet/config.json")
-        self.latent_shape = _latent_shape(folder, self.unet_config, self._inputs[SAMPLE])
+        self.scheduler: Mapping[str, Any] = _read_json(folder, "scheduler/scheduler_config.json")
+        self.unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
+        if missing := {"in_channels", "out_channels", "sample_size"} - self.unet_config.keys():
+            raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
         self.tokenizer, self.tokens, pad = _tokenizer(folder / "tokenizer")
         self._outputs = {"text_encoder": _states(folder, "text_encoder", xl)}  # the output that holds the states
         padding = zeros = None
@@ -86,13 +86,12 @@ class OptimumCheckpoint:
             padding = _padding(folder, self.tokenizer, pad)
             if _read_json(folder, "model_index.json").get("force_zeros_for_empty_prompt", True):
                 zeros = np.array(self.tokenizer.encode("").ids)
-        width, pooled = _width(self._inputs[STATES]), _width(self._inputs[POOLED]) if xl else 0
-        self.states_shape = (self.tokens + xl, width)
-        self._packing = Packing(self.tokens, width, pooled, 8 * self.latent_shape[1], padding, zeros)
+        self.state_width, self.pooled_width = _width(inputs[STATES]), _width(inputs[POOLED]) if xl else 0
+        image = np.array([time_ids(self.unet_config)], np.float32)
+        self._packing = Packing(self.tokens, self.state_width, self.pooled_width, image, padding, zeros)
         self._sessions: dict[str, Any] = {}
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the states [B, K, D] of ids [B, L], by the graphs as Optimum wrote them."""
         packing = self._packing
         own = ids if packing.padding is None else _repad(ids, *packing.padding)
         results = [self._run_encoder(part, i) for part, i in zip(self._outputs, (ids, own), strict=False)]
@@ -108,7 +107,6 @@ class OptimumCheckpoint:
     def predict(
         self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Return the prediction [C, H, W] for one sample [C, H, W] and states [K, D], by the graph as Optimum wrote it."""
         session, packing = self._session("unet"), self._packing
         time = next(given for given in session.get_inputs() if given.name == TIMESTEP)
         feeds = {
@@ -122,20 +120,15 @@ class OptimumCheckpoint:
         return prediction
 
     def text_encoder_graph(self) -> ir.Model:
-        """Return the graph ids int64 [prompts, L] → states float32 [prompts, K, D]."""
         for part in self._outputs:
             self._sessions.pop(part, None)  # the memory is needed
         models = [(open_graph(self._folder, part), output) for part, output in self._outputs.items()]
         return optimum_graphs.text_encoder(models, self._packing)
 
     def unet_graph(self) -> ir.Model:
-        """Return the graph sample [rows, C, H, W], timestep, states [prompts, K, D], prompt [rows] → prediction.
-
-        `timestep` is int64 [rows] as in graphs of other checkpoints, but its first number is every row's, since
-        Optimum's graphs take one. The reference's memory is freed.
-        """
+        """Return the UNet's graph; of `timestep`, the first number is every row's, as Optimum's graphs take one."""
         self._sessions.clear()
-        return optimum_graphs.unet(open_graph(self._folder, "unet"), self.latent_shape, self._packing)
+        return optimum_graphs.unet(open_graph(self._folder, "unet"), latent_shape(self.unet_config), self._packing)
 
     def _session(self, part: str) -> Any:
         if part not in self._sessions:
@@ -200,41 +193,29 @@ def _check_inputs(folder: Path, inputs: dict[str, ir.Value]) -> None:
     for name, value in inputs.items():
         if name != TIMESTEP and (value.shape is None or isinstance(value.shape[0], int)):
             raise ExportError(f"The UNet of {folder} has a fixed batch: export it without --no-dynamic-axes.")
+        if name in (STATES, POOLED, TIME_IDS) and not isinstance(value.shape[-1], int):
+            raise ExportError(f"The UNet of {folder} does not say how wide {name} is, so memedge cannot export it.")
     if TIME_IDS in inputs and _width(inputs[TIME_IDS]) != TIME_ID_COUNT:
         raise ExportError(f"{folder} is a refiner, not a base model: memedge exports those that begin with noise.")
 
 
 def _width(value: ir.Value) -> int:
-    assert value.shape is not None
-    return int(value.shape[-1])  # type: ignore[arg-type]  # Optimum leaves it open nowhere; TODO
-
-
-def _latent_shape(folder: Path, config: dict[str, Any], sample: ir.Value) -> tuple[int, int, int]:
-    channels, side = config.get("in_channels"), config.get("sample_size")
-    if not isinstance(channels, int) or not isinstance(side, int):
-        raise ExportError(f"{folder / 'unet/config.json'} names no in_channels or sample_size: check it.")
-    if config.get("out_channels") != channels:
-        raise ExportError(
-            f"The UNet of {folder} takes {channels} channels and predicts {config.get('out_channels')}, as for inpainting: "
-            "memedge exports those for text-to-image."
-        )
-    return channels, side, side
+    """Return an input's last dimension, which `_check_inputs` saw to be known."""
+    assert value.shape is not None and isinstance(value.shape[-1], int)
+    return value.shape[-1]
 
 
 def _tokenizer(folder: Path) -> tuple[Tokenizer, int, int]:
     """Return a tokenizer that pads and truncates to its model's length, that length, and the padding's id."""
     try:
         source = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-        tokenizer: Tokenizer = source.backend_tokenizer
     except Exception as error:  # transformers and tokenizers raise what they please for a broken file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ExportError(f"{folder} cannot be loaded ({reason}): check that it is complete.") from error
     tokens, pad = int(source.model_max_length), source.pad_token_id
-    if tokens > 1 << 16 or pad is None:
+    if tokens > LONGEST or pad is None:
         raise ExportError(f"{folder} names no length or no padding token: check that it is complete.")
-    tokenizer.enable_truncation(tokens)
-    tokenizer.enable_padding(length=tokens, pad_id=pad, pad_token=source.pad_token)
-    return tokenizer, tokens, int(pad)
+    return padding_tokenizer(source, tokens), tokens, int(pad)
 
 
 def _padding(folder: Path, first: Tokenizer, pad: int) -> tuple[int, int] | None:

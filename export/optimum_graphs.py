@@ -36,7 +36,9 @@ def open_graph(folder: Path, part: str) -> ir.Model:
     """
     path = folder / part / GRAPH
     if not path.is_file():
-        raise ExportError(f"{folder} holds no {part}/{GRAPH}, so it is not all of what Optimum exports: export it again.")
+        raise ExportError(
+            f"{folder} holds no {part}/{GRAPH}, so it is not all of what Optimum exports: export it again."
+        )
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise what they please for a broken file
@@ -156,9 +158,9 @@ def _output(graph: ir.Graph, name: str) -> ir.Value:
 
 
 def _add(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
-    """Add a node at the end, wherever it belongs; return its output."""
+    """Add a node at the end, wherever it belongs; return its output, of its first input's type until `settle`."""
     node = ir.node(op_type, inputs, attributes)
-    node.outputs[0].name = name
+    node.outputs[0].name, node.outputs[0].type = name, inputs[0].type
     graph.append(node)
     return node.outputs[0]
 
@@ -166,7 +168,8 @@ def _add(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, *
 def _feed(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let all that reads an input read another value, cast to the input's type."""
     assert old.dtype is not None
-    old.replace_all_uses_with(_add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype))
+    same = new if new.dtype == old.dtype else _add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype)
+    old.replace_all_uses_with(same)
 
 
 def _slice(graph: ir.Graph, value: ir.Value, name: str, rows: tuple[int, int], width: int) -> ir.Value:

@@ -93,10 +93,14 @@ def _walk(model: ir.Model, sizes: Mapping[str, int], name: str) -> tuple[Types, 
         for value in outputs:
             types[value] = found[str(value.name)]
             if _dimensions(types[value]) is None:
-                raise ExportError(f"In {name}, the shape of {value.name!r} ({node.op_type}) depends on more than sizes.")
+                raise ExportError(
+                    f"In {name}, the shape of {value.name!r} ({node.op_type}) depends on more than sizes."
+                )
         if node.op_type == "Shape":
             known[outputs[0]] = np.array(_dimensions(types[inputs[0]]), np.int64)[_part(node)]
-        elif all(v in known for v in inputs) and all(math.prod(_dimensions(types[v]) or ()) <= LARGEST for v in outputs):
+        elif all(v in known for v in inputs) and all(
+            math.prod(_dimensions(types[v]) or ()) <= LARGEST for v in outputs
+        ):
             results = ReferenceEvaluator(proto).run(None, {v.name: known[v] for v in inputs})
             known.update(zip(outputs, map(np.asarray, results), strict=True))
     return types, known
@@ -183,4 +187,9 @@ def _is_broadcast(node: ir.Node) -> bool:
 
 def _equal(first: ir.Shape | None, second: ir.Shape | None) -> bool:
     """Return whether two shapes are known and the same."""
-    return first is not None and second is not None and first == second and not any(map(first.is_unknown_dim, range(len(first))))
+    return (
+        first is not None
+        and second is not None
+        and first == second
+        and not any(map(first.is_unknown_dim, range(len(first))))
+    )

@@ -172,7 +172,9 @@ def _cacheable(value: ir.Value) -> bool:
     """Return whether it has a row for each row of the batch, all of one known shape."""
     shape = value.shape
     floating = value.dtype is not None and value.dtype.is_floating_point()
-    return floating and shape is not None and str(shape[0]) == ROWS and all(isinstance(d, int) for d in shape[1:])
+    if not floating or not shape:
+        return False
+    return str(shape[0]) == ROWS and all(isinstance(d, int) for d in shape[1:])
 
 
 def _feed(graph: ir.Graph, cached: Sequence[ir.Value], after: set[ir.Node], rows: int) -> None:
