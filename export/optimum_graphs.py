@@ -50,8 +50,8 @@ def open_graph(folder: Path, part: str) -> ir.Model:
     for node in model.graph:
         if node.domain or node.op_type.startswith(("QLinear", "Quantize", "Dequantize", "DynamicQuantize")):
             raise ExportError(
-                f"{path} is quantised or optimised for one runtime (it holds {node.op_type}): export it without, and let "
-                "memedge export --precision do so."
+                f"{path} is quantised or optimised for one runtime (it holds {node.op_type}): export it without, and "
+                "let memedge export --precision do so."
             )
         if any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values()):
             raise ExportError(f"{path} holds control flow ({node.op_type}), which memedge does not export.")

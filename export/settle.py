@@ -1,7 +1,7 @@
 """Settling a graph that somebody else exported: every shape known but for the rows, and no arithmetic on shapes.
 
-Exporters that trace with dynamic axes write the sizes of tensors as arithmetic: Shape, Gather, Concat, Reshape. Here the
-graph is walked with a few numbers of rows and prompts, by ONNX's own shape inference and nothing else: no weight is
+Exporters that trace with dynamic axes write the sizes of tensors as arithmetic: Shape, Gather, Concat, Reshape. Here
+the graph is walked with a few numbers of rows and prompts, by ONNX's own shape inference and nothing else: no weight is
 read. What is computed from sizes alone is then known, and what is the same for all those numbers is a constant.
 """
 
@@ -59,10 +59,9 @@ def settle(model: ir.Model, name: str) -> None:
                 value.type, value.shape = _common(value, [types for types, _ in walks])
     known = [data for _, data in walks]
     for node in list(model.graph):
-        if not all(value in known[0] for value in node.outputs):
-            _fix_inputs(model.graph, node, known)
+        _fix_inputs(model.graph, node, known)
     RemoveUnusedNodesPass()(model)
-    _drop_expansions(model)
+    _drop_idle(model)
 
 
 def _walk(model: ir.Model, sizes: Mapping[str, int], name: str) -> tuple[Types, Known]:
@@ -157,25 +156,41 @@ def _fix_inputs(graph: ir.Graph, node: ir.Node, known: list[Known]) -> None:
                 node.replace_input_with(1, constant(graph, f"{output.name}.target", np.array(target, np.int64)))
 
 
-def _drop_expansions(model: ir.Model) -> None:
-    """Remove Slices of everything, and Expands, as of causal masks, whose readers broadcast by themselves."""
-    for op_type, idle in (("Slice", _takes_all), ("Expand", _is_broadcast)):
+def _drop_idle(model: ir.Model) -> None:
+    """Remove nodes that change nothing: that take all, divide by 1, or repeat for those who'd do so themselves."""
+    for idle in (_takes_all, _is_cast_to_same, _divides_by_one, _is_broadcast):  # what is removed first hides the next
         for node in list(model.graph):
-            if node.op_type == op_type and not node.outputs[0].is_graph_output() and idle(node):
+            if not node.outputs[0].is_graph_output() and idle(node):
                 assert node.inputs[0] is not None
                 node.outputs[0].replace_all_uses_with(node.inputs[0])
-    RemoveUnusedNodesPass()(model)
+        RemoveUnusedNodesPass()(model)
 
 
 def _takes_all(node: ir.Node) -> bool:
-    source, steps = node.inputs[0], node.inputs[4] if len(node.inputs) > 4 else None
+    if node.op_type != "Slice" or node.inputs[0] is None:
+        return False
+    steps = node.inputs[4] if len(node.inputs) > 4 else None
     tensor = None if steps is None else ir.convenience.get_const_tensor(steps)
     forwards = steps is None or (tensor is not None and bool((tensor.numpy() > 0).all()))
-    return forwards and source is not None and _equal(source.shape, node.outputs[0].shape)
+    return forwards and _equal(node.inputs[0].shape, node.outputs[0].shape)
+
+
+def _is_cast_to_same(node: ir.Node) -> bool:
+    return node.op_type == "Cast" and node.inputs[0] is not None and node.inputs[0].dtype == node.outputs[0].dtype
+
+
+def _divides_by_one(node: ir.Node) -> bool:
+    if node.op_type != "Div" or node.inputs[0] is None or node.inputs[1] is None:
+        return False
+    divisor = ir.convenience.get_const_tensor(node.inputs[1])
+    one = divisor is not None and divisor.size == 1 and divisor.numpy().item() == 1
+    return one and _equal(node.inputs[0].shape, node.outputs[0].shape)
 
 
 def _is_broadcast(node: ir.Node) -> bool:
-    """Return whether all that reads an Expand's result adds it to what is as large, or multiplies it by that."""
+    """Return whether all that reads an Expand, of a causal mask, adds it to what is as large, or multiplies by that."""
+    if node.op_type != "Expand":
+        return False
     for reader, index in node.outputs[0].uses():
         if reader.op_type not in ("Add", "Sub", "Mul", "Div"):
             return False
