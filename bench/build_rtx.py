@@ -2,10 +2,11 @@
 
     python bench/build_rtx.py WORK [--targets SM75,SM89,SM120] [--engine ENGINE_DIR]
 
-Makes a checkpoint with random weights (bench/architectures.py) in the folder WORK, exports it in fp16 (minutes, and 4 GB of disk
-for the checkpoint, 2 for the engine and as much for each target), and builds its plans, each target in a process of its
-own, whose peak memory is then its alone. With --engine, an engine that is there already is built instead. Prints a line
-per plan. Times do not depend on the weights; how fast plans run can only be measured on the GPUs.
+Makes a checkpoint with random weights (bench/architectures.py) in the folder WORK, exports it in fp16 (minutes, and
+4 GB of disk for the checkpoint, 2 for the engine and as much for each target), and builds its plans, each target in a
+process of its own, whose peak memory is then its alone. With --engine, an engine that is there already is built
+instead. Prints a line per plan. Times do not depend on the weights; how fast plans run can only be measured on the
+GPUs.
 """
 
 import argparse

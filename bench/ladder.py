@@ -12,9 +12,9 @@ Rungs, each with all that the one before leaves out:
 Torch computes bf16 in channels-last, its fastest layout. Times are medians of interleaved rounds, each rung called once
 before. Where a rung is wrong the bench fails: norm and alignment must agree within the precision table.
 
-sd14 is Stable Diffusion 1.4's architecture with random weights (bench/architectures.py). It is built and exported into --work,
-if it is not there, which takes 5 minutes and 8 GB of disk. Its early decisions are not its own: the share of verdicts
-that take one pass is that of the embedded engine on the same mix, and what one pass and two take is measured.
+sd14 is Stable Diffusion 1.4's architecture with random weights (bench/architectures.py). It is built and exported into
+--work, if it is not there, which takes 5 minutes and 8 GB of disk. Its early decisions are not its own: the share of
+verdicts that take one pass is that of the embedded engine on the same mix, and what one pass and two take is measured.
 """
 
 import argparse

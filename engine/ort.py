@@ -87,6 +87,17 @@ class OrtBackend(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # warnings are about graph clean-ups, which users can do nothing about
         settings: dict[str, str] = {}
+        disabled: list[str] = []
+        if self.provider == "cpu" and self.precision == "fp16":
+            # The processor computes in float32. Weights widened at load, as ONNX Runtime would, take more than twice the
+            # memory of an engine that was made small: so each is widened when it is used and let go, and the file is
+            # mapped. Measured at SD 1.4's size (2.0 GB): 2.1 GB resident instead of 5.0, loaded in 1 s instead of 26; a
+            # row takes 7.2 s instead of 5.7.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED  # else all weights are widened first
+            options.enable_mem_pattern = False
+            options.enable_cpu_mem_arena = False
+            disabled = ["ConstantFolding"]
         if self.provider == "cuda":
             # What was asked for is what runs: no node on the processor, and float32 without TF32's 10 bits.
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
@@ -98,7 +109,9 @@ class OrtBackend(Backend):
         try:
             # Without `enable_fallback=0` it would print that it goes on without the provider, and do so.
             chosen = [(self._execution_provider, settings)]
-            session = onnxruntime.InferenceSession(path, options, providers=chosen, enable_fallback=0)
+            session = onnxruntime.InferenceSession(
+                path, options, providers=chosen, enable_fallback=0, disabled_optimizers=disabled
+            )
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = str(error).strip().splitlines()[0]
             if self.provider == "cuda":

@@ -112,8 +112,6 @@ def _write(
     progress: Callable[[str], None],
 ) -> Manifest:
     shape, schedule = latent_shape(checkpoint.unet_config), read_schedule(checkpoint.scheduler)
-    for note in schedule.notes:
-        progress(note)
     checkpoint.tokenizer.save(str(folder / TOKENIZER))
     tokenizer = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)
     ids, _ = tokenizer(PROBES)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 OPSET = 20
-LARGE = 1 << 30  # bytes of weights; protobuf, and with it a graph with its weights inside, ends at 2 GiB
+LARGE = 64 << 20  # bytes of weights; more are better mapped into memory than parsed, and protobuf ends at 2 GiB
 
 
 def weights(model: ir.Model) -> int:

@@ -80,7 +80,7 @@ def check(parity: Parity, precision: str) -> None:
     norm, alignment = ENGINE[precision].norm, ENGINE[precision].alignment
     if not (parity.norm_relative <= norm and parity.alignment_absolute <= alignment):
         raise ExportError(
-            f"The exported engine differs from torch by {parity.norm_relative:.1e} (norm, relative) and "
+            f"The exported engine differs from the original by {parity.norm_relative:.1e} (norm, relative) and "
             f"{parity.alignment_absolute:.1e} (alignment), more than the {norm:g} and {alignment:g} that {precision} "
             "allows: nothing was written; export in fp32, or report this checkpoint."
         )

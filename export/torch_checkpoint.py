@@ -192,4 +192,5 @@ def _make_text_encoder(parts: Parts, tokenizer: Tokenizer) -> TextEncoder | Pair
 def _check_finite(module: Any) -> None:
     for name, value in module.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise ExportError(f"The weight {name!r} holds NaN or infinity: the checkpoint is damaged.")
+            kind = type(module).__name__
+            raise ExportError(f"The {kind} holds NaN or infinity in {name!r}: the checkpoint is damaged.")

@@ -1,6 +1,7 @@
 """The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted."""
 
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -249,8 +250,13 @@ def export(
         raise MemedgeError(
             f"Exporting needs {error.name!r}, which is not here: run `python -m pip install 'memedge[cpu,export]'`."
         ) from None
-    manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=show.say)
-    show.print_json(manifest) if json else show.print_parity(manifest, output)
+    from memedge.engine.machine import peak_memory
+
+    start = time.perf_counter()
+    with show.phases() as progress:
+        manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=progress)
+    seconds = time.perf_counter() - start
+    show.print_json(manifest) if json else show.print_export(manifest, output, seconds, peak_memory())
 
 
 @app.command()

@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.manifest import Calibration, Conformal
+from memedge.engine.manifest import Calibration, Conformal, Preset
 from memedge.engine.precision import Tolerance
 
 Floats = npt.NDArray[np.float64]
@@ -31,10 +31,10 @@ def decide(
     return memorized, ~(memorized | clean)
 
 
-def score_bounds(calibration: Calibration, norm: Floats, lowest: Floats, highest: Floats) -> tuple[Floats, Floats]:
+def score_bounds(weights: Calibration | Preset, norm: Floats, lowest: Floats, highest: Floats) -> tuple[Floats, Floats]:
     """Return the least and the greatest score, float64 [B] each, with the alignment in [lowest, highest]."""
-    base = calibration.gamma_norm * norm
-    ends = calibration.gamma_alignment * lowest, calibration.gamma_alignment * highest
+    base = weights.gamma_norm * norm
+    ends = weights.gamma_alignment * lowest, weights.gamma_alignment * highest
     return base + np.minimum(*ends), base + np.maximum(*ends)
 
 

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from memedge.decision import Floats, decide, score_bounds
 from memedge.early import Outcome, evaluate
-from memedge.engine.errors import InputError, NotFiniteError
-from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands
+from memedge.embeddings import pack
+from memedge.engine.errors import InputError
+from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
 from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
@@ -149,27 +150,26 @@ class Detector:
         return self._judge(norm, aligned, truncated, kind, pair)
 
     def score_embeddings(
-        self, states: npt.ArrayLike, *, alignment: Alignment | None = None, operands: Operands | None = None
+        self,
+        states: npt.ArrayLike,
+        pooled: npt.ArrayLike | None = None,
+        *,
+        alignment: Alignment | None = None,
+        operands: Operands | None = None,
     ) -> Scores:
-        """Like `score`, for prompt embeddings [B, L, D] (float, converted to float32) of this engine's text encoder.
+        """Like `score`, for prompt embeddings of this engine's text encoder (floats, converted to float32).
+
+        Args:
+            states: [B, L, D], as diffusers' `prompt_embeds`.
+            pooled: [B, P], as diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
+            alignment, operands: as in `score`.
 
         Raises:
-            InputError: no numbers, another shape than [B, L, D], or no rows.
+            InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
         """
         kind, pair = self._options(alignment, operands)
-        try:
-            array = np.asarray(states, dtype=np.float32)
-        except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires gradients
-            raise InputError(f"The prompt embeddings are no array of numbers ({error}): give a NumPy array.") from None
-        manifest = self._info.manifest
-        if array.ndim != 3 or len(array) == 0 or array.shape[1:] != (manifest.tokens, manifest.state_width):
-            raise InputError(
-                f"The prompt embeddings have shape {list(array.shape)}: this engine takes "
-                f"[B, {manifest.tokens}, {manifest.state_width}] with B ≥ 1."
-            )
-        if not np.isfinite(array).all():
-            raise NotFiniteError("The prompt embeddings hold NaN or infinity, so there is no score to give.")
+        array = pack(self._info.manifest, states, pooled)
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
         parts = [self._statistics(_embed(self._engine, batch), kind, pair) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -200,7 +200,7 @@ class Detector:
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(_encode(self._engine, ids), early)
-            verdicts += make_verdicts(batch, truncated, outcome, calibration, self._info.key)
+            verdicts += make_verdicts(batch, truncated, outcome, self._info.manifest, self._info.key)
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts
@@ -216,6 +216,11 @@ class Detector:
         """Return the calibration if it is for exactly these statistics."""
         calibration = self._info.calibration
         return calibration if calibration and (calibration.alignment, calibration.operands) == (kind, pair) else None
+
+    def _preset_for(self, kind: Alignment, pair: Operands) -> Preset | None:
+        """Return the published γ, if there are any, for exactly these statistics; a calibration replaces them."""
+        published = self._info.calibration is None and (kind, pair) == (DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
+        return self._info.manifest.preset if published else None
 
     def _statistics(self, encode: Encode, kind: Alignment, pair: Operands) -> tuple[Floats, Floats]:
         """Return norm and alignment of a batch; where the verdict hangs on rounding, those of the prompt alone."""
@@ -245,7 +250,10 @@ class Detector:
         engine, calibration = self._engine, self._info.calibration
         if calibration is None:
             norm, aligned = self._statistics(encode, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-            return Outcome.whole(norm, aligned, engine.passes)
+            outcome = Outcome.whole(norm, aligned, engine.passes)
+            if preset := self._info.manifest.preset:
+                outcome.lowest[:], outcome.highest[:] = score_bounds(preset, norm, aligned, aligned)
+            return outcome
         kind, pair = calibration.alignment, calibration.operands
         states = encode(slice(None))
         if early == "off":
@@ -273,7 +281,9 @@ class Detector:
         """Apply the calibration, if there is one for exactly these statistics."""
         calibration = self._calibration_for(kind, pair)
         if calibration is None:
-            return Scores(norm, alignment, None, None, truncated, None)
+            preset = self._preset_for(kind, pair)
+            score = None if preset is None else score_bounds(preset, norm, alignment, alignment)[0]
+            return Scores(norm, alignment, score, None, truncated, None)
         score, _ = score_bounds(calibration, norm, alignment, alignment)
         # The empty prompt (norm exactly 0) is never memorized, whatever the threshold.
         memorized = (score >= calibration.threshold) & (norm > 0)

@@ -13,7 +13,8 @@ class Scores:
     Attributes:
         norm: float64 [B], mean over draws of ‖Δ(t_norm)‖₂ (METHODS.md §1). 0 for the empty prompt.
         alignment: float64 [B], mean cosine at t_cos, in [-1, 1]. 0 for the empty prompt.
-        score: float64 [B], γ_norm · norm + γ_align · alignment; None if the engine is not calibrated.
+        score: float64 [B], γ_norm · norm + γ_align · alignment. If the engine is not calibrated, γ is the published
+            one of its model family, not fitted here, or score is None where none was published.
         memorized: bool [B], score ≥ threshold; None if the engine is not calibrated.
         truncated: bool [B], whether the prompt was longer than the text encoder reads. False for embeddings.
         threshold: the calibrated threshold, or None.
@@ -35,7 +36,8 @@ class Verdict:
     """The verdict on one prompt.
 
     `passes` counts the conditional UNet evaluations it took (2 · draws when nothing is skipped); `reason` says in words
-    why the verdict is what it is. `memorized`, `score` and `threshold` are None if the engine is not calibrated.
+    why the verdict is what it is. If the engine is not calibrated, `memorized` and `threshold` are None, and `score` is
+    by the published γ of its model family, or None.
     """
 
     prompt: str

@@ -1,8 +1,8 @@
 """Score files out: the four formats `memedge.files` reads, a row per prompt.
 
 The columns are always `prompt, norm, alignment, score, memorized, truncated`. Floats read back exactly; truth values
-are `true` and `false`. Without a calibration `score` and `memorized` are empty in `.csv` and `.txt`, null in `.jsonl`
-and `.parquet`.
+are `true` and `false`. Without a calibration `memorized` and, unless γ was published for the model, `score` are empty
+in `.csv` and `.txt`, null in `.jsonl` and `.parquet`.
 
 - `.csv`: RFC 4180, so lines end in `\\r\\n` and prompts are quoted where they must be.
 - `.txt`: tab-separated with a header and always one line per prompt: backslash, tab, newline and carriage return in a
@@ -24,7 +24,7 @@ ROW_GROUP = 8192  # rows of a parquet file written, and held in memory, at once
 
 
 class ScoreRow(NamedTuple):
-    """One row of a score file; `score` and `memorized` are None if the engine is not calibrated."""
+    """One row of a score file; `score` and `memorized` may be None (see results.Scores)."""
 
     prompt: str
     norm: float

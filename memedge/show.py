@@ -1,6 +1,7 @@
 """What the command line prints: tables for people, JSON for machines."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 if TYPE_CHECKING:  # these pull in numpy, which --help does not need
@@ -68,11 +77,12 @@ def print_info(info: "EngineInfo") -> None:
         ("checkpoint", f"{manifest.source.id}, sha256 {manifest.source.sha256[:16]}…"),
         ("prediction", manifest.prediction_type),
         ("latents", " × ".join(map(str, manifest.latent_shape))),
-        ("prompts", f"{manifest.tokens} tokens of width {manifest.state_width}"),
+        ("prompts", _prompts(manifest)),
         ("timesteps", f"norm at {manifest.timesteps[0]}, alignment at {manifest.timesteps[1]}"),
+        *(("note", note) for note in manifest.notes),
         ("draws", f"{manifest.draws} (seed {manifest.seed})"),
         ("runs on", f"{info.provider}, {info.precision}, {info.threads} threads"),
-        ("size", f"{sum(entry.size for entry in manifest.files.values()) / 1e6:.1f} MB"),
+        ("size", _size(manifest)),
         ("work", _work(manifest)),
         ("parity", _parity(manifest)),
         *([("int8 drift", _drift(manifest.drift))] if manifest.drift else []),
@@ -91,8 +101,11 @@ def print_findings(findings: Sequence["Finding"]) -> None:
     Console().print(table)
 
 
-def print_parity(manifest: "Manifest", output: Path) -> None:
-    say(f"{output}: {manifest.precision}, largest differences from torch fp32: {_parity(manifest)}.")
+def print_export(manifest: "Manifest", output: Path, seconds: float, peak: int) -> None:
+    say(f"{output}: {manifest.precision}, {_size(manifest)}, made in {seconds:.0f} s with {peak / 1e9:.1f} GB at peak.")
+    say(f"Largest differences from the original in fp32: {_parity(manifest)}.")
+    for note in manifest.notes:
+        say(f"Note: {note}")
     if manifest.drift:
         say(f"int8 against the same engine in fp32: {_drift(manifest.drift)}.")
 
@@ -139,6 +152,30 @@ def print_bench(bench: "Bench") -> None:
 
 
 @contextmanager
+def phases() -> Iterator[Callable[[str], None]]:
+    """Yield a callback that begins a phase of the work: what is going on, and how long each took, on stderr."""
+    console = Console(stderr=True)
+    columns = SpinnerColumn(finished_text="·"), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        phase: tuple[str, float] | None = None
+
+        def end() -> None:
+            if phase and console.is_terminal:
+                progress.update(progress.task_ids[-1], completed=1)
+            elif phase:
+                say(f"{phase[0]}: {time.perf_counter() - phase[1]:.1f} s")
+
+        def begin(name: str) -> None:
+            nonlocal phase
+            end()
+            phase = name, time.perf_counter()
+            progress.add_task(name, total=1)
+
+        yield begin
+        end()
+
+
+@contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a callback (done, total) that draws a bar on stderr, where that is a terminal."""
     columns = TextColumn(description), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -155,6 +192,15 @@ def _number(value: float | None) -> str:
 def _short(value: float) -> str:
     """Return at least three digits, and no power of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _size(manifest: "Manifest") -> str:
+    return f"{sum(entry.size for entry in manifest.files.values()) / 1e6:.1f} MB"
+
+
+def _prompts(manifest: "Manifest") -> str:
+    pooled = f", and a pooled state of width {manifest.pooled_width}" if manifest.pooled_width else ""
+    return f"{manifest.tokens} tokens of width {manifest.state_width}{pooled}"
 
 
 def _work(manifest: "Manifest") -> str:
@@ -182,9 +228,14 @@ def _drift(drift: "Drift") -> str:
 
 
 def _calibration(info: "EngineInfo") -> str:
-    c = info.calibration
+    c, preset = info.calibration, info.manifest.preset
+    if c is None and preset is not None:
+        return (
+            f"none for {info.key}, so no verdicts: run `memedge calibrate`. score = {preset.gamma_norm:.4g} · norm + "
+            f"{preset.gamma_alignment:.4g} · alignment, of {preset.family}: published, not fitted here"
+        )
     if c is None:
-        return f"none for {info.key}: norm and alignment only, no verdicts"
+        return f"none for {info.key}: norm and alignment only, no verdicts; run `memedge calibrate`"
     return (
         f"score = {c.gamma_norm:.4g} · norm + {c.gamma_alignment:.4g} · alignment ({c.alignment}, {c.operands}), "
         f"threshold {c.threshold:.4g}, on {c.memorized_prompts} memorized and {c.clean_prompts} clean prompts "

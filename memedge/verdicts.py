@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.early import Outcome
-from memedge.engine.manifest import Calibration
+from memedge.engine.manifest import Calibration, Manifest, Preset
 from memedge.results import Verdict
 
 
@@ -15,21 +15,22 @@ def make_verdicts(
     prompts: Sequence[str],
     truncated: npt.NDArray[np.bool_],
     outcome: Outcome,
-    calibration: Calibration | None,
+    manifest: Manifest,
     key: str,
 ) -> list[Verdict]:
-    """Return a verdict per prompt; without a calibration for `key` they say only norm and alignment."""
+    """Return a verdict per prompt; without a calibration for `key` it is open, and there may be a score or not."""
+    calibration = manifest.calibrations.get(key)
     verdicts = []
     for row, prompt in enumerate(prompts):
         norm, alignment = float(outcome.norm[row]), float(outcome.alignment[row])
         whole = not math.isnan(alignment)
-        memorized = score = threshold = None
+        memorized = threshold = None
+        score = float(outcome.lowest[row]) if whole and (calibration or manifest.preset) else None
         if calibration is None:
-            reason = f"no calibration for {key}, so no verdict: only norm and alignment"
+            reason = _missing(key, manifest.preset)
         else:
             threshold = calibration.threshold
             memorized = norm > 0 and float(outcome.lowest[row]) >= threshold
-            score = float(outcome.lowest[row]) if whole else None
             reason = _reason(outcome, row, calibration, whole)
         verdicts.append(
             Verdict(
@@ -45,6 +46,15 @@ def make_verdicts(
             )
         )
     return verdicts
+
+
+def _missing(key: str, preset: Preset | None) -> str:
+    """Say why there is no verdict."""
+    if preset is None:
+        known = "only norm and alignment"
+    else:
+        known = f"the score is by the γ of {preset.family}, published, not fitted here"
+    return f"no calibration for {key}, so no verdict ({known}): run `memedge calibrate`"
 
 
 def _reason(outcome: Outcome, row: int, calibration: Calibration, whole: bool) -> str:

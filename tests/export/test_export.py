@@ -91,7 +91,7 @@ def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
     """An engine that differs from torch is not written, whatever the cause."""
     real = parity.engine_epsilon
     monkeypatch.setattr("memedge.export.export.engine_epsilon", lambda *arguments: real(*arguments) * 1.001)
-    refused(checkpoint, tmp_path / "engine", "differs from torch by 1.0e-03")
+    refused(checkpoint, tmp_path / "engine", "differs from the original by 1.0e-03")
 
 
 def test_existing_empty_folder_is_used(checkpoint, tmp_path):
