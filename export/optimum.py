@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export import optimum_graphs
 from memedge.export.checkpoint import Checkpoint, latent_shape, time_ids
-from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, open_graph
+from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph, reason
 from memedge.export.torch_checkpoint import padding_tokenizer
 
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
@@ -31,27 +30,6 @@ NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)"
 def is_optimum(folder: Path) -> bool:
     """Return whether a folder holds a UNet as Optimum writes it."""
     return (folder / "unet" / GRAPH).is_file()
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How one tensor of states holds all that a UNet takes of a prompt, and what an empty or padded prompt is.
-
-    Attributes:
-        tokens: L.
-        width: D, of one token's state.
-        pooled: the width of the pooled state, which is row L, padded by zeros; 0 where the UNet takes none.
-        time_ids: [1, 6], what the UNet is told about the image if it takes a pooled state.
-        padding: the end-of-text token with which the first tokenizer pads, and the second one's own; None: no matter.
-        zeros: the ids [L] of the prompt whose states are all zero; None: of none.
-    """
-
-    tokens: int
-    width: int
-    pooled: int
-    time_ids: npt.NDArray[np.float32]
-    padding: tuple[int, int] | None
-    zeros: npt.NDArray[np.int64] | None
 
 
 class OptimumCheckpoint(Checkpoint):
@@ -107,8 +85,7 @@ class OptimumCheckpoint(Checkpoint):
     def predict(
         self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        session, packing = self._session("unet"), self._packing
-        time = next(given for given in session.get_inputs() if given.name == TIMESTEP)
+        packing, time = self._packing, self._given("unet")[TIMESTEP]
         feeds = {
             SAMPLE: sample[None],
             TIMESTEP: np.full([1] * len(time.shape), timestep, NUMPY[time.type]),
@@ -116,8 +93,7 @@ class OptimumCheckpoint(Checkpoint):
         }
         if packing.pooled:
             feeds |= {POOLED: states[None, packing.tokens, : packing.pooled], TIME_IDS: packing.time_ids}
-        prediction: npt.NDArray[np.float32] = session.run(None, feeds)[0][0]
-        return prediction
+        return self._run("unet", None, feeds)[0][0]
 
     def text_encoder_graph(self) -> ir.Model:
         for part in self._outputs:
@@ -130,21 +106,33 @@ class OptimumCheckpoint(Checkpoint):
         self._sessions.clear()
         return optimum_graphs.unet(open_graph(self._folder, "unet"), latent_shape(self.unet_config), self._packing)
 
-    def _session(self, part: str) -> Any:
+    def _given(self, part: str) -> dict[str, Any]:
+        """Return the inputs of a part's session, which is opened if it isn't yet."""
         if part not in self._sessions:
             options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
+            options.log_severity_level = 4  # what goes wrong is raised
             path = self._folder / part / GRAPH
-            self._sessions[part] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return self._sessions[part]
+            try:
+                self._sessions[part] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's errors have no class in common
+                raise ExportError(f"ONNX Runtime cannot open {path} ({reason(error)}): export it again.") from error
+        return {given.name: given for given in self._sessions[part].get_inputs()}
+
+    def _run(
+        self, part: str, outputs: Sequence[str] | None, feeds: Mapping[str, npt.NDArray[Any]]
+    ) -> list[npt.NDArray[np.float32]]:
+        try:
+            results: list[npt.NDArray[np.float32]] = self._sessions[part].run(outputs, feeds)
+        except Exception as error:
+            path = self._folder / part / GRAPH
+            raise ExportError(f"ONNX Runtime cannot run {path} ({reason(error)}): export it again.") from error
+        return results
 
     def _run_encoder(self, part: str, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         """Return a text encoder's states, and its pooled state if the UNet takes that encoder's."""
-        session = self._session(part)
-        given = session.get_inputs()[0]
+        (given,) = self._given(part).values()
         outputs = [self._outputs[part], *([POOLED] if part == XL_PARTS[0] else [])]
-        results: list[npt.NDArray[np.float32]] = session.run(outputs, {given.name: ids.astype(NUMPY[given.type])})
-        return results
+        return self._run(part, outputs, {given.name: ids.astype(NUMPY[given.type])})
 
 
 def _require(folder: Path, part: str) -> None:
@@ -210,8 +198,7 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, int, int]:
     try:
         source = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
     except Exception as error:  # transformers and tokenizers raise what they please for a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"{folder} cannot be loaded ({reason}): check that it is complete.") from error
+        raise ExportError(f"{folder} cannot be loaded ({reason(error)}): check that it is complete.") from error
     tokens, pad = int(source.model_max_length), source.pad_token_id
     if tokens > LONGEST or pad is None:
         raise ExportError(f"{folder} names no length or no padding token: check that it is complete.")

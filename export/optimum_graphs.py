@@ -5,10 +5,12 @@ from the image's size, one tensor of states is left. Sizes that the exporter lef
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
@@ -18,14 +20,33 @@ from memedge.export.build import constant
 from memedge.export.graphs import OPSET
 from memedge.export.settle import settle, tidy
 
-if TYPE_CHECKING:
-    from memedge.export.optimum import Packing
-
 GRAPH = "model.onnx"
 SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS = "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"
 OLDEST_OPSET = 18  # Optimum's own choice; before it, operators were spelt otherwise
 IR_VERSION = 10
+SMALL = 4096  # bytes of weights that are read at once: onnx_ir takes such back from a file when it writes
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one tensor of states holds all that a UNet takes of a prompt, and what an empty or padded prompt is.
+
+    Attributes:
+        tokens: L.
+        width: D, of one token's state.
+        pooled: the width of the pooled state, which is row L, padded by zeros; 0 where the UNet takes none.
+        time_ids: [1, 6], what the UNet is told about the image if it takes a pooled state.
+        padding: the end-of-text token with which the first tokenizer pads, and the second one's own; None: no matter.
+        zeros: the ids [L] of the prompt whose states are all zero; None: of none.
+    """
+
+    tokens: int
+    width: int
+    pooled: int
+    time_ids: npt.NDArray[np.float32]
+    padding: tuple[int, int] | None
+    zeros: npt.NDArray[np.int64] | None
 
 
 def open_graph(folder: Path, part: str) -> ir.Model:
@@ -42,13 +63,12 @@ def open_graph(folder: Path, part: str) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf and onnx_ir raise what they please for a broken file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ExportError(f"{path} cannot be loaded ({reason}): check that it is complete.") from error
+        raise ExportError(f"{path} cannot be loaded ({reason(error)}): check that it is complete.") from error
     opset = model.opset_imports.get("")
     if opset is None or not OLDEST_OPSET <= opset <= OPSET:
         raise ExportError(f"{path} has opset {opset}: export it with --opset {OLDEST_OPSET}.")
     for node in model.graph:
-        if node.domain or node.op_type.startswith(("QLinear", "Quantize", "Dequantize", "DynamicQuantize")):
+        if node.domain or any(word in node.op_type for word in ("QLinear", "Quantize", "quantize", "Integer")):
             raise ExportError(
                 f"{path} is quantised or optimised for one runtime (it holds {node.op_type}): export it without, and "
                 "let memedge export --precision do so."
@@ -57,10 +77,12 @@ def open_graph(folder: Path, part: str) -> ir.Model:
             raise ExportError(f"{path} holds control flow ({node.op_type}), which memedge does not export.")
     for value in model.graph.initializers.values():
         _check_weight(value, path)
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= SMALL:
+            value.const_value = ir.tensor(np.array(value.const_value.numpy()), name=value.name)
     return model
 
 
-def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: "Packing") -> ir.Model:
+def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir.Model:
     """Return ids int64 [prompts, L] → states float32 [prompts, K, D] of one or two text encoders; consumes them.
 
     Args:
@@ -86,7 +108,7 @@ def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: "Packing") -> 
     return model
 
 
-def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: "Packing") -> ir.Model:
+def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) -> ir.Model:
     """Return sample [rows, C, H, W], timestep [rows], states [prompts, K, D], prompt [rows] → prediction; consumes it.
 
     Keys and values are made of the prompts' states before they are taken for each row. The first timestep is that of
@@ -123,6 +145,12 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: "Packing"
     graph.outputs[0].name = "prediction"
     _finish(model, "The UNet")
     return model
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of what a library says."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _check_weight(value: ir.Value, path: Path) -> None:
@@ -179,7 +207,7 @@ def _slice(graph: ir.Graph, value: ir.Value, name: str, rows: tuple[int, int], w
     return _add(graph, "Slice", [value, *operands], name)
 
 
-def _time_ids(graph: ir.Graph, sample: ir.Value, packing: "Packing") -> ir.Value:
+def _time_ids(graph: ir.Graph, sample: ir.Value, packing: Packing) -> ir.Value:
     """Add the image's size for every row: of the sample, so that what follows from it alone can be cached."""
     rows = _add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
     own = packing.time_ids
@@ -213,7 +241,7 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
     target.extend(nodes)
 
 
-def _repadded(graph: ir.Graph, ids: ir.Value, packing: "Packing") -> ir.Value:
+def _repadded(graph: ir.Graph, ids: ir.Value, packing: Packing) -> ir.Value:
     """Add the second text encoder's ids: padded by its own token where the first one's repeat the end of text."""
     assert packing.padding is not None
     end, pad = (constant(graph, f"pad.{number}", np.array(number)) for number in packing.padding)
@@ -226,9 +254,7 @@ def _repadded(graph: ir.Graph, ids: ir.Value, packing: "Packing") -> ir.Value:
     return _add(graph, "Where", [none, pad, ids], "pad.ids")
 
 
-def _packed(
-    graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: "Packing"
-) -> ir.Value:
+def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:
     """Add the states of both text encoders side by side, below them the pooled state; zero for the empty prompt."""
     axis = constant(graph, "states.axis", np.array([1]))
     both = _add(graph, "Concat", states, "states.both", axis=-1)
