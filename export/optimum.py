@@ -111,6 +111,7 @@ class OptimumCheckpoint(Checkpoint):
         if part not in self._sessions:
             options = onnxruntime.SessionOptions()
             options.log_severity_level = 4  # what goes wrong is raised
+            options.enable_cpu_mem_arena = False  # which would keep the room for the largest logits, and more each call
             path = self._folder / part / GRAPH
             try:
                 self._sessions[part] = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -167,6 +168,8 @@ def _checked(folder: Path, part: str) -> ir.Graph:
         tensor = value.const_value
         if tensor is not None and tensor.dtype.is_floating_point() and not np.isfinite(tensor.numpy()).all():
             raise ExportError(f"{folder / part} holds NaN or infinity in {value.name!r}: the checkpoint is damaged.")
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.release()  # what was read of the file
     return graph
 
 

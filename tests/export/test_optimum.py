@@ -92,11 +92,15 @@ def session(model: ir.Model, path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
+def is_xl(pipeline) -> bool:
+    return getattr(pipeline, "text_encoder_2", None) is not None
+
+
 @torch.no_grad()
 def torch_prediction(pipeline, sample, timestep, states: np.ndarray) -> np.ndarray:
     """The UNet called as diffusers' pipelines do, for one row of packed states."""
     more = {}
-    if hasattr(pipeline, "text_encoder_2"):
+    if is_xl(pipeline):
         pooled = torch.from_numpy(states[None, TOKENS, : pipeline.text_encoder_2.config.projection_dim])
         more = {"text_embeds": pooled, "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]])}
     text = torch.from_numpy(states[None, :TOKENS])
@@ -108,7 +112,7 @@ def torch_prediction(pipeline, sample, timestep, states: np.ndarray) -> np.ndarr
 def torch_states(pipeline) -> np.ndarray:
     """The states of PROMPTS by diffusers' own encode_prompt, packed."""
     prompts = list(PROMPTS[1:])
-    if not hasattr(pipeline, "text_encoder_2"):
+    if not is_xl(pipeline):
         positive, negative = pipeline.encode_prompt(prompts, "cpu", 1, True)
         return torch.cat([negative[:1], positive]).numpy()
     positive, negative, pooled, negative_pooled = pipeline.encode_prompt(prompts)
@@ -125,7 +129,7 @@ def test_states_are_the_pipelines(pipeline, engine):
     expected = torch_states(pipeline)
     assert found.shape[1:] == read_manifest(engine).states_shape
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert (found[0] == 0).all() == hasattr(pipeline, "text_encoder_2")
+    assert (found[0] == 0).all() == is_xl(pipeline)
 
 
 def test_unet_takes_prompts_by_row(kind, pipeline, layout, tmp_path):
