@@ -11,18 +11,18 @@ resamples, positives and negatives resampled separately.
 import argparse
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+from metrics import auc, interval, tpr
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import bootstrap
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from memedge import Detector
 from memedge.demo import CAPTIONS
 
-RESAMPLES = 2000
+TPR_AT_1_PERCENT = partial(tpr, percent=1)
 SEEN = ("memorized", "partly", "template", "frequent", "rare")
 POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
 NEGATIVES = {
@@ -33,24 +33,6 @@ NEGATIVES = {
     "memorized by design only": ("memorized",),
     "unseen": ("unseen",),
 }
-
-
-def auc(positive: np.ndarray, negative: np.ndarray) -> float:
-    labels = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    return float(roc_auc_score(labels, np.r_[positive, negative]))
-
-
-def tpr_at_1_percent(positive: np.ndarray, negative: np.ndarray) -> float:
-    labels = np.r_[np.ones(len(positive)), np.zeros(len(negative))]
-    fpr, tpr, _ = roc_curve(labels, np.r_[positive, negative], drop_intermediate=False)
-    return float(tpr[fpr <= 0.01].max())
-
-
-def interval(statistic, positive: np.ndarray, negative: np.ndarray) -> list[float]:
-    result = bootstrap(
-        (positive, negative), statistic, n_resamples=RESAMPLES, method="percentile", vectorized=False, rng=0
-    )
-    return [float(result.confidence_interval.low), float(result.confidence_interval.high)]
 
 
 def columns(detector: Detector, prompts: list[str]) -> dict[str, np.ndarray]:
@@ -93,10 +75,10 @@ def main() -> None:
                         "positives": f"{positive_name} ({positive.sum()})",
                         "negatives": f"{negative_name} ({negative.sum()})",
                         "statistic": name,
-                        "auc": auc(*pair),
-                        "auc_interval": interval(auc, *pair),
-                        "tpr": tpr_at_1_percent(*pair),
-                        "tpr_interval": interval(tpr_at_1_percent, *pair),
+                        "auc": float(auc(*pair)),
+                        "auc_interval": [float(end) for end in interval(auc, *pair)],
+                        "tpr": float(TPR_AT_1_PERCENT(*pair)),
+                        "tpr_interval": [float(end) for end in interval(TPR_AT_1_PERCENT, *pair)],
                     }
                 )
     verdict = statistics["score"] >= detector.info.calibration.threshold

@@ -50,11 +50,11 @@ class Backend(ABC):
 
     @abstractmethod
     def encode(self, ids: Indices) -> Tensor:
-        """Return the text encoder's states, float32 [B, L, D], of ids [B, L]."""
+        """Return the text encoder's states, float32 [B, K, D], of ids [B, T · L] (engine/tokenizer.py)."""
 
     @abstractmethod
     def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
-        """Return the UNet's output, float32 [R, C, H, W], for states [B, L, D].
+        """Return the UNet's output, float32 [R, C, H, W], for states [B, K, D].
 
         Row r is for the prompt states[prompt[r]], on the noise and timestep of the cached row row[r]; both are [R].
         """

@@ -16,6 +16,7 @@ from memedge.engine.errors import IntegrityError
 from memedge.engine.manifest import FileEntry, Manifest, read_manifest
 
 TOKENIZER = "tokenizer.json"
+SECOND_TOKENIZER = "tokenizer_2.json"  # SDXL's
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
 BASELINE = "baseline.safetensors"
@@ -70,6 +71,16 @@ class EngineDirectory:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    @property
+    def tokenizers(self) -> list[Path]:
+        """The tokenizers' files: one for each text encoder."""
+        return [self.file(name) for name in (TOKENIZER, SECOND_TOKENIZER) if name in self.manifest.files]
+
+    @property
+    def ids_width(self) -> int:
+        """How many ids a prompt has: those of all tokenizers."""
+        return len(self.tokenizers) * self.manifest.tokens
 
     @cached_property
     def baseline(self) -> Baseline:

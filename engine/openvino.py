@@ -79,7 +79,7 @@ class OpenVinoBackend(Backend):
         # Many prompts, all rows of one prompt, those of its first timestep; and whatever is left, one by one.
         sizes = {BLOCK, 2 * draws, draws, 1} if self._small else {1}
         self._sizes = sorted((size for size in sizes if size <= BLOCK), reverse=True)
-        text_encoder = self._read(TEXT_ENCODER, {"ids": [1, directory.manifest.tokens]})
+        text_encoder = self._read(TEXT_ENCODER, {"ids": [1, directory.ids_width]})
         self._text_encoder = self._compile(text_encoder, "fp32", {})
         self._unets = {1: self._compile_unet(1)}
         self._compiling = threading.Lock()

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.backend import Backend, Floats, Indices, open_backend
-from memedge.engine.directory import TOKENIZER, EngineDirectory
+from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.memory import Tensor, take
@@ -63,7 +63,7 @@ class Engine:
         self.backend = backend
         self.draws = manifest.draws
         self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
-        self._tokenizer = PromptTokenizer(directory.file(TOKENIZER), manifest.tokens)
+        self._tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)
         if empty.shape[1:] != manifest.states_shape:
@@ -91,11 +91,11 @@ class Engine:
         return 2 * self.draws
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """Return ids, int64 [B, L], and whether each prompt was cut, bool [B]."""
+        """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
         return self._tokenizer(prompts)
 
     def encode(self, ids: Indices) -> States:
-        """Return the prompt embeddings of ids [B, L]."""
+        """Return the prompt embeddings of ids [B, T · L]."""
         return States(self.backend.encode(ids), (ids == self._empty_ids).all(axis=1))
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
@@ -124,8 +124,13 @@ class Engine:
 
     def statistics(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
         """Return norm and alignment, float64 [B] each (METHODS.md §1): 2n passes per prompt."""
+        norm, cosine = self.per_draw(states, alignment, operands)
+        return norm.mean(axis=1), cosine.mean(axis=1)
+
+    def per_draw(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
+        """Return ‖Δ‖ at t_norm and the cosine at t_cos on each draw, float64 [B, n] each: 2n passes per prompt."""
         norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
-        return norm[:, : self.draws].mean(axis=1), cosine[:, self.draws :].mean(axis=1)
+        return norm[:, : self.draws], cosine[:, self.draws :]
 
     def _statistics(
         self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands

@@ -11,7 +11,6 @@ from memedge.engine import plans
 from memedge.engine.backend import Backend, Floats, Indices
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError
-from memedge.engine.manifest import Manifest
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
 from memedge.engine.probe import Gpu
@@ -53,7 +52,7 @@ class TensorRtBackend(Backend):
         self.provider, self.precision = provider, manifest.precision
         self.identity = f"{provider} {trt.__version__} on {gpu.name}, plan {found.unet.plan.sha256}"
         self.most_rows = found.unet.plan.most
-        self._manifest, self._make_memory = manifest, make_memory
+        self._directory, self._make_memory = directory, make_memory
         self._own = threading.local()
         memory = make_memory()
         with memory.current():
@@ -61,7 +60,7 @@ class TensorRtBackend(Backend):
             self._unet = Program(trt, found.unet, directory)
         self._cached = {name: memory.upload(array) for name, array in directory.baseline.cached.items()}
         memory.wait()  # from here on they are for all threads
-        self._own.lane = Lane(memory, self._text_encoder, self._unet, manifest, self._cached)
+        self._own.lane = Lane(memory, self._text_encoder, self._unet, directory, self._cached)
 
     @property
     def memory(self) -> Memory:
@@ -80,7 +79,7 @@ class TensorRtBackend(Backend):
         lane: Lane | None = getattr(self._own, "lane", None)
         if lane is None:
             memory = self._make_memory()
-            lane = self._own.lane = Lane(memory, self._text_encoder, self._unet, self._manifest, self._cached)
+            lane = self._own.lane = Lane(memory, self._text_encoder, self._unet, self._directory, self._cached)
         return lane
 
 
@@ -196,16 +195,21 @@ class Lane:
     """
 
     def __init__(
-        self, memory: Memory, text_encoder: Program, unet: Program, manifest: Manifest, cached: dict[str, Tensor]
+        self,
+        memory: Memory,
+        text_encoder: Program,
+        unet: Program,
+        directory: EngineDirectory,
+        cached: dict[str, Tensor],
     ):
         """Allocate buffers for the largest calls; raises EngineError if the GPU has no room for them."""
         self.memory = memory
         self._text_encoder, self._unet, self._cached = text_encoder, unet, cached
-        width = manifest.states_shape
+        manifest = directory.manifest
         prompts, rows = text_encoder.most, unet.most
-        self._ids = memory.empty((prompts, manifest.tokens), np.int64)
-        self._encoded = memory.empty((prompts, *width), np.float32)
-        self._states = memory.empty((rows, *width), np.float32)
+        self._ids = memory.empty((prompts, directory.ids_width), np.int64)
+        self._encoded = memory.empty((prompts, *manifest.states_shape), np.float32)
+        self._states = memory.empty((rows, *manifest.states_shape), np.float32)
         self._prompt, self._row = memory.empty((rows,), np.int64), memory.empty((rows,), np.int64)
         self._prediction = memory.empty((rows, *manifest.latent_shape), np.float32)
         self._statistics = memory.empty((3 * rows,), np.float64)

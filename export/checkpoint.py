@@ -1,6 +1,6 @@
 """A model to export: what the export needs of it, whatever form it came in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +22,7 @@ class Checkpoint(Protocol):
     Attributes:
         id: what people call it.
         sha256: over the names and hashes of all files that were read.
-        tokenizer: pads and cuts prompts to `tokens`.
+        tokenizers: T of them, one for each text encoder; each pads and cuts prompts to `tokens`.
         tokens: L.
         pooled_width: P, of SDXL's pooled states; 0 in models that have none.
         state_width: D.
@@ -32,7 +32,7 @@ class Checkpoint(Protocol):
 
     id: str
     sha256: str
-    tokenizer: Tokenizer
+    tokenizers: Sequence[Tokenizer]
     tokens: int
     pooled_width: int
     state_width: int
@@ -40,7 +40,7 @@ class Checkpoint(Protocol):
     unet_config: Mapping[str, Any]
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the states [B, K, D] of ids [B, L]; K is L, and one more with pooled states, in the last row."""
+        """Return the states [B, K, D] of ids [B, T · L]; K is L, and one more with pooled states, in the last row."""
 
     def predict(
         self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
@@ -48,7 +48,7 @@ class Checkpoint(Protocol):
         """Return the UNet's output [C, H, W] for latents [C, H, W] and states [K, D]."""
 
     def text_encoder_graph(self) -> ir.Model:
-        """Return the graph ids int64 [prompts, L] → states float32 [prompts, K, D]."""
+        """Return the graph ids int64 [prompts, T · L] → states float32 [prompts, K, D]."""
 
     def unet_graph(self) -> ir.Model:
         """Return the graph of the UNet in float32, all shapes static but for their first dimensions.

@@ -3,7 +3,7 @@
 import gc
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import get_args
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
-from memedge.engine.directory import BASELINE, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
+from memedge.engine.directory import BASELINE, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
@@ -44,19 +44,23 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntim
 
 
 def export(
-    model: Path,
+    model: str | Path,
     output: Path,
     *,
     draws: int = 1,
     seed: int = 42,
     precision: Precision = "fp32",
     prompts: Path | None = None,
+    revision: str | None = None,
+    loras: Sequence[str] = (),
+    allow_pickle: bool = False,
+    config: str | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
-    """Export a diffusers-format directory as an engine directory, and compare it with torch.
+    """Export a checkpoint as an engine directory, and compare it with torch.
 
     Args:
-        model: the diffusers-format directory.
+        model: a diffusers-format directory, a single file in the original layout, or a hub's id, org/name.
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
@@ -65,6 +69,10 @@ def export(
         prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
             which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
             is CSV with a column `memorized` (true or false).
+        revision: of the hub's model: a branch, tag or commit.
+        loras: files, each with `:scale` after it or not (then 1), that are fused into UNet and text encoders first.
+        allow_pickle: read weights that are pickles, where there is nothing else.
+        config: for a single file: the folder or hub id of a diffusers-format model of the same architecture.
         progress: is told the name of each phase as it begins.
 
     Returns:
@@ -94,7 +102,23 @@ def export(
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
         with quiet():
             progress("loading the checkpoint")
-            manifest = _write(load_checkpoint(str(model)), folder, draws, seed, precision, samples, progress)
+            manifest = _write(
+                # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
+                load_checkpoint(
+                    str(model),
+                    revision=revision,
+                    loras=loras,
+                    allow_pickle=allow_pickle,
+                    config=config,
+                    progress=progress,
+                ),
+                folder,
+                draws,
+                seed,
+                precision,
+                samples,
+                progress,
+            )
         folder.replace(output)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
@@ -112,8 +136,7 @@ def _write(
     progress: Callable[[str], None],
 ) -> Manifest:
     shape, schedule = latent_shape(checkpoint.unet_config), read_schedule(checkpoint.scheduler)
-    checkpoint.tokenizer.save(str(folder / TOKENIZER))
-    tokenizer = PromptTokenizer(folder / TOKENIZER, checkpoint.tokens)
+    tokenizer = _write_tokenizers(checkpoint, folder)
     ids, _ = tokenizer(PROBES)
     sample = torch.randn((draws, *shape), generator=torch.Generator().manual_seed(seed)).numpy()
     factor = 1.0
@@ -194,6 +217,13 @@ def _write(
     write_manifest(folder, manifest)
     Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
     return manifest
+
+
+def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> PromptTokenizer:
+    paths = [folder / name for name, _ in zip((TOKENIZER, SECOND_TOKENIZER), checkpoint.tokenizers, strict=False)]
+    for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
+        tokenizer.save(str(path))
+    return PromptTokenizer(paths, checkpoint.tokens)
 
 
 def _to_half(

@@ -47,6 +47,8 @@ def trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, st
     )
     assert program is not None  # it is None only when the exporter writes the file itself
     model: ir.Model = program.model.clone()  # the exporter's own values compare by building graphs: no keys for sets
+    for value in program.model.graph.initializers.values():
+        value.const_value = None  # the exporter keeps its graph till the process ends; the weights are ours to let go
     _strip(model)
     return model
 

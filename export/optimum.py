@@ -1,7 +1,5 @@
 """Reading a directory that Optimum exported (`optimum-cli export onnx`): its parts, and what its own graphs compute."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +15,15 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export import optimum_graphs
 from memedge.export.checkpoint import Checkpoint, latent_shape, time_ids
+from memedge.export.folder import read_json
 from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph, reason
+from memedge.export.parts import hash_of
 from memedge.export.torch_checkpoint import padding_tokenizer
+from memedge.export.weights import INDEX, SCHEDULER, reading, tokenizer
 
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 XL_PARTS = ("text_encoder_2", "tokenizer_2")  # what Stable Diffusion XL has besides
+ENCODERS = ("text_encoder", "text_encoder_2")
 LONGEST = 1 << 16  # tokens; transformers gives 10³⁰ where a tokenizer names no length
 TIME_ID_COUNT = 6  # of Stable Diffusion XL; its refiner has 5
 NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -52,27 +54,24 @@ class OptimumCheckpoint(Checkpoint):
         self._folder = folder
         self.id = folder.resolve().name
         self.sha256 = _hash(folder, xl)
-        self.scheduler: Mapping[str, Any] = _read_json(folder, "scheduler/scheduler_config.json")
+        self.scheduler: Mapping[str, Any] = _read_json(folder, SCHEDULER)
         self.unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
         if missing := {"in_channels", "out_channels", "sample_size"} - self.unet_config.keys():
             raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
-        self.tokenizer, self.tokens, pad = _tokenizer(folder / "tokenizer")
-        self._outputs = {"text_encoder": _states(folder, "text_encoder", xl)}  # the output that holds the states
-        padding = zeros = None
-        if xl:
-            self._outputs["text_encoder_2"] = _states(folder, "text_encoder_2", xl)
-            padding = _padding(folder, self.tokenizer, pad)
-            if _read_json(folder, "model_index.json").get("force_zeros_for_empty_prompt", True):
-                zeros = np.array(self.tokenizer.encode("").ids)
+        self._outputs = {part: _states(folder, part, xl) for part in ENCODERS[: 1 + xl]}  # which hold the states
+        self.tokenizers, self.tokens = _tokenizers([folder / tokenizer(part) for part in self._outputs])
         self.state_width, self.pooled_width = _width(inputs[STATES]), _width(inputs[POOLED]) if xl else 0
+        zeros = None
+        # Left out, the pipeline takes it for true.
+        if xl and _read_json(folder, INDEX).get("force_zeros_for_empty_prompt", True):
+            zeros = np.concatenate([one.encode("").ids for one in self.tokenizers])
         image = np.array([time_ids(self.unet_config)], np.float32)
-        self._packing = Packing(self.tokens, self.state_width, self.pooled_width, image, padding, zeros)
+        self._packing = Packing(self.tokens, self.state_width, self.pooled_width, image, zeros)
         self._sessions: dict[str, Any] = {}
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        packing = self._packing
-        own = ids if packing.padding is None else _repad(ids, *packing.padding)
-        results = [self._run_encoder(part, i) for part, i in zip(self._outputs, (ids, own), strict=False)]
+        packing, parts = self._packing, np.split(ids, len(self._outputs), axis=1)
+        results = [self._run_encoder(name, own) for name, own in zip(self._outputs, parts, strict=True)]
         states: npt.NDArray[np.float32] = np.concatenate([result[0] for result in results], axis=-1)
         if packing.pooled:
             pooled = results[1][1]
@@ -132,7 +131,7 @@ class OptimumCheckpoint(Checkpoint):
     def _run_encoder(self, part: str, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         """Return a text encoder's states, and its pooled state if the UNet takes that encoder's."""
         (given,) = self._given(part).values()
-        outputs = [self._outputs[part], *([POOLED] if part == XL_PARTS[0] else [])]
+        outputs = [self._outputs[part], *([POOLED] if part == ENCODERS[1] else [])]
         return self._run(part, outputs, {given.name: ids.astype(NUMPY[given.type])})
 
 
@@ -143,22 +142,15 @@ def _require(folder: Path, part: str) -> None:
 
 def _read_json(folder: Path, name: str) -> dict[str, Any]:
     _require(folder, name)
-    try:
-        content = json.loads((folder / name).read_text())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"{folder / name} cannot be read ({error}): check that it is complete.") from error
-    if not isinstance(content, dict):
-        raise ExportError(f"{folder / name} holds no JSON object: check that it is complete.")
-    return content
+    return read_json(folder / name)
 
 
 def _hash(folder: Path, xl: bool) -> str:
-    """Return the SHA-256 over names and hashes of all files that belong to the model, in sorted order."""
-    files = [path for part in (*PARTS, *XL_PARTS) for path in (folder / part).rglob("*") if path.is_file()]
-    digest = hashlib.sha256()
-    for path in sorted([*files, folder / "model_index.json"] if xl else files):
-        digest.update(f"{path.relative_to(folder).as_posix()} {sha256(path)}\n".encode())
-    return digest.hexdigest()
+    """Return the hash of all files that belong to the model."""
+    parts = [*PARTS, *(XL_PARTS if xl else ())]
+    files = [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]
+    files += [folder / INDEX] if xl else []
+    return hash_of((path.relative_to(folder).as_posix(), sha256(path)) for path in files)
 
 
 def _checked(folder: Path, part: str) -> ir.Graph:
@@ -196,29 +188,19 @@ def _width(value: ir.Value) -> int:
     return value.shape[-1]
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer, int, int]:
-    """Return a tokenizer that pads and truncates to its model's length, that length, and the padding's id."""
-    try:
-        source = AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True)
-    except Exception as error:  # transformers and tokenizers raise what they please for a broken file
-        raise ExportError(f"{folder} cannot be loaded ({reason(error)}): check that it is complete.") from error
-    tokens, pad = int(source.model_max_length), source.pad_token_id
-    if tokens > LONGEST or pad is None:
-        raise ExportError(f"{folder} names no length or no padding token: check that it is complete.")
-    return padding_tokenizer(source, tokens), tokens, int(pad)
-
-
-def _padding(folder: Path, first: Tokenizer, pad: int) -> tuple[int, int] | None:
-    """Return the ids with which the first and the second tokenizer pad, None if they do alike.
-
-    The graph takes the first one's ids alone, so that all else has to be the same.
-    """
-    second, _, second_pad = _tokenizer(folder / XL_PARTS[1])
-    same = json.loads(second.to_str())["model"] == json.loads(first.to_str())["model"]
-    ends = first.encode("").ids[1:] == [pad] * (len(first.encode("").ids) - 1)
-    if not same or (pad != second_pad and not ends):
-        raise ExportError(f"The tokenizers of {folder} differ in more than padding: memedge cannot use one for both.")
-    return None if pad == second_pad else (pad, second_pad)
+def _tokenizers(folders: Sequence[Path]) -> tuple[list[Tokenizer], int]:
+    """Return tokenizers that pad and cut to their text encoders' length, and that length."""
+    sources = []
+    for folder in folders:
+        with reading(folder):
+            sources.append(AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True))
+        if sources[-1].model_max_length > LONGEST or sources[-1].pad_token_id is None:
+            raise ExportError(f"{folder} names no length or no padding token: check that it is complete.")
+    lengths = {int(source.model_max_length) for source in sources}
+    if len(lengths) > 1:
+        raise ExportError(f"The tokenizers in {folders[0].parent} cut prompts at different lengths: check their files.")
+    tokens = lengths.pop()
+    return [padding_tokenizer(source, tokens) for source in sources], tokens
 
 
 def _states(folder: Path, part: str, xl: bool) -> str:
@@ -227,16 +209,10 @@ def _states(folder: Path, part: str, xl: bool) -> str:
     names = [str(value.name) for value in graph.outputs]
     hidden = [name for name in names if name.startswith("hidden_states.")]
     found = f"hidden_states.{len(hidden) - 2}" if xl else "last_hidden_state"
-    wanted = [found, *([POOLED] if part == XL_PARTS[0] else [])]
+    wanted = [found, *([POOLED] if part == ENCODERS[1] else [])]
     if len(graph.inputs) != 1 or not set(wanted) <= set(names):
         raise ExportError(
             f"The text encoder in {folder / part} takes {', '.join(str(v.name) for v in graph.inputs)} and has no "
             f"{' and '.join(wanted)}: memedge exports CLIP text encoders."
         )
     return found
-
-
-def _repad(ids: npt.NDArray[np.int64], end: int, pad: int) -> npt.NDArray[np.int64]:
-    """Return ids [B, L] that are padded by repeating the end of text, padded by another id."""
-    text = np.cumsum((ids != end)[:, ::-1], axis=1)[:, ::-1]  # how much of it is left, from each position on
-    return np.where(np.pad(text[:, :-1], ((0, 0), (1, 0)), constant_values=1) == 0, pad, ids)

@@ -4,7 +4,7 @@ Row r of a batch is for the prompt that `prompt` names. Of the inputs of Stable 
 from the image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from memedge.engine.errors import ExportError
 from memedge.export.build import constant
 from memedge.export.graphs import OPSET
 from memedge.export.settle import settle, tidy
+from memedge.export.weights import check_not_pointer, reading
 
 GRAPH = "model.onnx"
 SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS = "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"
@@ -30,22 +31,20 @@ INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
 @dataclass(frozen=True)
 class Packing:
-    """How one tensor of states holds all that a UNet takes of a prompt, and what an empty or padded prompt is.
+    """How one tensor of states holds all that a UNet takes of a prompt.
 
     Attributes:
         tokens: L.
         width: D, of one token's state.
         pooled: the width of the pooled state, which is row L, padded by zeros; 0 where the UNet takes none.
         time_ids: [1, 6], what the UNet is told about the image if it takes a pooled state.
-        padding: the end-of-text token with which the first tokenizer pads, and the second one's own; None: no matter.
-        zeros: the ids [L] of the prompt whose states are all zero; None: of none.
+        zeros: the ids [T · L] of the prompt whose states are all zero; None: of none.
     """
 
     tokens: int
     width: int
     pooled: int
     time_ids: npt.NDArray[np.float32]
-    padding: tuple[int, int] | None
     zeros: npt.NDArray[np.int64] | None
 
 
@@ -60,10 +59,9 @@ def open_graph(folder: Path, part: str) -> ir.Model:
         raise ExportError(
             f"{folder} holds no {part}/{GRAPH}, so it is not all of what Optimum exports: export it again."
         )
-    try:
+    check_not_pointer(path)
+    with reading(path):
         model = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise what they please for a broken file
-        raise ExportError(f"{path} cannot be loaded ({reason(error)}): check that it is complete.") from error
     opset = model.opset_imports.get("")
     if opset is None or not OLDEST_OPSET <= opset <= OPSET:
         raise ExportError(f"{path} has opset {opset}: export it with --opset {OLDEST_OPSET}.")
@@ -83,7 +81,7 @@ def open_graph(folder: Path, part: str) -> ir.Model:
 
 
 def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir.Model:
-    """Return ids int64 [prompts, L] → states float32 [prompts, K, D] of one or two text encoders; consumes them.
+    """Return ids int64 [prompts, T · L] → states float32 [prompts, K, D] of T = 1 or 2 text encoders; consumes them.
 
     Args:
         models: as `open_graph` gives them, with the output of each that holds the states.
@@ -92,15 +90,17 @@ def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir
     for model, _ in models:
         _prepare(model)
     (model, output), graph = models[0], models[0][0].graph
-    ids = ir.Value(name="ids", shape=ir.Shape(["prompts", packing.tokens]), type=ir.TensorType(INT64))
+    width = len(models) * packing.tokens
+    ids = ir.Value(name="ids", shape=ir.Shape(["prompts", width]), type=ir.TensorType(INT64))
     states = _output(graph, output)
-    _feed(graph, graph.inputs[0], ids)
+    first = ids if len(models) == 1 else _slice(graph, ids, "ids.first", {1: (0, packing.tokens)})
+    _feed(graph, graph.inputs[0], first)
     graph.inputs[:] = [ids]
     if len(models) == 2:
         second, output = models[1]
         hidden, pooled, given = _output(second.graph, output), _output(second.graph, POOLED), second.graph.inputs[0]
         _move(second.graph, graph)
-        _feed(graph, given, _repadded(graph, ids, packing) if packing.padding else ids)
+        _feed(graph, given, _slice(graph, ids, "ids.second", {1: (packing.tokens, width)}))
         states = _packed(graph, ids, [states, hidden], pooled, packing)
     graph.outputs[:] = [states]
     states.name = "states"
@@ -133,8 +133,8 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) 
     _feed(graph, given[TIMESTEP], _add(graph, "Gather", [timestep, first], "timestep.one"))
     text = states
     if packing.pooled:
-        text = _slice(graph, states, "states.text", (0, packing.tokens), packing.width)
-        last = _slice(graph, states, "states.last", (packing.tokens, depth), packing.pooled)
+        text = _slice(graph, states, "states.text", {1: (0, packing.tokens)})
+        last = _slice(graph, states, "states.last", {1: (packing.tokens, depth), 2: (0, packing.pooled)})
         vector = _add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
         _feed(graph, given[POOLED], _add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
         _feed(graph, given[TIME_IDS], _time_ids(graph, sample, packing))
@@ -167,6 +167,7 @@ def _check_weight(value: ir.Value, path: Path) -> None:
             raise ExportError(f"{path} has weights outside its folder ({location}): copy them into it, not links.")
         if not target.is_file():
             raise ExportError(f"{path} has its weights in {location}, which is missing: check that it is complete.")
+        check_not_pointer(target)
 
 
 def _prepare(model: ir.Model) -> None:
@@ -200,9 +201,10 @@ def _feed(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     old.replace_all_uses_with(same)
 
 
-def _slice(graph: ir.Graph, value: ir.Value, name: str, rows: tuple[int, int], width: int) -> ir.Value:
-    """Add value[:, rows, :width]."""
-    parts = [("starts", [rows[0], 0]), ("ends", [rows[1], width]), ("axes", [1, 2])]
+def _slice(graph: ir.Graph, value: ir.Value, name: str, ranges: Mapping[int, tuple[int, int]]) -> ir.Value:
+    """Add the part of a value that lies between start and end of each axis named."""
+    starts, ends = zip(*ranges.values(), strict=True)
+    parts = (("starts", starts), ("ends", ends), ("axes", tuple(ranges)))
     operands = [constant(graph, f"{name}.{part}", np.array(numbers)) for part, numbers in parts]
     return _add(graph, "Slice", [value, *operands], name)
 
@@ -239,19 +241,6 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
     for weight in weights:
         target.register_initializer(weight)
     target.extend(nodes)
-
-
-def _repadded(graph: ir.Graph, ids: ir.Value, packing: Packing) -> ir.Value:
-    """Add the second text encoder's ids: padded by its own token where the first one's repeat the end of text."""
-    assert packing.padding is not None
-    end, pad = (constant(graph, f"pad.{number}", np.array(number)) for number in packing.padding)
-    text = _add(graph, "Not", [_add(graph, "Equal", [ids, end], "pad.ends")], "pad.text")
-    number = _add(graph, "Cast", [text], "pad.number", to=FLOAT)
-    # Column i counts the text from position i − 1 on, as a product for want of sums in some runtimes; 0 counts all.
-    later = np.tri(packing.tokens, k=1, dtype=np.float32)
-    left = _add(graph, "MatMul", [number, constant(graph, "pad.later", later)], "pad.left")
-    none = _add(graph, "Less", [left, constant(graph, "pad.half", np.array(0.5, np.float32))], "pad.none")
-    return _add(graph, "Where", [none, pad, ids], "pad.ids")
 
 
 def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:

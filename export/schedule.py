@@ -38,7 +38,10 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         scheduler = DDIMScheduler.from_config(dict(config))
         scheduler.set_timesteps(INFERENCE_STEPS)
     except (NotImplementedError, TypeError, ValueError) as error:
-        raise ExportError(f"The configuration of {name} is not valid ({error}): check scheduler_config.json.") from None
+        reason = str(error).splitlines()[0]
+        raise ExportError(
+            f"The configuration of {name} is not valid ({reason}): check scheduler_config.json."
+        ) from None
     prediction_type: PredictionType = scheduler.config.prediction_type
     if prediction_type not in get_args(PredictionType):
         raise ExportError(f"The model predicts {prediction_type!r}: memedge knows epsilon and v_prediction.")

@@ -1,6 +1,6 @@
 """A checkpoint of torch modules, as diffusers holds them: Stable Diffusion 1.x, 2.x and SDXL."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,9 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         self.scheduler: Mapping[str, Any] = parts.scheduler
         self.unet_config: Mapping[str, Any] = parts.unet.config
         self.tokens = int(parts.tokenizers[0].model_max_length)
-        self.tokenizer = padding_tokenizer(parts.tokenizers[0], self.tokens)
+        self.tokenizers = [padding_tokenizer(tokenizer, self.tokens) for tokenizer in parts.tokenizers]
         parts.unet.set_attn_processor(AttnProcessor2_0())
-        self._text_encoder = _make_text_encoder(parts, self.tokenizer)
+        self._text_encoder = _make_text_encoder(parts, self.tokenizers)
         self.state_width, self.pooled_width = self._text_encoder.state_width, self._text_encoder.pooled_width
         self._unet = UNet(parts.unet, self.tokens, self.pooled_width)
         expected = parts.unet.config.cross_attention_dim
@@ -60,7 +60,7 @@ class TorchCheckpoint(checkpoint.Checkpoint):
 
     def text_encoder_graph(self) -> ir.Model:
         self._text_encoder.make_exportable()
-        example = {"ids": torch.zeros(2, self.tokens, dtype=torch.int64)}
+        example = {"ids": torch.zeros(2, len(self.tokenizers) * self.tokens, dtype=torch.int64)}
         return graphs.trace(self._text_encoder, example, {"ids": "prompts"}, "states")
 
     def unet_graph(self) -> ir.Model:
@@ -96,22 +96,21 @@ class TextEncoder(nn.Module):
 
 
 class PairOfTextEncoders(nn.Module):
-    """SDXL's: ids int64 [B, L] → states float32 [B, L + 1, D].
+    """SDXL's: ids int64 [B, 2 L], L for each of both → states float32 [B, L + 1, D].
 
     Rows 0 … L − 1 hold the last but one states of both text encoders side by side; row L the pooled state of the
     second one, padded with zeros.
     """
 
-    empty: torch.Tensor  # ids [1, L]
+    empty: torch.Tensor  # ids [1, 2 L]
 
     def __init__(self, parts: Parts, empty: npt.NDArray[np.int64]):
-        """`empty` are the empty prompt's ids, [1, L]."""
+        """`empty` are the empty prompt's ids, [1, 2 L]."""
         super().__init__()
         self.first, self.second = parts.text_encoders
         self.pooled_width = int(self.second.config.projection_dim)
         self.state_width = int(self.first.config.hidden_size) + int(self.second.config.hidden_size)
         self.zeros_for_empty = parts.zeros_for_empty
-        self.end, self.padding = int(parts.tokenizers[0].eos_token_id), int(parts.tokenizers[1].pad_token_id)
         self.register_buffer("empty", torch.from_numpy(empty))
 
     def make_exportable(self) -> None:
@@ -120,11 +119,9 @@ class PairOfTextEncoders(nn.Module):
             text_encoder.set_attn_implementation(CAUSAL)
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        first = self.first(input_ids=ids, output_hidden_states=True).hidden_states[-2]
-        # Both tokenizers cut words alike, but pad with different ids what follows the end of the text.
-        ends = (ids == self.end).to(torch.int64)
-        padded = ends.cumsum(1) - ends > 0
-        second = self.second(input_ids=torch.where(padded, self.padding, ids), output_hidden_states=True)
+        first_ids, second_ids = ids.chunk(2, dim=1)
+        first = self.first(input_ids=first_ids, output_hidden_states=True).hidden_states[-2]
+        second = self.second(input_ids=second_ids, output_hidden_states=True)
         pooled = nn.functional.pad(second.text_embeds, (0, self.state_width - self.pooled_width))
         states = torch.cat([torch.cat([first, second.hidden_states[-2]], dim=-1), pooled[:, None]], dim=1)
         if self.zeros_for_empty:
@@ -181,12 +178,11 @@ def padding_tokenizer(tokenizer: Any, tokens: int) -> Tokenizer:
     return backend
 
 
-def _make_text_encoder(parts: Parts, tokenizer: Tokenizer) -> TextEncoder | PairOfTextEncoders:
+def _make_text_encoder(parts: Parts, tokenizers: Sequence[Tokenizer]) -> TextEncoder | PairOfTextEncoders:
     if len(parts.text_encoders) == 1:
         return TextEncoder(parts.text_encoders[0]).eval()
-    if parts.tokenizers[0].get_vocab() != parts.tokenizers[1].get_vocab():
-        raise ExportError("The two tokenizers have different vocabularies: memedge knows SDXL's, which share one.")
-    return PairOfTextEncoders(parts, np.array([tokenizer.encode("").ids], dtype=np.int64)).eval()
+    empty = np.concatenate([tokenizer.encode("").ids for tokenizer in tokenizers])
+    return PairOfTextEncoders(parts, empty[None].astype(np.int64)).eval()
 
 
 def _check_finite(module: Any) -> None:

@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted."""
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -228,7 +229,13 @@ def _counts(text: str, option: str) -> list[int]:
 
 @app.command()
 def export(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_DIR", help="Diffusers-format directory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="Diffusers-format directory, single .safetensors checkpoint, or id on the model hub (org/name).",
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE_DIR", help="Engine directory to make.")],
     draws: Annotated[int, typer.Option(min=1, help="Noise draws per prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 42,
@@ -239,6 +246,25 @@ def export(
             metavar="FILE",
             help="int8: prompts to calibrate on and compare with fp32 on; a CSV column memorized gives ΔAUC.",
             show_default="a list of captions",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Hub: branch, tag or commit.", show_default="main"),
+    ] = None,
+    loras: Annotated[
+        list[str] | None,
+        typer.Option("--lora", metavar="FILE[:SCALE]", help="LoRA to fuse into the model first; may be repeated."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickles (.bin, .ckpt), which can run code of their author.")
+    ] = False,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_ID",
+            help="Single file: a diffusers-format model of the same architecture.",
+            show_default="its published model on the hub",
         ),
     ] = None,
     json: JsonOption = False,
@@ -254,7 +280,19 @@ def export(
 
     start = time.perf_counter()
     with show.phases() as progress:
-        manifest = run(model, output, draws=draws, seed=seed, precision=precision, prompts=prompts, progress=progress)
+        manifest = run(
+            model,
+            output,
+            draws=draws,
+            seed=seed,
+            precision=precision,
+            prompts=prompts,
+            revision=revision,
+            loras=loras or (),
+            allow_pickle=allow_pickle,
+            config=config,
+            progress=progress,
+        )
     seconds = time.perf_counter() - start
     show.print_json(manifest) if json else show.print_export(manifest, output, seconds, peak_memory())
 
@@ -310,6 +348,8 @@ def build(
 
 def main() -> None:
     """Run the command line; users' mistakes end in one sentence and exit code 1."""
+    # As an interrupt: what is half made is removed. 143 is what shells report for a process that was terminated.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except MemedgeError as error:

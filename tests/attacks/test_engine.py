@@ -65,6 +65,34 @@ def test_model_of_other_shape(copy):
         Detector.load(copy)
 
 
+@pytest.mark.parametrize("width", [-1, 25, 1 << 40])
+def test_pooled_states_wider_than_states(copy, width):
+    edit_manifest(copy, lambda m: m.update(pooled_width=width))
+    with pytest.raises(ManifestError, match="pooled"):
+        Detector.load(copy)
+
+
+def test_pooled_states_that_are_not_there(copy):
+    edit_manifest(copy, lambda m: m.update(pooled_width=8))
+    with pytest.raises(EngineError):
+        Detector.load(copy)
+
+
+def test_a_tokenizer_too_many(copy):
+    """The graph takes the ids of one."""
+    shutil.copy(copy / "tokenizer.json", copy / "tokenizer_2.json")
+    list_file(copy, "tokenizer_2.json")
+    with pytest.raises(EngineError):
+        Detector.load(copy)
+
+
+def test_preset_that_is_not_finite(copy):
+    preset = {"family": "x", "gamma_norm": 1.0, "gamma_alignment": float("nan")}
+    edit_manifest(copy, lambda m: m.update(preset=preset))
+    with pytest.raises(ManifestError):
+        Detector.load(copy)
+
+
 def test_many_draws(copy):
     """A claim of 65536 draws allocates nothing: the baseline's shape is checked before."""
     edit_manifest(copy, lambda m: m.update(draws=65536))

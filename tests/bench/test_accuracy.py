@@ -12,7 +12,7 @@ def scores():
 
 
 def test_auc_is_the_chance_that_a_positive_is_higher(scores):
-    from accuracy import auc
+    from metrics import auc
 
     positive, negative = scores
     wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
@@ -21,15 +21,15 @@ def test_auc_is_the_chance_that_a_positive_is_higher(scores):
 
 def test_tpr_is_strict(scores):
     """The highest TPR over all thresholds whose FPR is at most 1 %: 2 of 250 negatives may pass, 3 may not."""
-    from accuracy import tpr_at_1_percent
+    from metrics import tpr
 
     positive, negative = scores
     thresholds = [t for t in np.r_[positive, negative, np.inf] if (negative >= t).sum() <= 2]
-    assert tpr_at_1_percent(positive, negative) == pytest.approx(max((positive >= t).mean() for t in thresholds))
+    assert tpr(positive, negative, 1) == pytest.approx(max((positive >= t).mean() for t in thresholds))
 
 
 def test_interval_covers(scores):
-    from accuracy import auc, interval
+    from metrics import auc, interval
 
     low, high = interval(auc, *scores)
     assert low < auc(*scores) < high

@@ -21,7 +21,7 @@ def opened(engine):
 def test_cached_inputs_go_in_once(opened):
     _, memory, directory = opened
     cached = [array.nbytes for array in directory.baseline.cached.values()]
-    ids = 8 * directory.manifest.tokens
+    ids = 8 * directory.ids_width
     assert memory.uploads == [*cached, ids, directory.baseline.uncond.nbytes]
 
 

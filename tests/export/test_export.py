@@ -3,6 +3,9 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -52,7 +55,7 @@ def test_batch_is_dynamic(engine):
 
 def test_bad_input(checkpoint, tmp_path):
     output = tmp_path / "engine"
-    refused(tmp_path / "absent", output, "is not a directory")
+    refused(tmp_path / "absent", output, "There is no ")
     refused(tmp_path, output, "holds no unet folder")
     refused(checkpoint, output, "draws is 0", draws=0)
     refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
@@ -92,6 +95,19 @@ def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
     real = parity.engine_epsilon
     monkeypatch.setattr("memedge.export.export.engine_epsilon", lambda *arguments: real(*arguments) * 1.001)
     refused(checkpoint, tmp_path / "engine", "differs from the original by 1.0e-03")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_in_the_middle(checkpoint, tmp_path, how):
+    command = [sys.executable, "-m", "memedge", "export", checkpoint, "-o", tmp_path / "engine"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while "reference" not in (line := process.stderr.readline()):
+        assert line, "it ended before it was stopped"
+    assert list(tmp_path.iterdir())  # half an engine
+    process.send_signal(how)
+    process.communicate()
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGINT: 130}[how]
+    assert not list(tmp_path.iterdir())
 
 
 def test_existing_empty_folder_is_used(checkpoint, tmp_path):

@@ -15,8 +15,6 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from models import TOKENS, make_checkpoint
 from optimum_layout import GRAPH, KINDS, export_layout, make_pipeline
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,10 +27,10 @@ from memedge.engine.ort import OrtBackend
 from memedge.engine.precision import ENGINE
 from memedge.engine.reduction import reduce_rows
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export import graphs, optimum_graphs
+from memedge.export import graphs
 from memedge.export.export import export
 from memedge.export.load import load_checkpoint
-from memedge.export.optimum import OptimumCheckpoint, _repad, is_optimum
+from memedge.export.optimum import OptimumCheckpoint, is_optimum
 from memedge.export.parity import engine_epsilon
 
 PROMPTS = ("", "a cat", "a", "a prompt of more bytes than there is room for", "b!")
@@ -123,7 +121,7 @@ def torch_states(pipeline) -> np.ndarray:
 
 def test_states_are_the_pipelines(pipeline, engine):
     """Of short, long, truncated and empty prompts; SDXL's second encoder pads with its own token."""
-    ids, _ = PromptTokenizer(engine / "tokenizer.json", TOKENS)(PROMPTS)
+    ids, _ = PromptTokenizer(EngineDirectory.open(engine).tokenizers, TOKENS)(PROMPTS)
     text_encoder = onnxruntime.InferenceSession(engine / "text_encoder.onnx", providers=["CPUExecutionProvider"])
     found = text_encoder.run(["states"], {"ids": ids})[0]
     expected = torch_states(pipeline)
@@ -187,7 +185,7 @@ def check_parity(engine: Path, states: np.ndarray, predict) -> tuple[float, floa
     norm = np.sqrt((delta[:, 0] ** 2).sum((2, 3, 4))).mean(1)
     pair = torch.from_numpy(true[:1, 1]).expand(len(delta), -1, -1, -1, -1), torch.from_numpy(delta[:, 1])
     alignment = torch.cosine_similarity(*pair, dim=2).mean((1, 2, 3)).numpy()  # ε_0 with Δ over channels
-    ids, _ = PromptTokenizer(engine / "tokenizer.json", TOKENS)(PROMPTS)
+    ids, _ = PromptTokenizer(EngineDirectory.open(engine).tokenizers, TOKENS)(PROMPTS)
     backend = OrtBackend(engine, directory.baseline.cached, "fp32", HostMemory())
     found = engine_epsilon(backend, ids, 1)
     assert np.abs(found[0] - directory.baseline.uncond).max() == 0
@@ -254,24 +252,6 @@ def test_inputs_of_other_types(plain, copy, tmp_path):
     edit(copy, "unet", lambda m: cast(m, "timestep", onnx.TensorProto.INT64, ["steps"]))
     changed, original = export(copy, tmp_path / "a"), export(plain, tmp_path / "b")
     assert changed.parity == original.parity and changed.flops == original.flops
-
-
-@given(st.lists(st.integers(0, 5), max_size=9), st.integers(2, 9))
-def test_padding_follows_the_end_of_text(words, length):
-    """Ids padded by the end of text (9), as the first tokenizer has them, become the second one's, who pads with 0."""
-    ids = [8, *words[: length - 2], 9]
-    first, second = (np.array([ids + [pad] * (length - len(ids))]) for pad in (9, 0))
-    np.testing.assert_array_equal(_repad(first, 9, 0), second)
-    packing = optimum_graphs.Packing(length, 1, 1, np.zeros((1, 6), np.float32), (9, 0), None)
-    given = ir.Value(name="ids", shape=ir.Shape(["prompts", length]), type=ir.TensorType(ir.DataType.INT64))
-    graph = ir.Graph([given], [], nodes=[], opset_imports={"": graphs.OPSET})
-    graph.outputs.append(optimum_graphs._repadded(graph, given, packing))
-    for node in graph:
-        node.outputs[0].type = None
-    graph.outputs[0].type, graph.outputs[0].shape = given.type, given.shape
-    proto = ir.to_proto(ir.Model(graph, ir_version=optimum_graphs.IR_VERSION)).SerializeToString()
-    found = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"]).run(None, {"ids": first})[0]
-    np.testing.assert_array_equal(found, second)
 
 
 def test_external_data(plain, tmp_path):
@@ -388,9 +368,20 @@ def test_damaged_files(copy, tmp_path):
     refused(copy, tmp_path, "cannot be loaded")
 
 
+def test_pointer_to_git_lfs(copy, tmp_path):
+    (copy / "unet" / GRAPH).write_text("version https://git-lfs.github.com/spec/v1\n")
+    refused(copy, tmp_path, "is a git-lfs pointer")
+
+
+def test_options_for_torchs_models(copy):
+    for option in ({"revision": "main"}, {"loras": ["a.safetensors"]}, {"config": "b"}):
+        with pytest.raises(ExportError, match="is what Optimum exported"):
+            load_checkpoint(str(copy), **option)
+
+
 def test_broken_json(copy, tmp_path):
     (copy / "unet" / "config.json").write_text("{")
-    refused(copy, tmp_path, "cannot be read")
+    refused(copy, tmp_path, "cannot be loaded")
 
 
 def test_inpainting(copy, tmp_path):
@@ -406,6 +397,17 @@ def test_size_of_other_latents(copy, tmp_path):
     refused(copy, tmp_path, "ONNX Runtime cannot run")
 
 
+def test_timestep_without_rows(copy, tmp_path):
+    """A time embedding that is one for all rows can't be cached by row."""
+
+    def expand_to_one(model):
+        node = next(node for node in model.graph.node if node.op_type == "Expand")
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1]), "one"))
+        node.input[1] = "one"
+
+    refused(edit(copy, "unet", expand_to_one), tmp_path, "This UNet mixes the prompt with something of the timestep")
+
+
 def test_refiner(tmp_path):
     """SDXL's second model takes five numbers about the image, and one text encoder."""
     folder = export_layout(make_pipeline("sdxl"), tmp_path / "model")
@@ -415,18 +417,6 @@ def test_refiner(tmp_path):
         given.type.tensor_type.shape.dim[1].dim_value = 5
 
     refused(edit(folder, "unet", shorten), tmp_path, "is a refiner")
-
-
-def test_tokenizers_that_differ(tmp_path):
-    folder = export_layout(make_pipeline("sdxl"), tmp_path / "model")
-    path = folder / "tokenizer_2" / "tokenizer.json"
-    if path.is_file():
-        path.write_text(path.read_text().replace('"a"', '"swap"').replace('"b"', '"a"').replace('"swap"', '"b"'))
-    else:
-        path = folder / "tokenizer_2" / "vocab.json"
-        vocabulary = json.loads(path.read_text())
-        path.write_text(json.dumps({**vocabulary, "a": vocabulary["b"], "b": vocabulary["a"]}))
-    refused(folder, tmp_path, "differ in more than padding")
 
 
 def test_torchs_directories_are_not_optimums(checkpoint, plain):

@@ -12,22 +12,12 @@ from scipy.stats import spearmanr
 import memedge.demo
 from memedge import Detector
 from memedge.engine.openvino import precisions as openvino_precisions
-from memedge.engine.precision import ENGINE, ENGINE_MIN_SPEARMAN
+from memedge.engine.precision import ENGINE_MIN_SPEARMAN
 from memedge.export.export import export
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "bench" / "tiny" / "emoji"
-MODES = [(o, a) for o in ("uncond_delta", "cond_uncond", "cond_delta") for a in ("channel", "flat")]
 PROMPTS = ["a star", "zebra on skis!", "Ünïcödé 猫", "a very long prompt " * 20]
-
-
-def agree(detector: Detector, expected: list[dict[str, float]], prompts: list[str], precision: str = "fp32") -> None:
-    tolerance = ENGINE[precision]
-    for operands, alignment in MODES:
-        scores = detector.score(prompts, operands=operands, alignment=alignment)
-        np.testing.assert_allclose(scores.norm, [e["norm"] for e in expected], rtol=tolerance.norm)
-        own = [e[f"{operands}/{alignment}"] for e in expected]
-        np.testing.assert_allclose(scores.alignment, own, rtol=0, atol=tolerance.alignment)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +30,7 @@ def test_random_unet(tmp_path, prediction_type, draws, precision):
     assert (manifest.prediction_type, manifest.draws, manifest.precision) == (prediction_type, draws, precision)
     expected = reference.statistics(checkpoint, PROMPTS, draws, seed=7)
     assert min(e["norm"] for e in expected) > 0.01  # or the comparison would be of rounding
-    agree(Detector.load(tmp_path / "engine"), expected, PROMPTS, precision)
+    reference.agree(Detector.load(tmp_path / "engine"), expected, PROMPTS, precision)
 
 
 @pytest.mark.parametrize(("provider", "precision"), [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")])
@@ -50,7 +40,7 @@ def test_embedded_engine(provider, precision):
     detector = Detector.load(provider=provider, precision=precision)
     prompts = [p for p in memedge.demo.prompts() if p]
     expected = reference.statistics(EMBEDDED, prompts, 1)
-    agree(detector, expected, prompts, precision)
+    reference.agree(detector, expected, prompts, precision)
     norm = spearmanr([e["norm"] for e in expected], detector.score(prompts).norm).statistic
     assert norm >= ENGINE_MIN_SPEARMAN.get(precision, 1 - 1e-9)
 
@@ -64,7 +54,7 @@ def test_embedded_model(tmp_path, prediction_type, draws):
     config.write_text(config.read_text().replace('"epsilon"', f'"{prediction_type}"'))
     prompts = [p for p in memedge.demo.prompts() if p]
     export(model, tmp_path / "engine", draws=draws)
-    agree(Detector.load(tmp_path / "engine"), reference.statistics(model, prompts, draws), prompts)
+    reference.agree(Detector.load(tmp_path / "engine"), reference.statistics(model, prompts, draws), prompts)
 
 
 def test_tokens_are_those_of_the_model(detector):

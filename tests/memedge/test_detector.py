@@ -1,5 +1,6 @@
 """The detector on real engines: results, verdicts, options, threads, and what it refuses."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from engines import edit_manifest, list_file
 
 from memedge import Detector, EngineError, InputError
-from memedge.detector import BATCH
+from memedge.detector import BATCH, EMBEDDED_ENGINE
 from memedge.engine.errors import IntegrityError, NotFiniteError, ProviderError
 
 PROMPTS = ["a star", "zebra on skis", "house", "cat " * 50]
@@ -51,7 +52,33 @@ def test_without_calibration(plain):
     assert (scores.norm > 0).all()
     verdict = plain.detect(["a star"])[0]
     assert verdict.memorized is None
-    assert "no calibration for cpu-fp32" in verdict.reason
+    assert "no calibration for cpu-fp32" in verdict.reason and "memedge calibrate" in verdict.reason
+
+
+def test_published_weights(copy):
+    """A preset gives scores that order prompts, marked as not fitted here, and no verdicts."""
+    preset = {"family": "Stable Diffusion 1.x", "gamma_norm": 1.0, "gamma_alignment": 2.0}
+    edit_manifest(copy, lambda manifest: manifest.update(preset=preset))
+    detector = Detector.load(copy)
+    scores = detector.score(PROMPTS)
+    np.testing.assert_allclose(scores.score, scores.norm + 2 * scores.alignment)
+    assert scores.memorized is None and scores.threshold is None
+    assert detector.score(PROMPTS, alignment="flat").score is None
+    assert detector.score(PROMPTS, operands="cond_delta").score is None
+    verdicts = detector.detect(PROMPTS)
+    assert [v.score for v in verdicts] == scores.score.tolist()
+    for v in verdicts:
+        assert v.memorized is None and v.threshold is None and v.passes == 2
+        assert "published, not fitted here" in v.reason and "memedge calibrate" in v.reason
+
+
+def test_calibration_replaces_published_weights(tmp_path):
+    engine = shutil.copytree(EMBEDDED_ENGINE, tmp_path / "engine")
+    preset = {"family": "Stable Diffusion 1.x", "gamma_norm": 1.0, "gamma_alignment": 2.0}
+    edit_manifest(engine, lambda manifest: manifest.update(preset=preset))
+    with_preset, without = (Detector.load(path, "cpu").score(PROMPTS) for path in (engine, EMBEDDED_ENGINE))
+    np.testing.assert_array_equal(with_preset.score, without.score)
+    assert Detector.load(engine, "cpu").score(PROMPTS, alignment="flat").score is None
 
 
 def test_calibration_holds_for_its_own_statistics_only(detector):

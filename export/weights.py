@@ -1,0 +1,153 @@
+"""Which files of a diffusers-format model are read; the names may be those of a folder or of a hub's listing."""
+
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from memedge.engine.errors import ExportError
+
+INDEX = "model_index.json"
+SCHEDULER = "scheduler/scheduler_config.json"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One module's weights: a file, or an index and its shards."""
+
+    files: tuple[str, ...]  # relative to the model's folder
+    variant: str | None  # diffusers' name for other copies of the same weights: None or fp16
+    pickled: bool
+
+
+def text_encoders(names: Collection[str]) -> list[str]:
+    """Return the folders of the text encoders: SDXL has two."""
+    return ["text_encoder", *(["text_encoder_2"] if "text_encoder_2/config.json" in names else [])]
+
+
+def tokenizer(text_encoder: str) -> str:
+    """Return the folder of a text encoder's tokenizer."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def modules(names: Collection[str]) -> list[str]:
+    """Return the folders of the modules whose weights are read."""
+    return ["unet", *text_encoders(names)]
+
+
+def settings(names: Collection[str], model: str) -> list[str]:
+    """Return the files that describe a model without its weights: configurations, tokenizers, noise schedule.
+
+    Raises:
+        ExportError: one is missing; `model` is what the message calls the model.
+    """
+    folders = {name.split("/")[0] for name in names if "/" in name}
+    tokenizers = [tokenizer(part) for part in text_encoders(names)]
+    for part in (*modules(names), *tokenizers, "scheduler"):
+        if part not in folders:
+            files = sorted(name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt")))
+            hint = f": it holds {files[0]}, a file that can be given itself" if files else ""
+            raise ExportError(f"{model} holds no {part} folder, so it is not a diffusers-format model{hint}.")
+    required = [*(f"{part}/config.json" for part in modules(names)), SCHEDULER]
+    for name in required:
+        if name not in names:
+            raise ExportError(f"{model} holds no {name}: it is incomplete, so get it again.")
+    optional = [INDEX, *(f"{folder}/{name}" for folder in tokenizers for name in TOKENIZER_FILES)]
+    return [*required, *(name for name in optional if name in names)]
+
+
+def weights(part: str, names: Collection[str], model: str, allow_pickle: bool) -> Weights:
+    """Choose the weights of a module (unet, text_encoder, text_encoder_2): .safetensors first, then full precision.
+
+    Raises:
+        ExportError: there are none, shards are missing, or there are only pickles and they are not allowed.
+    """
+    for pickled in (False, True):
+        for variant in (None, "fp16"):
+            if found := _find(part, names, model, variant, pickled):
+                if pickled and not allow_pickle:
+                    raise pickle_refused(f"{model} holds its {part} only as {found[0]}, which", "its author has one")
+                return Weights(found, variant, pickled)
+    raise ExportError(f"{model} holds no weights of {part} (.safetensors): it is incomplete, so get it again.")
+
+
+def needed(names: Collection[str], model: str, allow_pickle: bool) -> list[str]:
+    """Return all files that are read of a diffusers-format model.
+
+    Raises:
+        ExportError: as `settings` and `weights`.
+    """
+    chosen = (weights(part, names, model, allow_pickle).files for part in modules(names))
+    return [*settings(names, model), *(name for files in chosen for name in files)]
+
+
+def pickle_refused(subject: str, where: str) -> ExportError:
+    """Return the error for a pickle that was not allowed."""
+    return ExportError(
+        f"{subject} is a pickle and can run code of its author when it is read: use a .safetensors file, if {where}, "
+        "or give --allow-pickle if you trust the author."
+    )
+
+
+def is_pickle(path: PurePath) -> bool:
+    """Whether a weights file is a pickle, by its name: what reads it goes by the name, too."""
+    return path.suffix.lower() in PICKLES
+
+
+@contextmanager
+def reading(subject: object) -> Iterator[None]:
+    """Turn whatever the model libraries raise for a file that they cannot read into one sentence.
+
+    Raises:
+        ExportError: in place of any exception but an ExportError.
+    """
+    try:
+        yield
+    except ExportError:
+        raise
+    except Exception as error:  # diffusers, transformers, safetensors and torch raise what they please
+        text = str(error).strip()
+        reason = text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+        raise ExportError(f"{subject} cannot be loaded ({reason}): check that it is complete.") from error
+
+
+def check_not_pointer(path: Path) -> None:
+    """Refuse what git leaves in place of a large file.
+
+    Raises:
+        ExportError: the file is a git-lfs pointer.
+    """
+    with path.open("rb") as file:
+        if file.read(16) == b"version https://":
+            raise ExportError(f"{path} is a git-lfs pointer instead of weights: run `git lfs pull` in its folder.")
+
+
+def _find(part: str, names: Collection[str], model: str, variant: str | None, pickled: bool) -> tuple[str, ...] | None:
+    """Return one module's file, or its index and shards, in the names' two libraries' spelling."""
+    suffix = "bin" if pickled else "safetensors"
+    stem = "diffusion_pytorch_model" if part == "unet" else "pytorch_model" if pickled else "model"
+    dotted = f".{variant}" if variant else ""
+    file, index = f"{part}/{stem}{dotted}.{suffix}", f"{part}/{stem}.{suffix}.index{dotted}.json"
+    # Where there are both, diffusers reads the shards and transformers the file; so must we, whose hash names them.
+    if file in names and (part != "unet" or index not in names):
+        return (file,)
+    if index not in names:
+        return None
+    number = r"-(\d{5})-of-(\d{5})"
+    pattern = re.compile(
+        rf"{re.escape(f'{part}/{stem}')}({re.escape(dotted)}{number}|{number}{re.escape(dotted)})\.{suffix}"
+    )
+    shards = sorted(name for name in names if pattern.fullmatch(name))
+    if not shards or len(shards) != int(re.findall(r"-of-(\d{5})", shards[0])[0]):
+        raise ExportError(f"{model} lacks shards of {index}: it is incomplete, so get it again.")
+    return (index, *shards)

@@ -1,0 +1,45 @@
+"""Prompt embeddings from outside, in the form that engines take them."""
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.errors import InputError, NotFiniteError
+from memedge.engine.manifest import Manifest
+
+
+def pack(manifest: Manifest, states: npt.ArrayLike, pooled: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
+    """Return states [B, L, D] and pooled states [B, P], which SDXL alone has, as one array [B, K, D].
+
+    Raises:
+        InputError: no numbers, other shapes than the engine's, no rows, or pooled states missing or not wanted.
+        NotFiniteError: they hold NaN or infinity.
+    """
+    array = _numbers(states, (manifest.tokens, manifest.state_width), "prompt embeddings")
+    if not manifest.pooled_width:
+        if pooled is not None:
+            raise InputError("This engine's model has no pooled prompt embeddings: leave them out.")
+        return array
+    if pooled is None:
+        raise InputError(
+            f"This engine's model needs pooled prompt embeddings too: give pooled, [B, {manifest.pooled_width}]."
+        )
+    row = _numbers(pooled, (manifest.pooled_width,), "pooled prompt embeddings")
+    if len(row) != len(array):
+        raise InputError(f"There are {len(array)} prompt embeddings and {len(row)} pooled ones: give as many of both.")
+    packed = np.zeros((len(array), *manifest.states_shape), dtype=np.float32)
+    packed[:, :-1], packed[:, -1, : manifest.pooled_width] = array, row
+    return packed
+
+
+def _numbers(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float32]:
+    """Return the values as float32 [B, *shape]."""
+    try:
+        array = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires gradients
+        raise InputError(f"The {name} are no array of numbers ({error}): give a NumPy array.") from None
+    if array.ndim != 1 + len(shape) or len(array) == 0 or array.shape[1:] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise InputError(f"The {name} have shape {list(array.shape)}: this engine takes [B, {wanted}] with B ≥ 1.")
+    if not np.isfinite(array).all():
+        raise NotFiniteError(f"The {name} hold NaN or infinity, so there is no score to give.")
+    return array
