@@ -27,8 +27,8 @@ def load_checkpoint(
     if is_optimum(Path(model)):
         if revision is not None or loras or config is not None:
             raise ExportError(
-                f"{model} is what Optimum exported, which has no revision and needs no config, and LoRAs can't be fused "
-                "into it: leave them out, or give the model that was exported."
+                f"{model} is what Optimum exported, which has no revision and needs no config, and LoRAs can't be "
+                "fused into it: leave them out, or give the model that was exported."
             )
         return OptimumCheckpoint(Path(model))
     parts = load_parts(

@@ -92,7 +92,8 @@ class OptimumCheckpoint(Checkpoint):
         }
         if packing.pooled:
             feeds |= {POOLED: states[None, packing.tokens, : packing.pooled], TIME_IDS: packing.time_ids}
-        return self._run("unet", None, feeds)[0][0]
+        prediction: npt.NDArray[np.float32] = self._run("unet", None, feeds)[0][0]
+        return prediction
 
     def text_encoder_graph(self) -> ir.Model:
         for part in self._outputs:
@@ -174,9 +175,10 @@ def _check_inputs(folder: Path, inputs: dict[str, ir.Value]) -> None:
             f"Stable Diffusion XL, {POOLED} and {TIME_IDS} too: it cannot be exported."
         )
     for name, value in inputs.items():
-        if name != TIMESTEP and (value.shape is None or isinstance(value.shape[0], int)):
+        shape = tuple(value.shape or ())
+        if name != TIMESTEP and (not shape or isinstance(shape[0], int)):
             raise ExportError(f"The UNet of {folder} has a fixed batch: export it without --no-dynamic-axes.")
-        if name in (STATES, POOLED, TIME_IDS) and not isinstance(value.shape[-1], int):
+        if name in (STATES, POOLED, TIME_IDS) and not isinstance(shape[-1], int):
             raise ExportError(f"The UNet of {folder} does not say how wide {name} is, so memedge cannot export it.")
     if TIME_IDS in inputs and _width(inputs[TIME_IDS]) != TIME_ID_COUNT:
         raise ExportError(f"{folder} is a refiner, not a base model: memedge exports those that begin with noise.")

@@ -91,7 +91,7 @@ def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir
         _prepare(model)
     (model, output), graph = models[0], models[0][0].graph
     width = len(models) * packing.tokens
-    ids = ir.Value(name="ids", shape=ir.Shape(["prompts", width]), type=ir.TensorType(INT64))
+    ids = _input("ids", INT64, "prompts", width)
     states = _output(graph, output)
     first = ids if len(models) == 1 else _slice(graph, ids, "ids.first", {1: (0, packing.tokens)})
     _feed(graph, graph.inputs[0], first)
@@ -119,15 +119,13 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) 
     given = {str(value.name): value for value in graph.inputs}
     given[TIMESTEP].name = "timestep.given"
     depth = packing.tokens + bool(packing.pooled)
-    sample, timestep, states, prompt = inputs = [
-        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
-        for name, shape, dtype in (
-            (f"{SAMPLE}.in", ["rows", *latent_shape], FLOAT),
-            (TIMESTEP, ["rows"], INT64),
-            ("states", ["prompts", depth, packing.width], FLOAT),
-            ("prompt", ["rows"], INT64),
-        )
+    inputs = [
+        _input(f"{SAMPLE}.in", FLOAT, "rows", *latent_shape),
+        _input(TIMESTEP, INT64, "rows"),
+        _input("states", FLOAT, "prompts", depth, packing.width),
+        _input("prompt", INT64, "rows"),
     ]
+    sample, timestep, states, prompt = inputs
     _feed(graph, given[SAMPLE], sample)
     first = constant(graph, "timestep.first", np.zeros([1] * len(given[TIMESTEP].shape or ()), np.int64))
     _feed(graph, given[TIMESTEP], _add(graph, "Gather", [timestep, first], "timestep.one"))
@@ -180,6 +178,10 @@ def _finish(model: ir.Model, name: str) -> None:
     RemoveUnusedNodesPass()(model)
     model.graph.sort()
     settle(model, name)
+
+
+def _input(name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
 
 
 def _output(graph: ir.Graph, name: str) -> ir.Value:

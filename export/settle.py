@@ -80,11 +80,11 @@ def _walk(model: ir.Model, sizes: Mapping[str, int], name: str) -> tuple[Types, 
         inputs = [value for value in node.inputs if value is not None]
         outputs = [value for value in node.outputs if value.name]
         proto = ir.to_proto(node)
-        data = {v.name: onnx.numpy_helper.from_array(known[v], v.name) for v in inputs if v in known}
+        data = {str(v.name): onnx.numpy_helper.from_array(known[v], v.name) for v in inputs if v in known}
         try:
             schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
             found = onnx.shape_inference.infer_node_outputs(
-                schema, proto, {v.name: types[v] for v in inputs}, data, opset_imports=imports
+                schema, proto, {str(v.name): types[v] for v in inputs}, data, opset_imports=imports
             )
         except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
@@ -100,7 +100,7 @@ def _walk(model: ir.Model, sizes: Mapping[str, int], name: str) -> tuple[Types, 
         elif all(v in known for v in inputs) and all(
             math.prod(_dimensions(types[v]) or ()) <= LARGEST for v in outputs
         ):
-            results = ReferenceEvaluator(proto).run(None, {v.name: known[v] for v in inputs})
+            results = ReferenceEvaluator(proto).run(None, {str(v.name): known[v] for v in inputs})
             known.update(zip(outputs, map(np.asarray, results), strict=True))
     return types, known
 
