@@ -1,8 +1,8 @@
 """Settling a graph that somebody else exported: every shape known but for the rows, and no arithmetic on shapes.
 
 Exporters that trace with dynamic axes write the sizes of tensors as arithmetic: Shape, Gather, Concat, Reshape. Here
-the graph is walked with a few numbers of rows and prompts, by ONNX's own shape inference and nothing else: no weight is
-read. What is computed from sizes alone is then known, and what is the same for all those numbers is a constant.
+the graph is walked with a few numbers of rows and prompts, by ONNX's own shape inference and nothing else: weights are
+not read. What is computed from sizes alone is then known, and what is the same for all those numbers is a constant.
 """
 
 import math
@@ -143,7 +143,7 @@ def _dimension(seen: tuple[int, ...]) -> int | str | None:
 def _fix_inputs(graph: ir.Graph, node: ir.Node, known: list[Known]) -> None:
     """Replace inputs of a node that are made of sizes, where those are constant; and the target shapes of Reshapes."""
     for index, value in enumerate(node.inputs):
-        if value is None or value.is_initializer() or value not in known[0]:
+        if value is None or value.is_initializer() or not all(value in data for data in known):
             continue
         arrays = [data[value] for data in known]
         if all(np.array_equal(arrays[0], array) for array in arrays[1:]):
