@@ -11,7 +11,7 @@ import onnx_ir as ir
 def constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Return an initializer of the graph with this name, made of the array if there is none yet."""
     if name not in graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         graph.register_initializer(value)
     return graph.initializers[name]

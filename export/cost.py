@@ -11,8 +11,13 @@ PRODUCTS = {"Conv", "MatMul", "Gemm", "MultiHeadAttention"}
 
 
 def size(value: ir.Value) -> int:
-    """Return the elements of one row of a value: dynamic dimensions count once."""
-    return math.prod(d if isinstance(d, int) else 1 for d in value.shape) if value.shape is not None else 0
+    """Return the elements of one row of a value: dynamic dimensions count once, "8*rows" eight times."""
+    return math.prod(map(_per_row, value.shape)) if value.shape is not None else 0
+
+
+def _per_row(dimension: int | ir.SymbolicDim) -> int:
+    factor = str(dimension).partition("*")[0]
+    return int(factor) if factor.isdecimal() else 1
 
 
 def row_bytes(value: ir.Value) -> int:

@@ -17,6 +17,8 @@ def weights(model: ir.Model) -> int:
 
 def save(model: ir.Model, path: Path, external_data: bool = False) -> None:
     """Write a graph; its weights go to a second file, `path` + ".data", if asked for."""
+    if not external_data:
+        ir.external_data.load_to_model(model)  # a graph that was read may have its weights in a file elsewhere
     ir.save(model, path, external_data=f"{path.name}.data" if external_data else None)
 
 

@@ -21,6 +21,7 @@ import onnxruntime
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import Tensors
+from memedge.engine.errors import ExportError
 from memedge.export import cost, graphs, halves
 from memedge.export.build import insert
 
@@ -164,7 +165,13 @@ def _minimum_cut(graph: ir.Graph, dependent: set[ir.Value], dearness: float) -> 
                 network.add_edge(node, value)
             for consumer in value.consumers():
                 network.add_edge(value, consumer)
-    _, (_, sink) = networkx.minimum_cut(network, "prefix", "unet")
+    try:
+        _, (_, sink) = networkx.minimum_cut(network, "prefix", "unet")
+    except networkx.NetworkXUnbounded as error:
+        raise ExportError(
+            "This UNet mixes the prompt with something of the timestep or of the noise that is not one value for each "
+            "row of the batch: memedge cannot cache it, and so cannot export it."
+        ) from error
     return {node for node in graph if node in sink}
 
 
@@ -172,7 +179,9 @@ def _cacheable(value: ir.Value) -> bool:
     """Return whether it has a row for each row of the batch, all of one known shape."""
     shape = value.shape
     floating = value.dtype is not None and value.dtype.is_floating_point()
-    return floating and shape is not None and str(shape[0]) == ROWS and all(isinstance(d, int) for d in shape[1:])
+    if not floating or not shape:
+        return False
+    return str(shape[0]) == ROWS and all(isinstance(d, int) for d in shape[1:])
 
 
 def _feed(graph: ir.Graph, cached: Sequence[ir.Value], after: set[ir.Node], rows: int) -> None:

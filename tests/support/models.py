@@ -1,5 +1,7 @@
 """Randomly initialised Stable-Diffusion-format checkpoints, small enough for tests."""
 
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -9,21 +11,18 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 TOKENS = 16
 
 
-def make_tokenizer() -> CLIPTokenizer:
+def make_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """A CLIP tokenizer without merges: every byte is a token."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     rest = [b for b in range(256) if b not in printable]
     alphabet = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(rest))]
     words = [*alphabet, *(c + "</w>" for c in alphabet), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={word: i for i, word in enumerate(words)},
-        merges=[],
-        model_max_length=TOKENS,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<|endoftext|>",
-    )
+    special = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    with tempfile.TemporaryDirectory() as folder:  # from files, as transformers 4 and 5 both do
+        (Path(folder) / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        (Path(folder) / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+        (Path(folder) / "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=TOKENS, pad_token=pad, **special)
 
 
 def make_checkpoint(folder: Path, prediction_type: str = "epsilon", seed: int = 0, poison: float | None = None) -> Path:
