@@ -62,9 +62,9 @@ def tokenizers(folder: Path) -> list[Any]:
 
 
 def zeros_for_empty(folder: Path) -> bool:
-    """Return whether an empty prompt's states are zeros instead of the text encoder's."""
+    """Return whether ε_0 of SDXL is of zeros instead of the empty prompt; left out, its pipeline takes it for true."""
     path = folder / weights.INDEX
-    return path.is_file() and bool(read_json(path).get("force_zeros_for_empty_prompt", False))
+    return bool((read_json(path) if path.is_file() else {}).get("force_zeros_for_empty_prompt", True))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class Parts:
     text_encoders: list[Any]  # CLIPTextModel; SDXL: and CLIPTextModelWithProjection
     tokenizers: list[Any]  # transformers' fast tokenizers, as many
     scheduler: dict[str, Any]  # scheduler_config.json
-    zeros_for_empty: bool  # model_index.json's force_zeros_for_empty_prompt
+    zeros_for_empty: bool  # of SDXL: model_index.json's force_zeros_for_empty_prompt
 
 
 def hash_of(files: Iterable[tuple[str, str]]) -> str:

@@ -105,6 +105,7 @@ def test_embedded_engine(run, tmp_path, capsys):
     assert names(tmp_path) == ["out.json", "out.md"]
 
 
+@pytest.mark.slow
 def test_checkpoint_with_fewer_draws(run, checkpoint, engine, tmp_path):
     """Exported with the most draws; every n gives what an engine with n draws gives."""
     kept = tmp_path / "engine"
@@ -305,7 +306,7 @@ def test_export_says_what_is_wrong_itself(run, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "absent", "--draws", "1")
     assert ended.value.code == 1
-    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["loading", "memedge:"]
+    assert [line.split()[0] for line in capfd.readouterr().err.splitlines()] == ["memedge:"]
     assert names(tmp_path) == []
 
 

@@ -58,7 +58,7 @@ def test_huge_manifest(copy):
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(3, "upgrade memedge"), (1, "export"), ("1", "export"), (None, "export")]
+    ("schema", "advice"), [(4, "upgrade memedge"), (2, "export"), ("1", "export"), (None, "export")]
 )
 def test_other_schema(copy, schema, advice):
     edit_manifest(copy, lambda m: m.update(schema=schema))
@@ -88,9 +88,10 @@ def test_impossible_size(copy, draws):
     fails(copy, ManifestError, "outside 1")
 
 
-def test_impossible_alpha(copy):
-    edit_manifest(copy, lambda m: m.update(alphas_cumprod=[0.5, 1.0]))
-    fails(copy, ManifestError, "outside (0, 1)")
+@pytest.mark.parametrize("alpha", [1.0, -0.1])
+def test_impossible_alpha(copy, alpha):
+    edit_manifest(copy, lambda m: m.update(alphas_cumprod=[0.5, alpha]))
+    fails(copy, ManifestError, "outside [0, 1)")
 
 
 @pytest.mark.parametrize("name", ["unet.onnx", "unet.onnx.data", "text_encoder.onnx", "tokenizer.json"])

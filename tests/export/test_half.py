@@ -139,7 +139,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 def trace(module: nn.Module, path: Path, **example: torch.Tensor) -> Path:
     """The module's graph in fp16 wherever it can be, at `path`."""
     with quiet():
-        model = graphs._trace(module, example, dict.fromkeys(example, "rows"), "result")
+        model = graphs.trace(module, example, dict.fromkeys(example, "rows"), "result")
     graphs.save(model, path)
     model = ir.load(path)
     half.narrow(model, set())
@@ -238,7 +238,7 @@ def test_ranges_are_those_of_torch(tmp_path):
     with quiet():
         q, k, v = inputs[0]
         axes = dict.fromkeys("qkv", "rows")
-        graphs.save(graphs._trace(Attention(), {"q": q, "k": k, "v": v}, axes, "result"), path)
+        graphs.save(graphs.trace(Attention(), {"q": q, "k": k, "v": v}, axes, "result"), path)
     calls = [dict(zip("qkv", (x.numpy() for x in call), strict=True)) for call in inputs]
     found = ranges.observe(path, calls)
     for index, name in enumerate("qkv"):

@@ -166,6 +166,7 @@ def test_names_and_scales(tmp_path, monkeypatch):
         parse("a.onnx", False)
 
 
+@pytest.mark.slow
 def test_export(checkpoint, engine, folders, tmp_path):
     """The engine has the fused weights, as torch, with which it is compared; a LoRA that does not fit leaves none."""
     write_kohya(tmp_path / "style.safetensors", modules(load(checkpoint)), 0.1)

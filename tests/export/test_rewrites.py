@@ -21,7 +21,7 @@ def run(model: ir.Model, path, *inputs: torch.Tensor) -> torch.Tensor:
 
 def trace(module: nn.Module, **example: torch.Tensor) -> ir.Model:
     with quiet():
-        return graphs._trace(module, example, dict.fromkeys(example, "rows"), "result")
+        return graphs.trace(module, example, dict.fromkeys(example, "rows"), "result")
 
 
 def count(model: ir.Model, op_type: str) -> int:

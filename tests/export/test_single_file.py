@@ -114,6 +114,7 @@ def test_config(file, model, tmp_path):
     assert load(tmp_path / "velocity.safetensors", config=str(sdxl)).scheduler["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.slow
 def test_export(checkpoint, engine, tmp_path):
     """The engine is the folder's; configurations come from the published model's repository, but no weights."""
     file = write_original(checkpoint, "sd1", tmp_path / "model.safetensors")
