@@ -60,7 +60,8 @@ def export(
     """Export a checkpoint as an engine directory, and compare it with torch.
 
     Args:
-        model: a diffusers-format directory, a single file in the original layout, or a hub's id, org/name.
+        model: a directory in diffusers' format or exported by Optimum, a single file in the original layout, or a hub's
+            id, org/name.
         output: the engine directory to make; it must not exist, or be empty.
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.

@@ -48,8 +48,8 @@ def load_parts(
         parts = folder.load(copy, f"{model}@{copy.name}", allow_pickle, progress)
     else:
         raise ExportError(
-            f"There is no {model}: give the folder of a diffusers-format model, a .safetensors file, or the id of a "
-            "model on the hub (org/name)."
+            f"There is no {model}: give a folder in diffusers' format or exported by Optimum, a .safetensors file, or "
+            "the id of a model on the hub (org/name)."
         )
     for adapter in adapters:
         progress(f"fusing {adapter.path.name}")

@@ -117,7 +117,7 @@ def reading(subject: object) -> Iterator[None]:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and torch raise what they please
         text = str(error).strip()
-        reason = text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+        reason = text.splitlines()[0].split(". ")[0].rstrip(".:") if text else type(error).__name__
         raise ExportError(f"{subject} cannot be loaded ({reason}): check that it is complete.") from error
 
 
