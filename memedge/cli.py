@@ -233,7 +233,7 @@ def export(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="Directory in diffusers' format or exported by Optimum, .safetensors checkpoint, or hub id (org/name).",
+            help="Directory in diffusers' format or exported by Optimum, .safetensors file, or hub id (org/name).",
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="ENGINE_DIR", help="Engine directory to make.")],

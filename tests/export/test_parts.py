@@ -178,7 +178,7 @@ def test_weights_that_do_not_fit(copy):
 
 def test_dispatch(model, tmp_path, monkeypatch):
     """Every form in its place; options that a form does not have are errors."""
-    forms = "give a folder in diffusers' format or exported by Optimum, a .safetensors file, or the id of a model on the hub"
+    forms = "give a folder in diffusers' format or exported by Optimum, a .safetensors file, or the id of a model"
     for absent in (tmp_path / "absent", "absent", "./org/name", "../org/name", "org/name.safetensors", "a/b/c"):
         refused(absent, forms)
     refused(model, "A revision (main) is of a model on a hub", revision="main")
