@@ -47,8 +47,11 @@ def trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, st
     )
     assert program is not None  # it is None only when the exporter writes the file itself
     model: ir.Model = program.model.clone()  # the exporter's own values compare by building graphs: no keys for sets
-    for value in program.model.graph.initializers.values():
-        value.const_value = None  # the exporter keeps its graph till the process ends; the weights are ours to let go
+    # onnxscript's rules keep the last graph they saw till the process ends, and graphs all inputs that they ever had,
+    # as weights once were: so the weights are let go of, one by one.
+    graph = program.model.graph
+    for value in (*graph.initializers.values(), *getattr(graph.inputs, "_ref_counter", ())):
+        value.const_value = None
     _strip(model)
     return model
 

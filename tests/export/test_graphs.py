@@ -1,11 +1,18 @@
 """The text encoder's graph: what torch gives, in operators that every runtime can fuse."""
 
+import gc
+import weakref
+
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
 from transformers import CLIPTextModel
+
+from memedge.export.load import load_checkpoint
+from memedge.export.quiet import quiet
+from memedge.export.split import split
 
 
 @pytest.mark.parametrize("prompts", [1, 2, 5])
@@ -34,3 +41,16 @@ def test_graphs_have_no_dynamic_shapes_inside(engine):
     for name in ("text_encoder.onnx", "unet.onnx"):
         operators = {node.op_type for node in ir.load(engine / name).graph}
         assert not operators & {"Shape", "Where", "IsNaN", "Expand", "Cast", "If", "Loop"}, name
+
+
+def test_weights_are_let_go(checkpoint):
+    """Once its graphs are dropped, a checkpoint's weights are: they are as large as the sessions that come next."""
+    with quiet():
+        loaded = load_checkpoint(str(checkpoint))
+        modules = loaded._unet, loaded._text_encoder
+        weights = {name: weakref.ref(p) for module in modules for name, p in module.named_parameters()}
+        parts = split(loaded.unet_graph(), 2), loaded.text_encoder_graph()
+    assert all(weight() is not None for weight in weights.values())
+    del loaded, modules, parts
+    gc.collect()
+    assert not [name for name, weight in weights.items() if weight() is not None]
