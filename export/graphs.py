@@ -49,8 +49,8 @@ def trace(graph: nn.Module, example: dict[str, torch.Tensor], axes: dict[str, st
     model: ir.Model = program.model.clone()  # the exporter's own values compare by building graphs: no keys for sets
     # onnxscript's rules keep the last graph they saw till the process ends, and graphs all inputs that they ever had,
     # as weights once were: so the weights are let go of, one by one.
-    graph = program.model.graph
-    for value in (*graph.initializers.values(), *getattr(graph.inputs, "_ref_counter", ())):
+    own = program.model.graph
+    for value in (*own.initializers.values(), *getattr(own.inputs, "_ref_counter", ())):
         value.const_value = None
     _strip(model)
     return model
