@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from memedge.engine.errors import ExportError
-from memedge.export.weights import INDEX
+from memedge.export.weights import INDEX, reason
 
 ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -47,8 +47,8 @@ def download(
             raise _told(repository, revision, error) from error
         if (cached := _cached(repository, revision)) is None:
             raise _told(repository, revision, error) from error
-        reason = "is offline" if isinstance(error, OfflineModeIsEnabled) else "does not give it"
-        progress(f"the hub {reason}: taking {repository} from the cache, commit {cached.name}")
+        why = "is offline" if isinstance(error, OfflineModeIsEnabled) else "does not give it"
+        progress(f"the hub {why}: taking {repository} from the cache, commit {cached.name}")
         return cached
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     files = choose(list(sizes))
@@ -90,8 +90,7 @@ def _told(repository: str, revision: str | None, error: Exception) -> ExportErro
         )
     if isinstance(error, OfflineModeIsEnabled):
         return ExportError(f"{repository} is not in the cache and HF_HUB_OFFLINE is set: unset it to download it once.")
-    text = str(error).strip()
     return ExportError(
-        f"{repository} is not in the cache and the hub cannot be reached "
-        f"({text.splitlines()[0] if text else type(error).__name__}): check the network, or give a folder."
+        f"{repository} is not in the cache and the hub cannot be reached ({reason(error)}): check the network, or give "
+        "a folder."
     )

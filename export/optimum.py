@@ -16,10 +16,10 @@ from memedge.engine.errors import ExportError
 from memedge.export import optimum_graphs
 from memedge.export.checkpoint import Checkpoint, latent_shape, time_ids
 from memedge.export.folder import read_json
-from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph, reason
+from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph
 from memedge.export.parts import hash_of
 from memedge.export.torch_checkpoint import padding_tokenizer
-from memedge.export.weights import INDEX, SCHEDULER, reading, tokenizer
+from memedge.export.weights import INDEX, SCHEDULER, reading, reason, tokenizer
 
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 XL_PARTS = ("text_encoder_2", "tokenizer_2")  # what Stable Diffusion XL has besides

@@ -145,12 +145,6 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) 
     return model
 
 
-def reason(error: Exception) -> str:
-    """Return the first line of what a library says."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _check_weight(value: ir.Value, path: Path) -> None:
     tensor = value.const_value
     if tensor is None:

@@ -23,6 +23,7 @@ from onnx_ir.passes.common import (
 
 from memedge.engine.errors import ExportError
 from memedge.export.build import constant
+from memedge.export.weights import reason
 
 # Numbers of rows and of prompts to walk a graph with. Distinct primes, and no sizes that models have, so that a size
 # tells what it stems from.
@@ -87,8 +88,9 @@ def _walk(model: ir.Model, sizes: Mapping[str, int], name: str) -> tuple[Types, 
                 schema, proto, {str(v.name): types[v] for v in inputs}, data, opset_imports=imports
             )
         except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ExportError(f"{name} is not a graph that memedge can read: {reason} in {node.name!r}.") from error
+            raise ExportError(
+                f"{name} is not a graph that memedge can read: {reason(error)} in {node.name!r}."
+            ) from error
         for value in outputs:
             types[value] = found[str(value.name)]
             if _dimensions(types[value]) is None:

@@ -116,9 +116,13 @@ def reading(subject: object) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and torch raise what they please
-        text = str(error).strip()
-        reason = text.splitlines()[0].split(". ")[0].rstrip(".:") if text else type(error).__name__
-        raise ExportError(f"{subject} cannot be loaded ({reason}): check that it is complete.") from error
+        raise ExportError(f"{subject} cannot be loaded ({reason(error)}): check that it is complete.") from error
+
+
+def reason(error: Exception) -> str:
+    """Return the first sentence of what a library says; the rest is advice to people who call it."""
+    text = str(error).strip()
+    return text.splitlines()[0].split(". ")[0].rstrip(".:") if text else type(error).__name__
 
 
 def check_not_pointer(path: Path) -> None:
