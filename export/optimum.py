@@ -30,8 +30,9 @@ NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)"
 
 
 def is_optimum(folder: Path) -> bool:
-    """Return whether a folder holds a UNet as Optimum writes it."""
-    return (folder / "unet" / GRAPH).is_file()
+    """Return whether a folder holds a UNet as Optimum writes it, and none of torch's: SDXL's repository has both."""
+    unet = folder / "unet"
+    return (unet / GRAPH).is_file() and not any(unet.glob("diffusion_pytorch_model*"))
 
 
 class OptimumCheckpoint(Checkpoint):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import onnx
 import pytest
@@ -100,7 +101,8 @@ def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle(checkpoint, tmp_path, how):
     command = [sys.executable, "-m", "memedge", "export", checkpoint, "-o", tmp_path / "engine"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, how, signal.SIG_DFL)  # a test run in the background may have inherited its deafness
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     while "reference" not in (line := process.stderr.readline()):
         assert line, "it ended before it was stopped"
     assert list(tmp_path.iterdir())  # half an engine

@@ -32,6 +32,8 @@ from memedge.export.export import export
 from memedge.export.load import load_checkpoint
 from memedge.export.optimum import OptimumCheckpoint, is_optimum
 from memedge.export.parity import engine_epsilon
+from memedge.export.quiet import quiet
+from memedge.export.torch_checkpoint import TorchCheckpoint
 
 PROMPTS = ("", "a cat", "a", "a prompt of more bytes than there is room for", "b!")
 needs_optimum = pytest.mark.skipif(
@@ -406,6 +408,15 @@ def test_timestep_without_rows(copy, tmp_path):
         node.input[1] = "one"
 
     refused(edit(copy, "unet", expand_to_one), tmp_path, "This UNet mixes the prompt with something of the timestep")
+
+
+def test_torchs_weights_come_first(checkpoint, tmp_path):
+    """SDXL's repository holds an ONNX graph beside its weights: it is a diffusers directory all the same."""
+    both = shutil.copytree(checkpoint, tmp_path / "both")
+    (both / "unet" / GRAPH).write_bytes(b"not looked at")
+    assert not is_optimum(both)
+    with quiet():
+        assert isinstance(load_checkpoint(str(both)), TorchCheckpoint)
 
 
 def test_refiner(tmp_path):
