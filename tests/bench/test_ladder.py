@@ -35,6 +35,7 @@ def test_prefix_is_split_off(checkpoint):
     torch.testing.assert_close(rest(states), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_report(tmp_path, monkeypatch, capsys):
     import ladder
 
