@@ -18,13 +18,12 @@ from memedge.export.checkpoint import Checkpoint, latent_shape, time_ids
 from memedge.export.folder import read_json
 from memedge.export.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph
 from memedge.export.parts import hash_of
-from memedge.export.torch_checkpoint import padding_tokenizer
+from memedge.export.tokenizers import padding_tokenizers
 from memedge.export.weights import INDEX, SCHEDULER, reading, reason, tokenizer
 
 PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
 XL_PARTS = ("text_encoder_2", "tokenizer_2")  # what Stable Diffusion XL has besides
 ENCODERS = ("text_encoder", "text_encoder_2")
-LONGEST = 1 << 16  # tokens; transformers gives 10³⁰ where a tokenizer names no length
 TIME_ID_COUNT = 6  # of Stable Diffusion XL; its refiner has 5
 NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
@@ -197,13 +196,7 @@ def _tokenizers(folders: Sequence[Path]) -> tuple[list[Tokenizer], int]:
     for folder in folders:
         with reading(folder):
             sources.append(AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True))
-        if sources[-1].model_max_length > LONGEST or sources[-1].pad_token_id is None:
-            raise ExportError(f"{folder} names no length or no padding token: check that it is complete.")
-    lengths = {int(source.model_max_length) for source in sources}
-    if len(lengths) > 1:
-        raise ExportError(f"The tokenizers in {folders[0].parent} cut prompts at different lengths: check their files.")
-    tokens = lengths.pop()
-    return [padding_tokenizer(source, tokens) for source in sources], tokens
+    return padding_tokenizers(sources)
 
 
 def _states(folder: Path, part: str, xl: bool) -> str:

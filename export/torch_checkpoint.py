@@ -15,6 +15,7 @@ from memedge.engine.errors import ExportError
 from memedge.export import checkpoint, graphs
 from memedge.export.attention import CAUSAL, FusedAttention
 from memedge.export.parts import Parts
+from memedge.export.tokenizers import padding_tokenizers
 
 
 class TorchCheckpoint(checkpoint.Checkpoint):
@@ -31,8 +32,7 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         self.id, self.sha256 = parts.id, parts.sha256
         self.scheduler: Mapping[str, Any] = parts.scheduler
         self.unet_config: Mapping[str, Any] = parts.unet.config
-        self.tokens = int(parts.tokenizers[0].model_max_length)
-        self.tokenizers = [padding_tokenizer(tokenizer, self.tokens) for tokenizer in parts.tokenizers]
+        self.tokenizers, self.tokens = padding_tokenizers(parts.tokenizers)
         parts.unet.set_attn_processor(AttnProcessor2_0())
         self._text_encoder = _make_text_encoder(parts, self.tokenizers)
         self.state_width, self.pooled_width = self._text_encoder.state_width, self._text_encoder.pooled_width
@@ -168,14 +168,6 @@ class UNet(nn.Module):
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times}
         prediction: torch.Tensor = self.unet(sample, timestep, states, return_dict=False, **more)[0]
         return prediction
-
-
-def padding_tokenizer(tokenizer: Any, tokens: int) -> Tokenizer:
-    """Return transformers' fast tokenizer with its padding and truncation in itself: run time knows neither."""
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    backend.enable_truncation(tokens)
-    backend.enable_padding(length=tokens, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
-    return backend
 
 
 def _make_text_encoder(parts: Parts, tokenizers: Sequence[Tokenizer]) -> TextEncoder | PairOfTextEncoders:

@@ -78,6 +78,15 @@ def test_broken_checkpoint(checkpoint, tmp_path):
     refused(model, tmp_path / "engine", "cannot be loaded")
 
 
+def test_tokenizer_without_a_length(checkpoint, tmp_path):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    config = model / "tokenizer" / "tokenizer_config.json"
+    settings = json.loads(config.read_text())
+    del settings["model_max_length"]
+    config.write_text(json.dumps(settings))
+    refused(model, tmp_path / "engine", "names no length or no padding token")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_not_finite(tmp_path, value):
     model = make_checkpoint(tmp_path / "model", poison=value)

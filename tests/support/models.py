@@ -3,6 +3,7 @@
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -41,31 +42,47 @@ def make_checkpoint(folder: Path, prediction_type: str = "epsilon", seed: int = 
         attention_head_dim=2,
         norm_num_groups=8,
     )
-    text_encoder = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=24,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=TOKENS,
-            initializer_factor=1.0,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    with torch.no_grad():
-        # As initialised, prompts hardly move the prediction, and Δ would be all rounding.
-        for module in unet.modules():
-            if hasattr(module, "to_v"):
-                module.to_v.weight.mul_(20)
-        if poison is not None:
+    text_encoder = CLIPTextModel(text_config(24))
+    raise_guidance(unet)
+    if poison is not None:
+        with torch.no_grad():
             unet.mid_block.resnets[0].conv1.weight[0, 0, 0, 0] = poison
     unet.save_pretrained(folder / "unet")
     text_encoder.save_pretrained(folder / "text_encoder")
     tokenizer.save_pretrained(folder / "tokenizer")
-    DDIMScheduler(
+    make_scheduler(prediction_type).save_pretrained(folder / "scheduler")
+    return folder
+
+
+def text_config(width: int, **more: Any) -> CLIPTextConfig:
+    """The configuration of a small text encoder; `more` is added to it, or replaces some of it."""
+    tokenizer = make_tokenizer()
+    small = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": TOKENS,
+        "initializer_factor": 1.0,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextConfig(**{**small, **more})
+
+
+def raise_guidance(unet: UNet2DConditionModel) -> None:
+    """Let prompts move the prediction: as initialised they hardly do, and Δ would be all rounding."""
+    with torch.no_grad():
+        for module in unet.modules():
+            if hasattr(module, "to_v"):
+                module.to_v.weight.mul_(20)
+
+
+def make_scheduler(prediction_type: str) -> DDIMScheduler:
+    """Stable Diffusion's own schedule."""
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -73,5 +90,4 @@ def make_checkpoint(folder: Path, prediction_type: str = "epsilon", seed: int = 
         set_alpha_to_one=False,
         steps_offset=1,
         prediction_type=prediction_type,
-    ).save_pretrained(folder / "scheduler")
-    return folder
+    )

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
-    DDIMScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from models import TOKENS, make_tokenizer
+from models import TOKENS, make_scheduler, make_tokenizer, raise_guidance, text_config
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 KINDS = ("sd1", "sd2", "sdxl")
 GRAPH = "model.onnx"
@@ -59,28 +58,16 @@ def make_pipeline(kind: str, **unet: Any) -> Any:
     )
     common = {"in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 8, "sample_size": 8}
     model = UNet2DConditionModel(**{**common, "block_out_channels": (16, 32), **UNETS[kind], **unet})
-    with torch.no_grad():
-        # As initialised, prompts hardly move the prediction, and Δ would be all rounding.
-        for module in model.modules():
-            if hasattr(module, "to_v"):
-                module.to_v.weight.mul_(20)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-        prediction_type="v_prediction" if kind == "sd2" else "epsilon",
-    )
-    first = {"vae": vae, "unet": model, "scheduler": scheduler, "text_encoder": _text_encoder(CLIPTextModel, 24)}
+    raise_guidance(model)
+    scheduler = make_scheduler("v_prediction" if kind == "sd2" else "epsilon")
+    first = {"vae": vae, "unet": model, "scheduler": scheduler, "text_encoder": CLIPTextModel(text_config(24)).eval()}
     if kind != "sdxl":
         tokenizer = make_tokenizer("!</w>" if kind == "sd2" else "<|endoftext|>")
         nothing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return StableDiffusionPipeline(**first, tokenizer=tokenizer, **nothing)
     return StableDiffusionXLPipeline(
         **first,
-        text_encoder_2=_text_encoder(CLIPTextModelWithProjection, 40, projection_dim=20, hidden_act="gelu"),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(40, projection_dim=20, hidden_act="gelu")).eval(),
         tokenizer=make_tokenizer(),
         tokenizer_2=make_tokenizer("!</w>"),
         add_watermarker=False,
@@ -118,24 +105,6 @@ def export_layout(pipeline: Any, folder: Path) -> Path:
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     pipeline.save_config(folder)
     return folder
-
-
-def _text_encoder(kind: Any, width: int, **more: Any) -> Any:
-    tokenizer = make_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
-        initializer_factor=1.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **more,
-    )
-    return kind(config).eval()
 
 
 class _UNet(nn.Module):

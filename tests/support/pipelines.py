@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from models import TOKENS, make_tokenizer
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from models import make_tokenizer, raise_guidance, text_config
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 Kind = Literal["sd1", "sd2", "sdxl"]
 # What differs between them, as in the published configurations.
@@ -46,21 +46,13 @@ LAYERS = {"sd1": 2, "sd2": 23, "sdxl": 2}  # SD 2 takes the 24-layer OpenCLIP's 
 
 def text_encoder(kind: Kind, second: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
     """One text encoder; SDXL's second is wider, with a projection, and OpenCLIP's, as SD 2's only one is."""
-    tokenizer = make_tokenizer()
     width = 32 if second or kind == "sd2" else 24
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
+    config = text_config(
+        width,
         intermediate_size=2 * width,
         projection_dim=width,
         num_hidden_layers=LAYERS[kind],
-        num_attention_heads=2,
-        max_position_embeddings=TOKENS,
         hidden_act="gelu" if second or kind == "sd2" else "quick_gelu",
-        initializer_factor=1.0,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
     )
     return (CLIPTextModelWithProjection if second else CLIPTextModel)(config)
 
@@ -84,9 +76,7 @@ def make(folder: Path, kind: Kind, prediction_type: str = "epsilon", dtype: torc
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "layers_per_block": 1, "norm_num_groups": 8}
     unet = UNet2DConditionModel(**sizes, **UNETS[kind])
-    for module in unet.modules():
-        if hasattr(module, "to_v"):
-            module.to_v.weight.data.mul_(20)  # as initialised, prompts hardly move the prediction
+    raise_guidance(unet)
     unet.to(dtype=dtype).save_pretrained(folder / "unet")
     DDIMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction_type

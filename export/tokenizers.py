@@ -1,0 +1,37 @@
+"""A checkpoint's tokenizers as engines hold them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from memedge.engine.errors import ExportError
+
+LONGEST = 1 << 16  # tokens; transformers gives 10³⁰ where a tokenizer names no length
+
+
+def padding_tokenizers(sources: Sequence[Any]) -> tuple[list[Tokenizer], int]:
+    """Return transformers' fast tokenizers with their padding and truncation in themselves, and the length L of both.
+
+    Run time then knows neither.
+
+    Raises:
+        ExportError: one names no length or no padding, or they cut prompts at different lengths.
+    """
+    for source in sources:
+        if source.model_max_length > LONGEST or source.pad_token_id is None:
+            raise ExportError(f"{source.name_or_path} names no length or no padding token: check that it is complete.")
+    lengths = {int(source.model_max_length) for source in sources}
+    if len(lengths) > 1:
+        raise ExportError(
+            "The tokenizers of the two text encoders cut prompts at different lengths: check their files."
+        )
+    tokens = lengths.pop()
+    return [_padding(source, tokens) for source in sources], tokens
+
+
+def _padding(source: Any, tokens: int) -> Tokenizer:
+    backend: Tokenizer = source.backend_tokenizer
+    backend.enable_truncation(tokens)
+    backend.enable_padding(length=tokens, pad_id=source.pad_token_id, pad_token=source.pad_token)
+    return backend
