@@ -47,7 +47,8 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
     files = weights.settings(folder.list_files(model), str(model))
     pipeline_class = folder.read_json(model / weights.INDEX).get("_class_name") if weights.INDEX in files else None
     if pipeline_class != PIPELINES[layout == SDXL]:
-        raise ExportError(f"{config or model} is a {pipeline_class}, {path} is not: give a config that fits it.")
+        kind = pipeline_class or "model of unknown kind, without model_index.json"
+        raise ExportError(f"{config or model} is a {kind}, {path} is not: give a config that fits it.")
     scheduler = folder.read_json(model / weights.SCHEDULER)
     if VELOCITY in names and scheduler.get("prediction_type") != "v_prediction":
         raise ExportError(f"{path} predicts velocities, its config noise: give the --config of a v_prediction model.")
