@@ -9,8 +9,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from memedge import Detector
+from memedge.engine.denoiser import Denoiser
 from memedge.engine.errors import ExportError, InputError, ProviderError
 from memedge.engine.manifest import Drift, read_manifest
+from memedge.engine.passes import Engine
 from memedge.export.drift import drift
 from memedge.export.export import export
 from memedge.export.samples import ACTIVATIONS, DEFAULT_DRIFT, read_samples
@@ -78,6 +80,13 @@ def test_manifest(quantised):
     assert 0 < found.score_absolute < 0.5
     assert found.spearman > 0.5
     assert found.auc_change is not None
+
+
+def test_only_the_engine_s_own_noise(quantised):
+    folder, manifest = quantised
+    assert not any(name.startswith("prefix") for name in manifest.files)
+    with pytest.raises(ProviderError, match="is an int8 engine, which computes on its own noise only"):
+        Denoiser(Engine.open(folder, "cpu", None, None))
 
 
 def test_other_precisions_have_no_drift(engine):
