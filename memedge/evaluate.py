@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 import memedge
-from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, EMBEDDED_ENGINE, Detector, EngineInfo
+from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
 from memedge.engine.errors import InputError
 from memedge.engine.passes import Engine
