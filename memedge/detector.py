@@ -299,12 +299,12 @@ def _embed(engine: Engine, batch: npt.NDArray[np.float32]) -> Encode:
 
 
 def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = _checked(prompts)
+    rest = checked(prompts)
     while batch := list(islice(rest, size)):
         yield batch
 
 
-def _checked(prompts: Iterable[str]) -> Iterator[str]:
+def checked(prompts: Iterable[str]) -> Iterator[str]:
     """Yield the prompts, each checked to be text."""
     if isinstance(prompts, str | bytes):
         raise InputError("prompts is one string: give a list of prompts, as in score([prompt]).")
