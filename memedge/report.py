@@ -40,7 +40,7 @@ def page(evaluation: Evaluation) -> str:
         version=escape(memedge.__version__),
         title=f"Memorization detectors on {escape(run.checkpoint)}",
         about=f"{evaluation.memorized.evaluated} memorized and {evaluation.clean.evaluated} clean prompts · "
-        f"{escape(run.provider)} {escape(run.precision)} · {escape(run.date)}",
+        f"{escape(run.provider)} {escape(run.precision)} · {escape(run.date[:10])}",
         style=(PARTS / "style.css").read_text(encoding="utf-8"),
         sections="\n".join(
             [
@@ -89,7 +89,7 @@ def _summary(evaluation: Evaluation) -> str:
     else:
         verdict = f"{first} ranks memorized prompts higher, but with hardly any false alarm it may miss many."
     text = [
-        f"<strong>{escape(verdict)}</strong>",
+        f"<strong>{escape(verdict[0].upper() + verdict[1:])}</strong>",
         f"With {_plural(found.draws, 'draw')} a memorized prompt scores higher than a clean one in "
         f"{100 * line.auc.value:.3g} % of pairs (AUC {line.auc.value:.3f}, 95 % interval {line.auc.low:.3f} to "
         f"{line.auc.high:.3f}). At a false-positive rate of at most 1 % it finds {100 * line.tpr_1.value:.3g} % of the "
@@ -104,12 +104,13 @@ def _summary(evaluation: Evaluation) -> str:
     text += [_compared(one) for one in found.differences]
     cautions = "".join(f"<li>{escape(one)}</li>" for one in evaluation.cautions)
     box = f'<aside class="cautions" aria-label="What to keep in mind"><ul>{cautions}</ul></aside>' if cautions else ""
-    return _section("summary", "In short", f'<p class="summary">{" ".join(text)}</p>{box}')
+    paragraph = " ".join(text).replace(" %", "\u00a0%")  # a number and its unit are not parted
+    return _section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
 
 
 def _compared(one: Difference) -> str:
     """Return in a sentence whether a detector is better or worse than the first one."""
-    name, against, value = escape(one.detector), escape(one.against), f"AUC {one.auc.value:+.3f}"
+    name, against, value = escape(one.detector), escape(one.against), f"AUC {_signed(one.auc.value, '+')}"
     if one.p is None:
         return f"{name} and {against} order these prompts equally well."
     if one.p >= 0.05:
@@ -162,8 +163,8 @@ def _table_of_figures(evaluation: Evaluation) -> str:
     note = (
         '<p class="note">In brackets: 95 % intervals, percentiles of 2000 resamples, memorized and clean prompts '
         "resampled separately and alike for all detectors. TPR at 1 % (3 %) is strict: at a false-positive rate of at "
-        "most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds are per prompt, "
-        "on this machine.</p>"
+        "most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds are per "
+        "prompt, on this machine.</p>"
     )
     return _section(
         "figures", "Figures", _table(head, rows, "Figures of each detector") + note + f"<dl>{formulas}</dl>"
@@ -177,8 +178,8 @@ def _differences(evaluation: Evaluation) -> str:
     against = escape(found.differences[0].against)
     note = (
         f'<p class="note">Each detector minus {against}, with {_plural(found.draws, "draw")}. Intervals are paired: '
-        "every resample holds the same prompts for both. p is that of DeLong's test for a difference of AUCs; “—” where both "
-        "order the prompts equally.</p>"
+        "every resample holds the same prompts for both. p is that of DeLong's test for a difference of AUCs; “—” "
+        "where both order the prompts equally.</p>"
     )
     table = _table(head, rows, f"Differences from {against}")
     return _section("differences", f"Differences from {against}", table + note)
@@ -235,7 +236,7 @@ def _prompts(evaluation: Evaluation, detector: str, some: Sequence[Scored], capt
     rows = []
     for one in some:
         label = KINDS[one.memorized]
-        values = [f"{_score(evaluation, name, one):.4g}" for name in (detector, *others)]
+        values = [f"{_score(evaluation, name, one):#.4g}".replace("-", "−") for name in (detector, *others)]
         text = escape(one.prompt) or "<em>(empty)</em>"
         cut = ' <small class="note">(truncated)</small>' if one.truncated else ""
         rows.append([f'<div class="prompt">{text}{cut}</div>', f'<span class="{label}">{label}</span>', *values])
@@ -263,8 +264,8 @@ def _stability(evaluation: Evaluation, figures: dict[str, Any]) -> str:
     ]
     note = (
         '<p class="note">Rank correlation: Spearman\'s, between the scores of two single draws, on average. Spread: '
-        "the standard deviation of a prompt's score over draws, divided by that between prompts. Verdicts that flip: by "
-        "one draw, compared with all of them, at the calibrated threshold.</p>"
+        "the standard deviation of a prompt's score over draws, divided by that between prompts. Verdicts that flip: "
+        "by one draw, compared with all of them, at the calibrated threshold.</p>"
     )
     plot = ""
     if "stability" in figures:
@@ -338,8 +339,12 @@ def _score(evaluation: Evaluation, detector: str, one: Scored) -> float:
 
 
 def _cell(figure: Figure, sign: str = "") -> Cell:
-    low, high = (format(end, f"{sign}.3f") for end in (figure.low, figure.high))
-    return f"{format(figure.value, f'{sign}.3f')}<small>[{low}, {high}]</small>"
+    value, low, high = (_signed(number, sign) for number in (figure.value, figure.low, figure.high))
+    return f"{value}<small>[{low}, {high}]</small>"
+
+
+def _signed(number: float, sign: str) -> str:
+    return format(number, f"{sign}.3f").replace("-", "−")
 
 
 def _p(p: float | None) -> str:

@@ -161,8 +161,8 @@ def rocs(evaluation: Evaluation) -> Data:
 
 def scatter(evaluation: Evaluation) -> Data:
     """Return norm and alignment of each prompt, and the line on which the score is the threshold."""
-    norm, alignment, memorized = _scores(evaluation, "norm"), _scores(evaluation, "alignment"), _labels(evaluation)
-    rule = evaluation.rule
+    rule, memorized = evaluation.rule, _labels(evaluation)
+    norm, alignment = (_scores(evaluation, name) for name in rule.terms)
     falls = rule.gamma_alignment < 0
     alignment = -alignment if falls else alignment  # as measured, not as it counts
     score = rule.gamma_norm * norm + rule.gamma_alignment * alignment
@@ -234,11 +234,11 @@ def stability(lines: Sequence[Line]) -> Data:
 def _finish(figure: go.Figure, label: str) -> Data:
     figure.update_layout(
         template={},
-        margin={"l": 58, "r": 12, "t": 34, "b": 50},
+        margin={"l": 58, "r": 20, "t": 34, "b": 50},
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         font={"size": 13},
     )
-    figure.update_xaxes(showline=True, ticks="outside", title_standoff=8, zeroline=False)
+    figure.update_xaxes(ticklabeloverflow="allow", showline=True, ticks="outside", title_standoff=8, zeroline=False)
     figure.update_yaxes(automargin=True, title_standoff=6, zeroline=False)
     plain = figure.to_plotly_json()
     return {"data": plain["data"], "layout": plain["layout"], "label": label}
