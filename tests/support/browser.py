@@ -1,11 +1,13 @@
 """A headless Chromium, spoken to over its debugging pipe: nothing beyond the browser itself is needed."""
 
 import base64
+import fcntl
 import itertools
 import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +17,8 @@ import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run", "--disable-extensions")
-# Chromium reads commands from descriptor 3 and answers on 4; a shell puts them there without threads at risk.
-PLACED = 'exec "$0" "$@" 3<&"$READ" 4>&"$WRITE"'
+# Chromium reads commands from descriptor 3 and answers on 4.
+PLACE = "import os, sys; [os.dup2(int(sys.argv[i]), 2 + i) for i in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
 
 
 class Page:
@@ -97,14 +99,20 @@ def browser(folder: Path) -> Iterator[Page]:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
     read, to = os.pipe()
     back, write = os.pipe()
-    environment = os.environ | {"READ": str(read), "WRITE": str(write), "HOME": str(folder)}
-    command = ["sh", "-c", PLACED, program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"]
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (read, write)]  # neither is 3 or 4
+    placing = [sys.executable, "-I", "-S", "-c", PLACE, *map(str, ends)]
+    command = [*placing, program, *FLAGS, f"--user-data-dir={folder / 'profile'}", "--remote-debugging-pipe"]
     with (folder / "browser.log").open("wb") as log:
         process = subprocess.Popen(
-            command, pass_fds=(read, write), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            command,
+            pass_fds=ends,
+            env=os.environ | {"HOME": str(folder)},
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
         )
-        os.close(read)
-        os.close(write)
+        for end in (read, write, *ends):
+            os.close(end)
         try:
             yield Page(to, back)
         finally:
