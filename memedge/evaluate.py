@@ -27,12 +27,12 @@ from memedge.detectors.anisotropy import alignment_name, weights
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Calibration
 from memedge.engine.passes import Engine
-from memedge.evaluation import Described, Evaluation, Floats, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation import ANISOTROPY, Described, Evaluation, Floats, Measured, PromptFile, Rule, Run, Scored, find
 from memedge.journal import JobFile
 from memedge.prompt_lists import Prompts, Sample, select
 from memedge.report import page
 
-DEFAULT = ("anisotropy", "norm", "alignment")
+DEFAULT = (ANISOTROPY, "norm", "alignment")
 MOST_DRAWS = 1000
 PAGE, DATA, TABLE = "report.html", "report.json", "prompts.csv"
 
@@ -97,14 +97,14 @@ def evaluate(
     with closing(Measurements(_journal(output), header, resume)) as journal:
         size = max(1, engine.rows_per_call // counts[-1])
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
-        if "anisotropy" in detectors:
-            measured["anisotropy"] = _anisotropy(measured, rule)
+        if ANISOTROPY in detectors:
+            measured[ANISOTROPY] = _anisotropy(measured, rule)
         chosen = [measured[name] for name in dict.fromkeys(detectors)]
         evaluation = Evaluation(
             run=_run(info, seed, command),
             memorized=_file(lists[0], int(sample.memorized.sum())),
             clean=_file(lists[1], int((~sample.memorized).sum())),
-            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main)],
+            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
             rule=rule,
             detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in chosen],
             findings=find(chosen, sample.memorized, counts, main, rule),
@@ -152,7 +152,8 @@ def _key(prompt: str) -> bytes:
 
 
 def _journal(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
+    place = output.resolve()
+    return place.with_name(f"{place.name}.partial")
 
 
 def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, resume: bool) -> None:
@@ -188,16 +189,16 @@ def _rule(engine: Engine) -> Rule:
 
 def _needed(detectors: Sequence[str], rule: Rule) -> list[str]:
     """Return what to measure. The anisotropy is made of its two terms, so that these are measured once for all."""
-    parts = [rule.terms if name == "anisotropy" else (name,) for name in detectors]
+    parts = [rule.terms if name == ANISOTROPY else (name,) for name in detectors]
     return list(dict.fromkeys(name for part in parts for name in part))
 
 
 def _anisotropy(measured: dict[str, Measured], rule: Rule) -> Measured:
-    """Return what the detector "anisotropy" gives, from its terms."""
+    """Return what the detector ANISOTROPY gives, from its terms."""
     norm, alignment = (measured[name] for name in rule.terms)
     # A detector is higher for memorized prompts, so this alignment has the sign of its weight already.
     return Measured(
-        "anisotropy",
+        ANISOTROPY,
         f"{rule.formula}, γ {rule.source} (Asthana & Belagiannis 2026)",
         norm.passes + alignment.passes,
         rule.gamma_norm * norm.values + abs(rule.gamma_alignment) * alignment.values,
@@ -252,9 +253,9 @@ def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[Scored]:
 
 
 def _cautions(
-    info: EngineInfo, lists: tuple[Prompts, Prompts], sample: Sample, seed: int | None, draws: int
+    info: EngineInfo, lists: tuple[Prompts, Prompts], sample: Sample, seed: int | None, draws: int, judged: bool
 ) -> list[str]:
-    """Return what makes the figures mean less than they seem to, in sentences."""
+    """Return what makes the figures mean less than they seem to, in sentences; `judged`: verdicts might be given."""
     found, clean, manifest, calibration = [], int((~sample.memorized).sum()), info.manifest, info.calibration
     for percent in (1, 3):
         if not clean * percent // 100:
@@ -262,6 +263,8 @@ def _cautions(
                 f"With {clean} clean prompts, an FPR of at most {percent} % means no false positive at all: give at "
                 f"least {-(-100 // percent)} clean prompts to measure it."
             )
+    if not judged:
+        return found
     if calibration is None:
         found.append(f"The engine is not calibrated for {info.key}: there is no threshold, so there are no verdicts.")
         return found
@@ -313,13 +316,14 @@ def _file(prompts: Prompts, evaluated: int) -> PromptFile:
 
 def _write(evaluation: Evaluation, output: Path) -> None:
     """Write the folder beside its place, then move it there."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
+    place = output.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the report
         (folder / PAGE).write_text(page(evaluation), encoding="utf-8")
         (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
         (folder / TABLE).write_text(_table(evaluation), encoding="utf-8", newline="")
-        folder.replace(output)
+        folder.replace(place)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

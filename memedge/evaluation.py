@@ -13,6 +13,7 @@ from memedge.metrics import Array, allowed, auc, delong, percentiles, resample, 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Pair = tuple[Floats, Floats]  # scores of memorized and of clean prompts
+ANISOTROPY = "anisotropy"  # the detector whose score a rule is
 POINTS = 60  # of a ROC curve
 
 
@@ -144,8 +145,8 @@ class Findings:
     """All figures.
 
     Attributes:
-        draws: the number of draws that curves, differences, verdicts and prompts' scores are of.
-        verdicts: of the first detector, if it has a calibrated threshold.
+        draws: the number of draws that curves, verdicts and prompts' scores are of.
+        verdicts: of the anisotropy, if it was evaluated and has a calibrated threshold.
     """
 
     draws: int
@@ -239,8 +240,8 @@ def find(detectors: Sequence[Measured], memorized: Bools, draws: Sequence[int], 
         detectors: with at least max(draws) draws each; the first is what the others are compared with.
         memorized: bool [B], the label of each prompt; at least two of each kind.
         draws: the numbers of draws to give figures for.
-        main: that of the curves, differences, verdicts.
-        rule: whose threshold holds for the detector "anisotropy", if there is one.
+        main: that of the curves and verdicts.
+        rule: whose threshold holds for the anisotropy, if there is one.
     """
     pairs = {(n, one.name): _split(one.score(n), memorized) for n in draws for one in detectors}
     counts = _counts(int((~memorized).sum()))
@@ -254,20 +255,18 @@ def find(detectors: Sequence[Measured], memorized: Bools, draws: Sequence[int], 
                 curves[name].append(roc(*resampled, counts))
     spreads = {key: np.concatenate(parts, axis=1) for key, parts in figures.items()}
     first = detectors[0].name
-    top = detectors[0].score(main)
     verdicts = None
-    if rule.threshold is not None and detectors[0].name == "anisotropy":
-        verdicts = _verdicts(top, memorized, main, rule.threshold)
+    for one in detectors:
+        if rule.threshold is not None and one.name == ANISOTROPY:
+            verdicts = _verdicts(one.score(main), memorized, main, rule.threshold)
     return Findings(
         draws=main,
         lines=[_line(one, n, pairs[n, one.name], spreads[n, one.name]) for n in draws for one in detectors],
         differences=[
             _difference(
-                (one.name, first),
-                (pairs[main, one.name], pairs[main, first]),
-                spreads[main, one.name] - spreads[main, first],
-                main,
+                (one.name, first), n, (pairs[n, one.name], pairs[n, first]), spreads[n, one.name] - spreads[n, first]
             )
+            for n in draws
             for one in detectors[1:]
         ],
         stability=[_stability(one, rule.threshold) for one in detectors if one.values.shape[1] > 1],
@@ -294,7 +293,7 @@ def _line(one: Measured, draws: int, pair: Pair, resampled: Floats) -> Line:
     return Line(one.name, draws, one.passes * draws, one.seconds * draws, area, *tprs)
 
 
-def _difference(names: tuple[str, str], pairs: tuple[Pair, Pair], resampled: Floats, draws: int) -> Difference:
+def _difference(names: tuple[str, str], draws: int, pairs: tuple[Pair, Pair], resampled: Floats) -> Difference:
     """Return the first minus the second; `resampled` is [1 + len(TPRS), R]."""
     value, _, p = delong(*zip(*reversed(pairs), strict=True))
     rates = [float(tpr(*pair, 1)) for pair in pairs]
@@ -321,7 +320,7 @@ def _stability(one: Measured, threshold: float | None) -> Stability:
         spearman = float(np.corrcoef(ranks, rowvar=False)[np.triu_indices(draws, 1)].mean())
     between = values.mean(axis=1).std(ddof=1)
     flips = None
-    if threshold is not None and one.name == "anisotropy":
+    if threshold is not None and one.name == ANISOTROPY:
         flips = float(((values >= threshold) != (values.mean(axis=1) >= threshold)[:, None]).mean())
     spread = float(np.sqrt(values.var(axis=1, ddof=1).mean()) / between) if between else None
     return Stability(one.name, draws, spearman, spread, flips)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from memedge.evaluation import Bools, Evaluation, Floats, Line, Roc
+from memedge.evaluation import ANISOTROPY, Bools, Evaluation, Floats, Line, Roc
 from memedge.metrics import threshold
 from memedge.plot import COLOURS
 
@@ -45,7 +45,7 @@ def all_figures(evaluation: Evaluation) -> dict[str, Data]:
 def bound(evaluation: Evaluation, detector: str) -> tuple[float, str]:
     """Return the calibrated threshold of a detector, or else where at most 1 % of clean prompts are above; its name."""
     verdicts = evaluation.findings.verdicts
-    if verdicts is not None and detector == evaluation.detectors[0].name:
+    if verdicts is not None and detector == ANISOTROPY:
         return verdicts.threshold, "threshold"
     score, memorized = _scores(evaluation, detector), _labels(evaluation)
     return threshold(score[~memorized], 1), "1 % of clean above"

@@ -111,6 +111,7 @@ def print_evaluation(evaluation: "Evaluation", output: Path, json: bool) -> None
         print_json(everything)
     else:
         table = Table("detector", box=None, pad_edge=False)
+        table.columns[0].overflow = "fold"
         for name in ("n", "AUC", "TPR@1%FPR", "TPR@3%FPR", "passes", "s/prompt"):
             table.add_column(name, justify="right", no_wrap=True)
         for line in evaluation.findings.lines:

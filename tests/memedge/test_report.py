@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from browser import browser
 from evaluations import HOSTILE, evaluation
 
 from memedge import report_figures
+from memedge.evaluation import Measured, find
 from memedge.report import hover, page
 
 
@@ -122,6 +124,24 @@ def test_without_a_threshold_and_with_one_draw():
     assert "calibrated threshold" not in said
     assert "Clean prompts with the highest scores" in said
     assert "nothing can be said about another" in said
+
+
+@pytest.mark.parametrize("apart", [0.0, 9.0])
+def test_scores_that_do_not_vary(apart):
+    """Not between prompts of a kind, not between draws, or not at all: no warning of NumPy's."""
+    made = evaluation(clean=20)
+    label = np.array([one.memorized for one in made.prompts])
+    values = np.repeat(apart * label[:, None], 4, axis=1)
+    measured = [Measured(one.name, "", one.passes, values, 0.1) for one in made.detectors]
+    flat = replace(
+        made,
+        findings=find(measured, label, [1, 4], 1, made.rule),
+        prompts=[replace(one, scores=dict.fromkeys(one.scores, [apart * one.memorized] * 4)) for one in made.prompts],
+    )
+    said = Elements(page(flat)).text
+    assert ("does not tell memorized prompts from clean ones" in said) == (apart == 0)
+    assert flat.findings.differences[0].p is None
+    assert flat.findings.stability[0].spearman == (None if apart == 0 else pytest.approx(1))
 
 
 def test_the_line_is_where_the_score_is_the_threshold(made):
