@@ -19,6 +19,7 @@ from memedge.report_figures import KINDS, all_figures, bound
 
 PARTS = Path(__file__).parent / "data" / "report"
 SUSPICIOUS, MISTAKES = 20, 10  # prompts listed
+COMPARED = 4  # detectors; of more the summary gives no figures
 HOVER_WIDTH, HOVER_LINES = 44, 6  # of a prompt beside the pointer
 
 Cell = str  # HTML
@@ -115,7 +116,8 @@ def _compared(differences: Sequence[Difference]) -> list[str]:
         known = one.p is not None and one.p < 0.05
         kind = "open" if not known else "better" if one.auc.value > 0 else "worse"
         equal = "" if one.p is None or one.p < 0.001 else "=\u00a0"
-        sorted_by[kind].append(f"{escape(one.detector)} (AUC {_signed(one.auc.value, '+')}, p\u00a0{equal}{_p(one.p)})")
+        figures = f" (AUC {_signed(one.auc.value, '+')}, p\u00a0{equal}{_p(one.p)})"
+        sorted_by[kind].append(escape(one.detector) + (figures if len(differences) <= COMPARED else ""))
     against = escape(differences[0].against) if differences else ""
     words = {
         "better": f"Better than {against}",

@@ -235,7 +235,7 @@ def _finish(figure: go.Figure, label: str) -> Data:
     figure.update_layout(
         template={},
         margin={"l": 58, "r": 20, "t": 34, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "maxheight": 2000},
         font={"size": 13},
     )
     figure.update_xaxes(ticklabeloverflow="allow", showline=True, ticks="outside", title_standoff=8, zeroline=False)
