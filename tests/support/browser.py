@@ -83,6 +83,11 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
+    def quit(self) -> None:
+        """Ask the browser to end, all its processes with it."""
+        self._session = None
+        os.write(self._to, json.dumps({"id": next(self._ids), "method": "Browser.close"}).encode() + b"\0")
+
     def screenshot(self, path: Path) -> None:
         """Write the whole page as a PNG."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
@@ -114,7 +119,10 @@ def browser(folder: Path) -> Iterator[Page]:
         for end in (read, write, *ends):
             os.close(end)
         try:
-            yield Page(to, back)
+            page = Page(to, back)
+            yield page
+            page.quit()
+            process.wait(30)
         finally:
             os.close(to)
             os.close(back)
