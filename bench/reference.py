@@ -49,6 +49,21 @@ def embed(pipeline, prompt: str):
 
 
 @torch.no_grad()
+def guidance(folder: Path, prompts: list[str], latents: np.ndarray, timestep: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return ε_c and ε_0 of each prompt on its own latents [R, C, H, W], by diffusers' UNet and scheduler."""
+    pipeline = load(folder)
+    alpha = pipeline.scheduler.alphas_cumprod[timestep]
+    found = []
+    for prompt, x in zip(prompts, torch.from_numpy(latents), strict=True):
+        outputs = [pipeline.unet(x[None], timestep, **inputs).sample[0] for inputs in reversed(embed(pipeline, prompt))]
+        if pipeline.scheduler.config.prediction_type == "v_prediction":
+            outputs = [alpha.sqrt() * v + (1 - alpha).sqrt() * x for v in outputs]
+        found.append(torch.stack(outputs).numpy())
+    cond, uncond = np.stack(found, axis=1)
+    return cond, uncond
+
+
+@torch.no_grad()
 def statistics(folder: Path, prompts: list[str], draws: int, seed: int = 42, first: int = 0) -> list[dict[str, float]]:
     """Return per prompt: norm, and the alignment for every "<operands>/<channel|flat>".
 

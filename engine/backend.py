@@ -66,6 +66,26 @@ class Backend(ABC):
         As `predict`, with ε_0 [2n, C, H, W] of all cached rows.
         """
 
+    def predict_at(
+        self,
+        states: Tensor,  # noqa: ARG002
+        prompt: Indices,  # noqa: ARG002
+        row: Indices,  # noqa: ARG002
+        latents: npt.NDArray[np.float32],  # noqa: ARG002
+        timestep: int,  # noqa: ARG002
+    ) -> Tensor:
+        """Return the UNet's output, float32 [R, C, H, W], as `predict`, with latents of the caller's.
+
+        Row r is on latents[row[r]], of at most 2n latents [K, C, H, W], all at one timestep.
+
+        Raises:
+            ProviderError: this backend computes on the engine's own noise only.
+        """
+        raise ProviderError(
+            f"Provider {self.provider!r} computes on the engine's own noise only, and this needs other latents: use "
+            "provider 'cpu' or 'cuda'."
+        )
+
 
 def open_backend(directory: EngineDirectory, provider: str, precision: str | None, threads: int | None) -> Backend:
     """Return the backend for `provider`.

@@ -19,6 +19,7 @@ TOKENIZER = "tokenizer.json"
 SECOND_TOKENIZER = "tokenizer_2.json"  # SDXL's
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
+PREFIX = "prefix.onnx"  # not in int8 engines, whose UNet is made for the engine's own noise
 BASELINE = "baseline.safetensors"
 Tensors = dict[str, npt.NDArray[Any]]
 REQUIRED = (TOKENIZER, TEXT_ENCODER, UNET, BASELINE)

@@ -10,7 +10,7 @@ import msgspec
 from memedge.engine import atomic
 from memedge.engine.errors import ManifestError
 
-SCHEMA = 3
+SCHEMA = 4
 FILE_NAME = "manifest.json"
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
 
@@ -110,6 +110,14 @@ class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     gamma_alignment: float
 
 
+class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """DDIM's steps from noise to image: the timesteps, descending, and ᾱ at each of them and after the last one."""
+
+    timesteps: tuple[int, ...]
+    alphas_cumprod: tuple[float, ...]
+    final_alpha_cumprod: float
+
+
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Largest differences from torch in fp32 over the export's probe prompts.
 
@@ -148,9 +156,10 @@ class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The manifest of schema 3.
+    """The manifest of schema 4.
 
-    `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both. `calibrations` is keyed by
+    `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both; `schedule` has all steps
+    that both are taken from. `calibrations` is keyed by
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
     cached inputs and the shape of one row of each (export/split.py). `drift` is there in int8 engines. `preset` is
     there if γ was published for this kind of model. `notes` says in sentences what the export chose for this checkpoint
@@ -165,6 +174,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     state_width: int
     timesteps: tuple[int, int]
     alphas_cumprod: tuple[float, float]
+    schedule: Schedule
     draws: int
     seed: int
     precision: Precision
@@ -245,7 +255,12 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
     if not 0 <= manifest.pooled_width <= manifest.state_width:
         raise ManifestError(f"{path} names pooled states wider than its states: export the engine again.")
-    if not all(0 <= a < 1 for a in manifest.alphas_cumprod):
+    steps = manifest.schedule
+    if not 0 < len(steps.timesteps) == len(steps.alphas_cumprod):
+        raise ManifestError(f"{path} names a schedule without an ᾱ for each timestep: export the engine again.")
+    if not 0 < steps.final_alpha_cumprod <= 1:
+        raise ManifestError(f"{path} names a final ᾱ outside (0, 1]: export the engine again.")
+    if not all(0 <= a < 1 for a in (*manifest.alphas_cumprod, *steps.alphas_cumprod)):
         raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
     if not all(math.isfinite(v) for v in (*numbers, *published)):
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")

@@ -1,16 +1,18 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
 import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from memedge.engine.backend import Backend, Floats, Indices
-from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
+from memedge.engine.directory import PREFIX, TEXT_ENCODER, UNET, Tensors
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
-from memedge.engine.memory import Memory, Tensor, reduced
+from memedge.engine.memory import Memory, Tensor, part, reduced
 
 try:
     import onnxruntime
@@ -53,6 +55,7 @@ class OrtBackend(Backend):
         self._memory = memory
         if self.provider == "cuda":
             onnxruntime.preload_dlls()  # CUDA's libraries from the nvidia wheels, which no search path leads to
+        self._folder = folder
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
@@ -74,6 +77,26 @@ class OrtBackend(Backend):
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         rows = self._memory.upload(row)
         return reduced(self._memory, self._predict(states, prompt, rows), uncond, rows, operands)
+
+    def predict_at(
+        self, states: Tensor, prompt: Indices, row: Indices, latents: npt.NDArray[np.float32], timestep: int
+    ) -> Tensor:
+        memory = self._memory
+        if not hasattr(self._own, "free"):
+            self._own.free = self._prefix.io_binding(), self._unet.io_binding()
+        prefix, unet = self._own.free
+        # The UNet takes 2n rows; those that are not filled are not asked for.
+        cached = {name: memory.empty(tensor.shape, tensor.dtype) for name, tensor in self._cached.items()}
+        filled = {name: part(tensor, 0, len(latents)) for name, tensor in cached.items()}
+        given = {"sample": memory.upload(latents), "timestep": memory.upload(np.full(len(latents), timestep))}
+        self._call(prefix, self._prefix, given, filled, len(latents))
+        rows = {"states": states, "prompt": memory.upload(prompt), "row": memory.upload(row)}
+        return self._run(unet, self._unet, {**rows, **cached}, len(row))
+
+    @cached_property
+    def _prefix(self) -> Any:
+        """The graph that computes the UNet's cached inputs, loaded when it is first asked for."""
+        return self._session(self._folder / PREFIX)
 
     def _predict(self, states: Tensor, prompt: Indices, row: Tensor) -> Tensor:
         inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}
@@ -124,11 +147,11 @@ class OrtBackend(Backend):
                 f"ONNX Runtime gave {session.get_providers()[0]} instead of {self._execution_provider}: "
                 "`memedge doctor` says what is missing here."
             )
-        (output,) = session.get_outputs()
-        if not all(isinstance(size, int) for size in output.shape[1:]):
-            raise IntegrityError(
-                f"{path} gives {output.name} of unknown shape {output.shape}: export the engine again."
-            )
+        for output in session.get_outputs():
+            if not all(isinstance(size, int) for size in output.shape[1:]):
+                raise IntegrityError(
+                    f"{path} gives {output.name} of unknown shape {output.shape}: export the engine again."
+                )
         return session
 
     def _bindings(self) -> tuple[Any, Any]:
@@ -144,9 +167,16 @@ class OrtBackend(Backend):
     def _run(self, binding: Any, session: Any, inputs: dict[str, Tensor], rows: int) -> Tensor:
         (output,) = session.get_outputs()
         result = self._memory.empty((rows, *output.shape[1:]), np.float32)
+        self._call(binding, session, inputs, {output.name: result}, rows)
+        return result
+
+    def _call(
+        self, binding: Any, session: Any, inputs: dict[str, Tensor], outputs: dict[str, Tensor], rows: int
+    ) -> None:
         for name, tensor in inputs.items():
             self._bind(binding.bind_input, name, tensor)
-        self._bind(binding.bind_output, output.name, result)
+        for name, tensor in outputs.items():
+            self._bind(binding.bind_output, name, tensor)
         try:
             with self._memory.current():
                 session.run_with_iobinding(binding, self._options)
@@ -156,7 +186,6 @@ class OrtBackend(Backend):
                 f"ONNX Runtime cannot compute {rows} rows on {self._memory.name} ({reason}): use a smaller batch size, "
                 "or export the engine again."
             ) from None
-        return result
 
     def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
         bind(name, self._memory.device, self._memory.index, tensor.dtype, tensor.shape, tensor.pointer)

@@ -112,8 +112,11 @@ class Engine:
 
     def norm(self, states: States) -> Floats:
         """Return the norm, float64 [B]: n passes per prompt."""
-        norm = self._statistics(states, states.all, range(self.draws), "channel", "uncond_delta")[0]
-        return np.asarray(norm.mean(axis=1))
+        return np.asarray(self.norms(states, self.draws).mean(axis=1))
+
+    def norms(self, states: States, draws: int) -> Floats:
+        """Return ‖Δ‖ at t_norm on the first `draws` draws, float64 [B, draws]: as many passes per prompt."""
+        return self._statistics(states, states.all, range(draws), "channel", "uncond_delta")[0]
 
     def alignments(
         self, states: States, prompts: Indices, draw: int, alignment: Alignment, operands: Operands

@@ -13,7 +13,16 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
-from memedge.engine.directory import BASELINE, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER, UNET, Tensors, describe_file
+from memedge.engine.directory import (
+    BASELINE,
+    PREFIX,
+    SECOND_TOKENIZER,
+    TEXT_ENCODER,
+    TOKENIZER,
+    UNET,
+    Tensors,
+    describe_file,
+)
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
@@ -37,7 +46,7 @@ from memedge.export.parity import PROBES, Statistics, check, compare, engine_eps
 from memedge.export.presets import published
 from memedge.export.quiet import quiet
 from memedge.export.samples import Samples, read_samples
-from memedge.export.schedule import Schedule, read_schedule
+from memedge.export.schedule import Noise, read_noise
 from memedge.export.split import run_prefix, split
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
@@ -136,19 +145,19 @@ def _write(
     samples: Samples | None,
     progress: Callable[[str], None],
 ) -> Manifest:
-    shape, schedule = latent_shape(checkpoint.unet_config), read_schedule(checkpoint.scheduler)
+    shape, noise = latent_shape(checkpoint.unet_config), read_noise(checkpoint.scheduler)
     tokenizer = _write_tokenizers(checkpoint, folder)
     ids, _ = tokenizer(PROBES)
     sample = torch.randn((draws, *shape), generator=torch.Generator().manual_seed(seed)).numpy()
     factor = 1.0
-    if schedule.prediction_type == "v_prediction":
-        factor = velocity_norm_factor(schedule.alphas_cumprod[0])
+    if noise.prediction_type == "v_prediction":
+        factor = velocity_norm_factor(noise.alphas_cumprod[0])
 
     progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
-    reference = Statistics.of(_reference(checkpoint, schedule, sample, states), factor)
+    reference = Statistics.of(_reference(checkpoint, noise, sample, states), factor)
     source = Source(checkpoint.id, checkpoint.sha256)
-    preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, schedule.prediction_type)
+    preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, noise.prediction_type)
     tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
 
     # Only now, with the reference computed, may modules change their attention.
@@ -169,7 +178,8 @@ def _write(
     )
     linear.fuse(parts.unet)
     graphs.save(parts.unet, folder / UNET, external_data=True)
-    cached = run_prefix(parts, sample, schedule.timesteps)
+    graphs.save(parts.prefix, folder / PREFIX, external_data=graphs.weights(parts.prefix) > graphs.LARGE)
+    cached = run_prefix(folder / PREFIX, sample, noise.timesteps)
     # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
     del checkpoint, text_encoder, unet, parts
     gc.collect()
@@ -194,12 +204,13 @@ def _write(
     manifest = Manifest(
         schema=SCHEMA,
         source=source,
-        prediction_type=schedule.prediction_type,
+        prediction_type=noise.prediction_type,
         latent_shape=shape,
         tokens=tokens,
         state_width=state_width,
-        timesteps=schedule.timesteps,
-        alphas_cumprod=schedule.alphas_cumprod,
+        timesteps=noise.timesteps,
+        alphas_cumprod=noise.alphas_cumprod,
+        schedule=noise.schedule,
         draws=draws,
         seed=seed,
         precision=precision,
@@ -212,7 +223,7 @@ def _write(
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
         drift=measured,
         preset=preset,
-        notes=schedule.notes,
+        notes=noise.notes,
         pooled_width=pooled_width,
     )
     write_manifest(folder, manifest)
@@ -242,6 +253,7 @@ def _to_half(
     progress("converting to fp16")
     half.convert(folder / TEXT_ENCODER, text_encoder)
     half.convert(folder / UNET, unet)
+    half.narrow_outputs(folder / PREFIX)
     gc.collect()  # of the float32 graphs, whose files are gone, but stay mapped till then
     return rounded
 
@@ -255,7 +267,10 @@ def _to_int8(
     norm_factor: float,
     progress: Callable[[str], None],
 ) -> Drift:
-    """Replace the float32 UNet by an int8 one, and return how far that moves scores."""
+    """Replace the float32 UNet by an int8 one, and return how far that moves scores.
+
+    It holds for the engine's own noise, so the prefix, which is for any, goes.
+    """
     count = len(samples.drift)
     ids, _ = tokenizer(["", *samples.drift])
     progress(f"scoring {count} prompts in fp32")
@@ -265,6 +280,8 @@ def _to_int8(
     states = backend.memory.download(backend.encode(tokenizer(["", *samples.activations])[0]))
     del backend  # at most one float32 UNet in memory
     int8.quantise(folder / UNET, states, cached)
+    for path in folder.glob(f"{PREFIX}*"):
+        path.unlink()
     progress(f"scoring {count} prompts in int8")
     return drift(
         scores(OrtBackend(folder, cached, "int8", HostMemory()), ids, draws, norm_factor), true, samples.memorized
@@ -273,7 +290,7 @@ def _to_int8(
 
 def _reference(
     checkpoint: Checkpoint,
-    schedule: Schedule,
+    noise: Noise,
     sample: npt.NDArray[np.float32],
     states: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
@@ -281,6 +298,6 @@ def _reference(
 
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         step, draw = divmod(row, len(sample))
-        return checkpoint.predict(sample[draw], schedule.timesteps[step], state)
+        return checkpoint.predict(sample[draw], noise.timesteps[step], state)
 
     return epsilon(predict, states, len(sample))

@@ -7,23 +7,24 @@ from typing import Any, get_args
 from diffusers import DDIMScheduler
 
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import PredictionType
+from memedge.engine.manifest import PredictionType, Schedule
 
 INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (METHODS.md, notation)
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """What the UNet predicts, (t_norm, t_cos), ᾱ at both, and sentences about what is unusual in their choice."""
+class Noise:
+    """What the UNet predicts; (t_norm, t_cos) and ᾱ at both; all of DDIM's steps; what is unusual, in sentences."""
 
     prediction_type: PredictionType
     timesteps: tuple[int, int]
     alphas_cumprod: tuple[float, float]
+    schedule: Schedule
     notes: tuple[str, ...] = ()
 
 
-def read_schedule(config: Mapping[str, Any]) -> Schedule:
-    """Return the schedule of a checkpoint's scheduler_config.json, whatever scheduler it is for.
+def read_noise(config: Mapping[str, Any]) -> Noise:
+    """Return the noise of a checkpoint's scheduler_config.json, whatever scheduler it is for.
 
     As the published code does, DDIM is made of the checkpoint's betas, spacing and offset; what the configuration does
     not say is DDIM's own default.
@@ -55,4 +56,9 @@ def read_schedule(config: Mapping[str, Any]) -> Schedule:
         )
     timesteps = (noisiest, steps[-3])
     alphas = tuple(float(scheduler.alphas_cumprod[step]) for step in timesteps)
-    return Schedule(prediction_type, timesteps, (alphas[0], alphas[1]), tuple(notes))
+    schedule = Schedule(
+        timesteps=tuple(steps),
+        alphas_cumprod=tuple(float(scheduler.alphas_cumprod[step]) for step in steps),
+        final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+    )
+    return Noise(prediction_type, timesteps, (alphas[0], alphas[1]), schedule, tuple(notes))

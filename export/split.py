@@ -8,7 +8,6 @@ value the traffic of reading it. Where the cached values would outgrow `MEMORY_S
 dearer until they don't: what is dropped first is what saves least per byte.
 """
 
-import tempfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import Tensors
 from memedge.engine.errors import ExportError
-from memedge.export import cost, graphs, halves
+from memedge.export import cost, halves
 from memedge.export.build import insert
 
 ROWS = "rows"  # the name of the dynamic first dimension, in export/graphs.py
@@ -74,18 +73,16 @@ def split(model: ir.Model, rows: int) -> Split:
     return Split(prefix, model, names, total, saved)
 
 
-def run_prefix(parts: Split, sample: npt.NDArray[np.float32], timesteps: tuple[int, int]) -> Tensors:
+def run_prefix(path: Path, sample: npt.NDArray[np.float32], timesteps: tuple[int, int]) -> Tensors:
     """Return the cached values [2n, …] of noise [n, C, H, W] at both timesteps, computed by ONNX Runtime row by row."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prefix.onnx"
-        graphs.save(parts.prefix, path, external_data=True)
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        rows = [
-            session.run(parts.cached, {"sample": sample[draw : draw + 1], "timestep": np.array([timestep])})
-            for timestep in timesteps
-            for draw in range(len(sample))
-        ]
-    return {name: np.concatenate(values) for name, values in zip(parts.cached, zip(*rows, strict=True), strict=True)}
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    rows = [
+        session.run(names, {"sample": sample[draw : draw + 1], "timestep": np.array([timestep])})
+        for timestep in timesteps
+        for draw in range(len(sample))
+    ]
+    return {name: np.concatenate(values) for name, values in zip(names, zip(*rows, strict=True), strict=True)}
 
 
 def _name_noise(graph: ir.Graph) -> None:

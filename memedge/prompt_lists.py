@@ -1,4 +1,4 @@
-"""Two lists of prompts, memorized and clean, and what of them can be calibrated on."""
+"""Two lists of prompts, memorized and clean, and what of them can be used."""
 
 import hashlib
 from collections.abc import Iterable
@@ -56,12 +56,14 @@ class Sample:
     """Prompts that are all different to the model.
 
     Attributes:
+        texts: the B prompts.
         ids: int64 [B, T · L], their token ids.
         truncated: bool [B], which are longer than the text encoder reads.
         memorized: bool [B], which are from the list of memorized ones; they come first.
         warnings: what was left out of the lists, and what else their owner should know, in sentences.
     """
 
+    texts: tuple[str, ...]
     ids: npt.NDArray[np.int64]
     truncated: Bools
     memorized: Bools
@@ -69,7 +71,7 @@ class Sample:
 
 
 def select(engine: Engine, memorized: Prompts, clean: Prompts) -> Sample:
-    """Return what can be calibrated on. Prompts whose token ids are equal are the same prompt.
+    """Return what can be calibrated on or evaluated. Prompts whose token ids are equal are the same prompt.
 
     A prompt counts once; one that is in both lists has no answer, and the empty one is never memorized: they are left
     out.
@@ -91,15 +93,17 @@ def select(engine: Engine, memorized: Prompts, clean: Prompts) -> Sample:
     if shared:
         example = memorized.texts[min(lists[0][3][key] for key in shared)]
         warnings.append(f"Prompts in both lists: {len(shared)}, such as {example!r}; they were left out of both.")
+    texts: list[str] = []
     parts = []
     for kind, (prompts, ids, truncated, rows) in zip(("memorized", "clean"), lists, strict=True):
         kept = sorted(index for key, index in rows.items() if key not in shared)
         if len(kept) < FEWEST:
             both = f" (prompts in both lists do not count: {len(shared)})" if shared else ""
             raise InputError(
-                f"{prompts.name} leaves {len(kept)} {kind} prompts to calibrate on{both}: give at least {FEWEST} "
-                "different ones."
+                f"{prompts.name} leaves {len(kept)} {kind} prompts{both}, and at least {FEWEST} different ones are "
+                "needed: add some."
             )
+        texts += (prompts.texts[index] for index in kept)
         parts.append((ids[kept], truncated[kept], np.full(len(kept), kind == "memorized")))
     ids, cut, answer = (np.concatenate(column) for column in zip(*parts, strict=True))
     if cut.any():
@@ -107,4 +111,4 @@ def select(engine: Engine, memorized: Prompts, clean: Prompts) -> Sample:
             f"Prompts longer than the {engine.directory.manifest.tokens} tokens that the text encoder reads: "
             f"{cut.sum()}; what is beyond is not in their scores."
         )
-    return Sample(ids, cut, answer, tuple(warnings))
+    return Sample(tuple(texts), ids, cut, answer, tuple(warnings))

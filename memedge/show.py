@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.doctor import Finding
     from memedge.engine.manifest import Calibration, Drift, Estimate, Manifest, PromptList
     from memedge.engine.plans import Plan
+    from memedge.evaluation import Evaluation, Figure
     from memedge.job import JobSummary
     from memedge.results import Verdict
 
@@ -100,6 +101,25 @@ def print_calibrated(done: "Calibrated") -> None:
         table.add_row(f"[bold]{name}[/]", escape(value))
     Console().print(table)
     say(f"{done.engine} is calibrated for {done.key}.")
+
+
+def print_evaluation(evaluation: "Evaluation", output: Path, json: bool) -> None:
+    """Print the figures, or all but the single prompts as JSON; then what to keep in mind, and where the report is."""
+    if json:
+        everything = msgspec.to_builtins(evaluation)
+        del everything["prompts"]
+        print_json(everything)
+    else:
+        table = Table("detector", box=None, pad_edge=False)
+        for name in ("n", "AUC [95 %]", "TPR@1%FPR [95 %]", "TPR@3%FPR", "passes", "s/prompt"):
+            table.add_column(name, justify="right")
+        for line in evaluation.findings.lines:
+            figures = _figure(line.auc), _figure(line.tpr_1), f"{line.tpr_3.value:.3f}"
+            table.add_row(line.detector, str(line.draws), *figures, f"{line.passes:.4g}", f"{line.seconds:.3g}")
+        Console().print(table)
+    for caution in evaluation.cautions:
+        say(f"Warning: {caution}")
+    say(f"{output / 'report.html'}: the report; report.json and prompts.csv beside it.")
 
 
 def print_findings(findings: Sequence["Finding"]) -> None:
@@ -196,6 +216,10 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}"
+
+
+def _figure(figure: "Figure") -> str:
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
 
 
 def _short(value: float) -> str:

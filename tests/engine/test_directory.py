@@ -58,7 +58,7 @@ def test_huge_manifest(copy):
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(4, "upgrade memedge"), (2, "export"), ("1", "export"), (None, "export")]
+    ("schema", "advice"), [(5, "upgrade memedge"), (3, "export"), ("1", "export"), (None, "export")]
 )
 def test_other_schema(copy, schema, advice):
     edit_manifest(copy, lambda m: m.update(schema=schema))

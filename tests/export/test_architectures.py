@@ -11,7 +11,9 @@ import torch
 from models import make_checkpoint
 
 from memedge import Detector, InputError
+from memedge.engine.denoiser import Denoiser
 from memedge.engine.errors import ExportError
+from memedge.engine.passes import Engine
 from memedge.export.checkpoint import latent_shape
 from memedge.export.export import export
 
@@ -45,6 +47,20 @@ def test_engine_agrees_with_the_pipeline(tmp_path, name, precision):
     expected = reference.statistics(checkpoint, PROMPTS, 1)
     assert min(e["norm"] for e in expected) > 0.01  # or the comparison would be of rounding
     reference.agree(Detector.load(tmp_path / "engine"), expected, PROMPTS, precision)
+    agrees_anywhere(checkpoint, tmp_path / "engine", precision)
+
+
+def agrees_anywhere(checkpoint: Path, folder: Path, precision: str = "fp32") -> None:
+    """The engine's UNet on other latents, at a timestep that is not one of its own, against diffusers'."""
+    engine = Engine.open(folder, "cpu", None, None)
+    denoiser = Denoiser(engine)
+    latents = np.random.default_rng(0).standard_normal((3, *engine.directory.manifest.latent_shape), dtype=np.float32)
+    expected = reference.guidance(checkpoint, PROMPTS, latents, 501)
+    found = denoiser.guidance(engine.encode(engine.tokenize(PROMPTS)[0]), np.arange(3), latents, 501)
+    tolerance = {"fp32": 2e-5, "fp16": 5e-3}[precision] * np.abs(expected[0]).max()
+    for own, true in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, true, rtol=0, atol=tolerance)
+    assert np.abs(expected[0] - expected[1]).max() > 10 * tolerance  # or it would be a comparison of ε_0 alone
 
 
 def test_sdxl(sdxl):
@@ -56,6 +72,7 @@ def test_sdxl(sdxl):
     reference.agree(detector, expected, PROMPTS)
     assert detector.info.manifest.pooled_width == 40
     assert detector.score([""]).norm[0] == 0
+    agrees_anywhere(checkpoint, engine)
 
 
 def test_sdxl_in_openvino(sdxl):

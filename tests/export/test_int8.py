@@ -9,8 +9,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from memedge import Detector
+from memedge.engine.denoiser import Denoiser
 from memedge.engine.errors import ExportError, InputError, ProviderError
 from memedge.engine.manifest import Drift, read_manifest
+from memedge.engine.passes import Engine
 from memedge.export.drift import drift
 from memedge.export.export import export
 from memedge.export.samples import ACTIVATIONS, DEFAULT_DRIFT, read_samples
@@ -67,7 +69,7 @@ def test_what_is_quantised(engine, quantised):
     *others, last = [node for node in after.graph.node if node.op_type == "Conv"]
     assert all(kernel[node.input[1]] == [1, 1] for node in others)
     assert kernel[last.input[1]] == [3, 3]
-    assert {p.name for p in quantised[0].iterdir()} == {p.name for p in engine.iterdir()}
+    assert {p.name for p in quantised[0].iterdir()} == {p.name for p in engine.iterdir()} - {"prefix.onnx"}
 
 
 def test_manifest(quantised):
@@ -78,6 +80,13 @@ def test_manifest(quantised):
     assert 0 < found.score_absolute < 0.5
     assert found.spearman > 0.5
     assert found.auc_change is not None
+
+
+def test_only_the_engine_s_own_noise(quantised):
+    folder, manifest = quantised
+    assert not any(name.startswith("prefix") for name in manifest.files)
+    with pytest.raises(ProviderError, match="is an int8 engine, which computes on its own noise only"):
+        Denoiser(Engine.open(folder, "cpu", None, None))
 
 
 def test_other_precisions_have_no_drift(engine):

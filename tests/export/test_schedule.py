@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memedge.engine.errors import ExportError
-from memedge.export.schedule import read_schedule
+from memedge.export.schedule import read_noise
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 SCALED = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -34,9 +34,14 @@ def rescaled(betas: np.ndarray) -> np.ndarray:
     ],
 )
 def test_timesteps_and_noise(config, timesteps, alphas):
-    found = read_schedule(config)
+    found = read_noise(config)
     assert (found.prediction_type, found.timesteps, found.notes) == ("epsilon", timesteps, ())
     np.testing.assert_allclose(found.alphas_cumprod, np.cumprod(1 - alphas)[list(timesteps)], rtol=2e-5)
+    steps = found.schedule
+    assert len(steps.timesteps) == 50
+    assert (steps.timesteps[0], steps.timesteps[-3]) == timesteps
+    np.testing.assert_allclose(steps.alphas_cumprod, np.cumprod(1 - alphas)[list(steps.timesteps)], rtol=2e-5)
+    assert steps.final_alpha_cumprod == 1
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
@@ -44,7 +49,7 @@ def test_timesteps_and_noise(config, timesteps, alphas):
 def test_zero_terminal_snr(spacing, prediction):
     """Only v-prediction, and only where ᾱ is 0, loses its norm."""
     config = {**BETAS, "steps_offset": 1, "rescale_betas_zero_snr": True, "prediction_type": prediction}
-    found = read_schedule({**config, "timestep_spacing": spacing})
+    found = read_noise({**config, "timestep_spacing": spacing})
     moved = (spacing, prediction) == ("trailing", "v_prediction")
     first = 979 if moved else {"leading": 981, "trailing": 999}[spacing]
     assert found.timesteps[0] == first
@@ -70,5 +75,5 @@ def test_zero_terminal_snr(spacing, prediction):
 )
 def test_other_schedulers_are_refused(config, words):
     with pytest.raises(ExportError, match=words) as caught:
-        read_schedule(config)
+        read_noise(config)
     assert "\n" not in str(caught.value)

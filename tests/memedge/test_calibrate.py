@@ -245,12 +245,12 @@ def test_mistakes(folder, lists, tmp_path, monkeypatch, capsys):
         (1, "absent.txt does not exist", (folder, *memorized, "--clean", tmp_path / "absent.txt")),
         (
             1,
-            "four.txt leaves 4 clean prompts to calibrate on: give at least 5 different ones",
+            "four.txt leaves 4 clean prompts, and at least 5 different ones are needed",
             (folder, *memorized, "--clean", tmp_path / "four.txt", *ok),
         ),
         (
             1,
-            "leaves 0 memorized prompts to calibrate on (prompts in both lists do not count: 24)",
+            "leaves 0 memorized prompts (prompts in both lists do not count: 24), and at least 5",
             (folder, *memorized, "--clean", lists[0], *ok),
         ),
         (1, "A false-positive rate of 1 is none to aim at", (folder, *memorized, *clean, "--target-fpr", 1)),

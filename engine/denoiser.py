@@ -1,0 +1,122 @@
+"""The UNet on latents and timesteps of one's own, for detectors that move or denoise the noise (METHODS.md §2-4)."""
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.backend import Indices
+from memedge.engine.directory import PREFIX
+from memedge.engine.errors import InputError, NotFiniteError, ProviderError
+from memedge.engine.memory import Tensor, part
+from memedge.engine.passes import Engine, States
+
+Latents = npt.NDArray[np.float32]
+
+
+class Denoiser:
+    """ε of an engine's UNet at any latents and timestep, in its provider and precision. Safe to call from any thread.
+
+    What the engine caches for its own noise is computed for each call, so a pass costs a little more. A model that
+    predicts v gives ε too: ε = √ᾱ v + √(1 − ᾱ) x.
+
+    Attributes:
+        engine: the engine, which encodes prompts.
+        manifest: the engine's; its `schedule` has the timesteps, and ᾱ at each.
+    """
+
+    def __init__(self, engine: Engine):
+        """Take an opened engine.
+
+        Raises:
+            ProviderError: an int8 engine, or a provider other than cpu and cuda.
+        """
+        self.engine = engine
+        self.manifest = engine.directory.manifest
+        if PREFIX not in self.manifest.files:
+            raise ProviderError(
+                f"{engine.directory.path} is an {self.manifest.precision} engine, which computes on its own noise "
+                "only, and this needs other latents: export one in fp32 or fp16."
+            )
+        self._empty = engine.encode(engine.tokenize([""])[0])
+        self._alpha = dict(zip(self.manifest.schedule.timesteps, self.manifest.schedule.alphas_cumprod, strict=True))
+        # Checks the provider, and fixes what would otherwise be loaded within the first call.
+        self.uncond(self.noise(1), self.manifest.timesteps[0])
+
+    def noise(self, draws: int, seed: int | None = None) -> Latents:
+        """Return that many draws of pure noise, float32 [draws, C, H, W].
+
+        Args:
+            draws: at least 1.
+            seed: None: the engine's own draws first, then NumPy's from the manifest's seed. Else all are NumPy's, from
+                this seed.
+        """
+        if draws < 1:
+            raise InputError(f"draws is {draws}: give at least 1.")
+        own = self.engine.directory.baseline.sample[: draws if seed is None else 0]
+        generator = np.random.default_rng(self.manifest.seed if seed is None else seed)
+        further = generator.standard_normal((draws - len(own), *self.manifest.latent_shape), dtype=np.float32)
+        return np.concatenate([own, further])
+
+    def predict(self, states: States, prompts: Indices, latents: Latents, timestep: int) -> Latents:
+        """Return ε_c, float32 [R, C, H, W]: row r is of prompt prompts[r] on latents[r].
+
+        Args:
+            states: the embeddings of B prompts.
+            prompts: int64 [R], each below B.
+            latents: float32 [R, C, H, W].
+            timestep: one of the schedule's.
+
+        Raises:
+            InputError: a timestep that is not in the schedule.
+            NotFiniteError: ε holds NaN or infinity.
+        """
+        return self._rows(states, prompts, latents, timestep, with_uncond=False)[0]
+
+    def uncond(self, latents: Latents, timestep: int) -> Latents:
+        """Return ε_0, float32 [R, C, H, W], on latents [R, C, H, W]; raises as `predict`."""
+        return self.predict(self._empty, np.zeros(len(latents), dtype=np.int64), latents, timestep)
+
+    def guidance(self, states: States, prompts: Indices, latents: Latents, timestep: int) -> tuple[Latents, Latents]:
+        """Return ε_c and ε_0 of each row, as `predict` and `uncond`: two passes per row. The empty prompt's equal."""
+        cond, uncond = self._rows(states, prompts, latents, timestep, with_uncond=True)
+        empty = states.empty[prompts]
+        cond[empty] = uncond[empty]
+        return cond, uncond
+
+    def _rows(
+        self, states: States, prompts: Indices, latents: Latents, timestep: int, *, with_uncond: bool
+    ) -> tuple[Latents, Latents]:
+        """Return ε_c, and ε_0 if asked for."""
+        alpha = self._alpha.get(timestep)
+        if alpha is None:
+            raise InputError(f"Timestep {timestep} is none of the engine's schedule: take one of manifest.schedule.")
+        backend, kinds = self.engine.backend, 1 + with_uncond
+        # The UNet holds 2n latents at once.
+        most = min(self.engine.passes, max(1, self.engine.rows_per_call // kinds))
+        found = np.empty((kinds, *latents.shape), dtype=np.float32)
+        for start in range(0, len(latents), most):
+            block = slice(start, start + most)
+            unique, prompt = np.unique(prompts[block], return_inverse=True)
+            tensor = self._take(states, unique, with_uncond)
+            row = np.arange(len(prompt))
+            if with_uncond:
+                prompt, row = np.concatenate([prompt, np.full_like(prompt, len(unique))]), np.tile(row, 2)
+            output = backend.predict_at(tensor, prompt, row, latents[block], timestep)
+            found[:, block] = backend.memory.download(output).reshape(kinds, -1, *latents.shape[1:])
+        if bad := int((~np.isfinite(found)).any(axis=(0, 2, 3, 4)).sum()):
+            raise NotFiniteError(
+                f"The predictions on {bad} of {len(latents)} latents hold NaN or infinity: run the model in a higher "
+                "precision."
+            )
+        if self.manifest.prediction_type == "v_prediction":
+            found = np.float32(alpha**0.5) * found + np.float32((1 - alpha) ** 0.5) * latents
+        return found[0], found[-1]
+
+    def _take(self, states: States, unique: Indices, with_empty: bool) -> Tensor:
+        """Return the states of some prompts, and the empty prompt's behind them if asked for."""
+        memory, tensor = self.engine.backend.memory, states.tensor
+        chosen = memory.empty((len(unique) + with_empty, *tensor.shape[1:]), tensor.dtype)
+        for place, prompt in enumerate(unique):
+            memory.copy(part(tensor, int(prompt), 1), part(chosen, place, 1))
+        if with_empty:
+            memory.copy(self._empty.tensor, part(chosen, len(unique), 1))
+        return chosen

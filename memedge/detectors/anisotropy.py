@@ -1,0 +1,170 @@
+"""The product's own statistics, draw by draw: norm, alignments, and the score of both (METHODS.md §1 and 2)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Protocol
+
+import numpy as np
+
+from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+from memedge.detectors.draws import Draws, Floats, per_block
+from memedge.engine.denoiser import Denoiser, Latents
+from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
+from memedge.engine.passes import Engine, States
+from memedge.guidance import guidance_stats
+
+
+class Source(Protocol):
+    """Where statistics come from; float64 [B, n] each, one pass per prompt and draw, 0 for the empty prompt."""
+
+    def norms(self, states: States) -> Floats:
+        """Return ‖Δ‖₂ at t_norm, scaled for v-prediction."""
+
+    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
+        """Return the cosine at t_cos."""
+
+
+@dataclass(frozen=True)
+class OwnDraws:
+    """The first n of the engine's own draws: the values that the product computes, from what it caches."""
+
+    engine: Engine
+    draws: int
+
+    def norms(self, states: States) -> Floats:
+        return self.engine.norms(states, self.draws)
+
+    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
+        every = [self.engine.alignments(states, states.all, draw, kind, pair) for draw in range(self.draws)]
+        return np.stack(every, axis=1)
+
+
+class OtherDraws:
+    """Any noise [n, C, H, W], by the denoiser."""
+
+    def __init__(self, denoiser: Denoiser, noise: Latents):
+        self._manifest = denoiser.manifest
+        self._first, self._late = (Draws(denoiser, noise, timestep) for timestep in denoiser.manifest.timesteps)
+
+    def norms(self, states: States) -> Floats:
+        # Of what the model predicts, ε or v, by METHODS.md §1; Δ_v is Δ_ε / √ᾱ.
+        factor = self._manifest.norm_factor
+        if self._manifest.prediction_type == "v_prediction":
+            factor /= sqrt(self._manifest.alphas_cumprod[0])
+        return factor * guidance_stats(self._first.cond(states), self._first.uncond).norm
+
+    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
+        cond, uncond = self._late.cond(states), self._late.uncond
+        if self._manifest.prediction_type == "v_prediction":
+            cond, uncond = (
+                _velocity(eps, self._late.noise, self._manifest.alphas_cumprod[1]) for eps in (cond, uncond)
+            )
+        found = guidance_stats(cond, uncond, alignment=kind, operands=pair).alignment
+        return found * ~states.empty[:, None]
+
+
+def open_source(engine: Engine, draws: int, seed: int | None) -> Source:
+    """Return the engine's own draws where these are meant and suffice; raises as Denoiser where not."""
+    if seed is None and draws <= engine.draws:
+        return OwnDraws(engine, draws)
+    denoiser = Denoiser(engine)
+    return OtherDraws(denoiser, denoiser.noise(draws, seed))
+
+
+class Norm:
+    """‖ε_c − ε_0‖₂ at the noisiest timestep (Wen et al., ICLR 2024), × √ᾱ / (1 − ᾱ) where the model predicts v.
+
+    Cost: 1 pass per prompt and draw.
+    """
+
+    name = "norm"
+    formula = "‖ε_c − ε_0‖₂ at the first timestep (Wen et al. 2024)"
+    passes = 1.0
+
+    def __init__(self, engine: Engine, draws: int, seed: int | None):
+        self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
+
+    def __call__(self, prompts: Sequence[str]) -> Floats:
+        return per_block(self._engine, prompts, self._draws, self._source.norms)
+
+
+class Aligned:
+    """± the cosine of a pair of (ε_0, ε_c, Δ = ε_c − ε_0) at a late timestep (Asthana & Belagiannis, ICLR 2026).
+
+    "channel": of each pixel's channels, averaged over pixels; "flat": of whole tensors. Whether a high or a low cosine
+    means memorized belongs to the model: the sign is that of γ_alignment in the engine's calibration, else in its
+    preset, else +; both were fitted for one pair and one kind of cosine, so for others it is a guess.
+
+    Cost: 1 pass per prompt and draw.
+    """
+
+    passes = 1.0
+
+    def __init__(self, engine: Engine, draws: int, seed: int | None, kind: Alignment, pair: Operands):
+        self.name = alignment_name(kind, pair)
+        self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
+        self._kind, self._pair = kind, pair
+        self._sign = -1.0 if weights(engine).gamma_alignment < 0 else 1.0
+        over = "over channels, mean over pixels" if kind == "channel" else "of whole tensors"
+        sign = "−" if self._sign < 0 else ""
+        self.formula = (
+            f"{sign}cos({_OPERANDS[pair]}) {over}, at the third last timestep; the sign is γ_alignment's "
+            "(Asthana & Belagiannis 2026)"
+        )
+
+    def __call__(self, prompts: Sequence[str]) -> Floats:
+        return per_block(self._engine, prompts, self._draws, self._score)
+
+    def _score(self, states: States) -> Floats:
+        return self._sign * self._source.alignments(states, self._kind, self._pair)
+
+
+class Anisotropy:
+    """γ_norm · norm + γ_alignment · alignment (Asthana & Belagiannis, ICLR 2026): the product's score.
+
+    γ, the pair and the kind of cosine are those of the engine's calibration for what runs; else those published for its
+    family; else γ = (1, 1), which the paper says works, too.
+
+    Cost: 2 passes per prompt and draw.
+    """
+
+    name = "anisotropy"
+    passes = 2.0
+
+    def __init__(self, engine: Engine, draws: int, seed: int | None):
+        self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
+        self._weights = weights(engine)
+        self._kind, self._pair = DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+        if isinstance(self._weights, Calibration):
+            self._kind, self._pair = self._weights.alignment, self._weights.operands
+        gamma = f"{self._weights.gamma_norm:.3g} · norm {self._weights.gamma_alignment:+.3g} · alignment"
+        self.formula = f"{gamma}; {self._kind}, cos({_OPERANDS[self._pair]}) (Asthana & Belagiannis 2026)"
+
+    def __call__(self, prompts: Sequence[str]) -> Floats:
+        return per_block(self._engine, prompts, self._draws, self._score)
+
+    def _score(self, states: States) -> Floats:
+        norm, alignment = self._source.norms(states), self._source.alignments(states, self._kind, self._pair)
+        return self._weights.gamma_norm * norm + self._weights.gamma_alignment * alignment
+
+
+_OPERANDS: dict[Operands, str] = {"uncond_delta": "ε_0, Δ", "cond_uncond": "ε_c, ε_0", "cond_delta": "ε_c, Δ"}
+
+
+def alignment_name(kind: Alignment, pair: Operands) -> str:
+    """Return what --detector calls an alignment: "alignment", "alignment-flat", "alignment-cond-uncond", …"""
+    words = ["alignment"] + ([] if pair == DEFAULT_OPERANDS else [pair.replace("_", "-")])
+    return "-".join(words + ([] if kind == DEFAULT_ALIGNMENT else [kind]))
+
+
+def weights(engine: Engine) -> Calibration | Preset:
+    """Return the calibration for what runs, else the preset, else γ = (1, 1)."""
+    manifest: Manifest = engine.directory.manifest
+    key = f"{engine.backend.provider}-{engine.backend.precision}"
+    return manifest.calibrations.get(key) or manifest.preset or Preset("", 1, 1)
+
+
+def _velocity(eps: Latents, noise: Latents, alpha: float) -> Latents:
+    """Return v of ε = √ᾱ v + √(1 − ᾱ) x."""
+    return ((eps - np.float32(sqrt(1 - alpha)) * noise) / np.float32(sqrt(alpha))).astype(np.float32)
