@@ -15,12 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from metrics import auc, interval, tpr
 from rich.console import Console
 from rich.table import Table
 
 from memedge import Detector
 from memedge.demo import CAPTIONS
+from memedge.metrics import auc, interval, tpr
 
 TPR_AT_1_PERCENT = partial(tpr, percent=1)
 SEEN = ("memorized", "partly", "template", "frequent", "rare")

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
-from metrics import RESAMPLES, auc, interval, tpr
 from published import FAMILIES, Published
 
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, EngineInfo
 from memedge.engine.manifest import Calibration, Preset
+from memedge.metrics import RESAMPLES, auc, interval, tpr
 
 TPRS = ((1, "strict"), (1, "nearest"), (3, "strict"), (3, "nearest"))
 FIGURES = ("auc", *(f"tpr_{percent}_{convention}" for percent, convention in TPRS))

@@ -12,7 +12,7 @@ def scores():
 
 
 def test_auc_is_the_chance_that_a_positive_is_higher(scores):
-    from metrics import auc
+    from memedge.metrics import auc
 
     positive, negative = scores
     wins = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
@@ -21,7 +21,7 @@ def test_auc_is_the_chance_that_a_positive_is_higher(scores):
 
 def test_tpr_is_strict(scores):
     """The highest TPR over all thresholds whose FPR is at most 1 %: 2 of 250 negatives may pass, 3 may not."""
-    from metrics import tpr
+    from memedge.metrics import tpr
 
     positive, negative = scores
     thresholds = [t for t in np.r_[positive, negative, np.inf] if (negative >= t).sum() <= 2]
@@ -29,7 +29,7 @@ def test_tpr_is_strict(scores):
 
 
 def test_interval_covers(scores):
-    from metrics import auc, interval
+    from memedge.metrics import auc, interval
 
     low, high = interval(auc, *scores)
     assert low < auc(*scores) < high

@@ -242,7 +242,7 @@ def test_every_preset_has_its_figures():
 
 
 def test_metrics_by_hand():
-    from metrics import auc, interval, tpr
+    from memedge.metrics import auc, interval, tpr
 
     high, low, same = np.array([3.0, 4.0]), np.array([1.0, 2.0, 2.0]), np.ones(3)
     for statistic in (auc, lambda p, n, axis=-1: tpr(p, n, 1, axis=axis)):
@@ -261,7 +261,7 @@ def test_metrics_by_hand():
 @pytest.mark.parametrize("percent", [1, 3])
 def test_metrics_are_scikit_learns(percent):
     """Of many samples with ties at once, each by roc_curve's points."""
-    from metrics import auc, tpr
+    from memedge.metrics import auc, tpr
 
     generator = np.random.default_rng(percent)
     positive, negative = generator.normal(1, 1, (50, 30)).round(1), generator.normal(0, 1, (50, 130)).round(1)

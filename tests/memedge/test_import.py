@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "diffusers", "onnx", "onnxscript", "sklearn", "pyarrow", "PIL")
+HEAVY = ("torch", "transformers", "diffusers", "onnx", "onnxscript", "plotly", "scipy", "sklearn", "pyarrow", "PIL")
 
 
 def run(code: str, cwd: Path) -> str:

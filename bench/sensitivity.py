@@ -1,0 +1,308 @@
+"""What the embedded engine's accuracy hangs on: draws, late timestep, weights, operands, precision, changed captions.
+
+    python bench/sensitivity.py [--json FILE]
+
+Positives are the held-out captions that replicate (labels of bench/tiny/label.py), in two groups; negatives are all
+other held-out captions that the model was trained on. In each row γ is fitted anew on the calibration captions, by the
+function that `memedge calibrate` calls, so that a row says how good a setting can be, and not how ill another's γ fits.
+What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval: it helps where that is above 0,
+and is noise where the interval holds 0.
+
+- draws: n of 16 draws of noise, the engine's own first; for n < 16 the mean over disjoint groups of draws, and range.
+- t_cos: the timestep of the alignment; the noise stays pure, as in METHODS.md §1.
+- weights: those fitted, published, equal, and equal after dividing each term by its deviation; and ‖Δ‖ / ‖ε_0‖.
+- operands: of the cosine, and over what it is taken.
+- precision: engines of the same model, each with its own γ and threshold; Spearman's ρ of the score and the verdicts
+  that differ, against fp32. fp16 as ONNX Runtime computes it on a CPU, bf16 where this CPU can.
+- variants: captions changed a little (bench/tiny/variants.py), with labels of their own, at the shipped γ and threshold.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from memedge import Detector
+from memedge.decision import Floats
+from memedge.demo import CAPTIONS
+from memedge.detector import EMBEDDED_ENGINE
+from memedge.engine.denoiser import Denoiser, Latents
+from memedge.engine.errors import ProviderError
+from memedge.engine.manifest import Alignment, Operands
+from memedge.engine.passes import Engine, States
+from memedge.fitting import fit_direction, fit_threshold
+from memedge.guidance import guidance_stats
+from memedge.metrics import auc, interval
+
+TINY = Path(__file__).parent / "tiny"
+POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
+DRAWS = 16
+LATE = (1, 41, 101, 201, 401, 601, 801, 981)
+TARGET = 0.01
+
+
+@dataclass(frozen=True)
+class Captions:
+    """The captions with their labels; bool [B] each."""
+
+    prompts: list[str]
+    groups: np.ndarray
+    memorized: np.ndarray
+    calibration: np.ndarray
+
+    @staticmethod
+    def read() -> "Captions":
+        with CAPTIONS.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: np.array([row[name] for row in rows]) for name in ("group", "memorized", "split")}
+        return Captions(
+            [row["caption"] for row in rows],
+            columns["group"],
+            columns["memorized"] == "true",
+            columns["split"] == "calibration",
+        )
+
+    def pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield the name of each kind of positives, and which captions are held-out positives and negatives."""
+        held_out = ~self.calibration
+        negative = held_out & ~self.memorized & (self.groups != "unseen")
+        for name, groups in POSITIVES.items():
+            yield name, held_out & self.memorized & np.isin(self.groups, groups), negative
+
+
+@dataclass(frozen=True)
+class Row:
+    """One setting: AUCs of the norm, the alignment and the score, and what the alignment adds, [least, greatest]."""
+
+    part: str
+    setting: str
+    positives: str
+    gamma: str
+    norm: float
+    alignment: float
+    score: float
+    gain: float
+    gain_interval: tuple[float, float]
+    note: str = ""
+
+
+def gain(norm_and_score: np.ndarray, negative: np.ndarray, axis: int = -1) -> np.ndarray:
+    """Return AUC(score) − AUC(norm) of positives and negatives, both [2, count]."""
+    first, second = auc(norm_and_score, negative, axis)
+    return second - first
+
+
+def rows(
+    captions: Captions, part: str, setting: str, norm: Floats, alignment: Floats, gamma: Floats | None = None, note=""
+) -> list[Row]:
+    """Return a row for each kind of positives, of both terms [B]; γ is fitted where it is not given."""
+    fitted = gamma is None
+    features = np.stack([norm, alignment], axis=1)
+    if gamma is None:
+        gamma = fit_direction(features[captions.calibration], captions.memorized[captions.calibration]).gamma
+    statistics = np.stack([norm, np.copysign(1, gamma[1]) * alignment, features @ gamma])
+    found = []
+    for name, positive, negative in captions.pairs():
+        aucs = auc(statistics[:, positive], statistics[:, negative])
+        pair = statistics[::2, positive], statistics[::2, negative]
+        low, high = interval(gain, *pair)
+        text = f"1, {gamma[1] / gamma[0]:.3g}" + ("" if fitted else " given")
+        values = (float(value) for value in aucs)
+        found.append(Row(part, setting, name, text, *values, float(gain(*pair)), (float(low), float(high)), note))
+    return found
+
+
+class Predictions:
+    """Statistics of all captions on any draw at any timestep; each UNet evaluation is made once."""
+
+    def __init__(self, denoiser: Denoiser, prompts: list[str]):
+        self._denoiser = denoiser
+        self._states: States = denoiser.engine.encode(denoiser.engine.tokenize(prompts)[0])
+        self._noise = denoiser.noise(DRAWS)
+        self._cond: dict[tuple[int, int], tuple[Latents, Latents]] = {}
+
+    def both(self, draw: int, timestep: int) -> tuple[Latents, Latents]:
+        """Return ε_c [B, C, H, W] and ε_0 [C, H, W]."""
+        if (draw, timestep) not in self._cond:
+            x = self._noise[draw : draw + 1]
+            all_ = self._states.all
+            cond = self._denoiser.predict(self._states, all_, np.repeat(x, len(all_), axis=0), timestep)
+            self._cond[draw, timestep] = cond, self._denoiser.uncond(x, timestep)[0]
+        return self._cond[draw, timestep]
+
+    def norm(self, draw: int, timestep: int) -> Floats:
+        return guidance_stats(*self.both(draw, timestep)).norm
+
+    def alignment(
+        self, draw: int, timestep: int, kind: Alignment = "channel", operands: Operands = "uncond_delta"
+    ) -> Floats:
+        return guidance_stats(*self.both(draw, timestep), alignment=kind, operands=operands).alignment
+
+
+def draws(captions: Captions, predictions: Predictions, timesteps: tuple[int, int]) -> list[Row]:
+    norm = np.stack([predictions.norm(draw, timesteps[0]) for draw in range(DRAWS)])
+    alignment = np.stack([predictions.alignment(draw, timesteps[1]) for draw in range(DRAWS)])
+    found = []
+    for n in (1, 4, DRAWS):
+        groups = [slice(start, start + n) for start in range(0, DRAWS, n)]
+        each = [rows(captions, "draws", f"n = {n}", norm[g].mean(0), alignment[g].mean(0)) for g in groups]
+        if n == DRAWS:
+            found += each[0]
+            continue
+        for same in zip(*each, strict=True):
+            means = {name: float(np.mean([getattr(r, name) for r in same])) for name in ("norm", "alignment", "score")}
+            gains = [r.gain for r in same]
+            gammas = [float(r.gamma.split(", ")[1]) for r in same]
+            found.append(
+                Row(
+                    "draws",
+                    f"n = {n}",
+                    same[0].positives,
+                    f"1, {min(gammas):.3g} … {max(gammas):.3g}",
+                    *means.values(),
+                    float(np.mean(gains)),
+                    (min(gains), max(gains)),
+                    f"mean over {len(groups)} groups; the gain's range, not its interval; "
+                    f"norm {min(r.norm for r in same):.3f} … {max(r.norm for r in same):.3f}, "
+                    f"score {min(r.score for r in same):.3f} … {max(r.score for r in same):.3f}",
+                )
+            )
+    return found
+
+
+def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, int]) -> list[Row]:
+    """Return the rows of t_cos, weights and operands, on the engine's first draw."""
+    first, late = timesteps
+    norm, alignment = predictions.norm(0, first), predictions.alignment(0, late)
+    found = []
+    for timestep in LATE:
+        found += rows(captions, "t_cos", str(timestep), norm, predictions.alignment(0, timestep))
+    found += rows(captions, "weights", "fitted", norm, alignment)
+    for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
+        found += rows(captions, "weights", name, norm, alignment, np.array(gamma, dtype=float))
+    spread = [term[captions.calibration].std() for term in (norm, alignment)]
+    sign = np.copysign(1, fit_direction(np.stack([norm, alignment], 1)[captions.calibration],
+                                        captions.memorized[captions.calibration]).gamma[1])
+    scaled = np.array([1 / spread[0], sign / spread[1]])
+    found += rows(captions, "weights", "equal in deviations", norm, alignment, scaled)
+    relative = norm / np.linalg.norm(predictions.both(0, first)[1])
+    found += rows(captions, "weights", "‖Δ‖ / ‖ε_0‖, fitted", relative, alignment)
+    for operands in ("uncond_delta", "cond_uncond", "cond_delta"):
+        for kind in ("channel", "flat"):
+            values = predictions.alignment(0, late, kind, operands)
+            found += rows(captions, "operands", f"{operands}, {kind}", norm, values)
+    return found
+
+
+def precisions(captions: Captions) -> list[Row]:
+    """Return the rows of the precisions, each with its own fit; the first is what the others are compared with."""
+    found, true = [], None
+    with tempfile.TemporaryDirectory() as folder:
+        for provider, precision in (
+            ("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("cpu", "fp16"), ("cpu", "int8")
+        ):
+            path = EMBEDDED_ENGINE
+            if precision in ("fp16", "int8"):
+                path = Path(folder) / precision
+                command = ["export", str(TINY / "emoji"), "-o", str(path), "--precision", precision]
+                subprocess.run([sys.executable, "-P", "-m", "memedge", *command], check=True, capture_output=True)
+            try:
+                detector = Detector.load(path, provider, precision)
+            except ProviderError as error:
+                print(f"left out: {error}", file=sys.stderr)
+                continue
+            scores = detector.score(captions.prompts, alignment="channel", operands="uncond_delta")
+            features = np.stack([scores.norm, scores.alignment], axis=1)
+            some, labels = features[captions.calibration], captions.memorized[captions.calibration]
+            gamma = fit_direction(some, labels).gamma
+            score, threshold = features @ gamma, fit_threshold(some @ gamma, labels, TARGET)
+            verdict = score >= threshold
+            if true is None:
+                true = score, verdict
+            rank = spearmanr(score, true[0]).statistic
+            note = f"Spearman {rank:.5f}, {(verdict != true[1]).sum()} of {len(verdict)} verdicts differ"
+            found += rows(captions, "precision", f"{provider} {precision}", *features.T, note=note)
+    return found
+
+
+def variants(captions: Captions) -> list[dict[str, Any]]:
+    """Return, per kind of change and whether caption and variant replicate, how many, their scores and verdicts."""
+    with (TINY / "variants.csv").open(newline="") as file:
+        changed = list(csv.DictReader(file))
+    detector = Detector.load(provider="cpu")
+    scores = detector.score([row["prompt"] for row in changed])
+    replicates = dict(zip(captions.prompts, captions.memorized.tolist(), strict=True))
+    before = np.array([replicates[row["caption"]] for row in changed])
+    after = np.array([row["memorized"] == "true" for row in changed])
+    kinds = np.array([row["kind"] for row in changed])
+    found = []
+    for kind in ("all", *dict.fromkeys(kinds.tolist())):
+        of_kind = np.ones_like(before) if kind == "all" else kinds == kind
+        pair = of_kind & after, of_kind & ~after
+        low, high = interval(auc, scores.score[pair[0]], scores.score[pair[1]])
+        at_norm = float(auc(scores.norm[pair[0]], scores.norm[pair[1]]))
+        found.append(
+            {
+                "kind": kind,
+                "variants": int(of_kind.sum()),
+                "kept": f"{(pair[0] & before).sum()} of {(of_kind & before).sum()}",
+                "new": f"{(pair[0] & ~before).sum()} of {(of_kind & ~before).sum()}",
+                "auc": float(auc(scores.score[pair[0]], scores.score[pair[1]])),
+                "auc_interval": (float(low), float(high)),
+                "auc_norm": at_norm,
+                "found": f"{scores.memorized[pair[0]].sum()} of {pair[0].sum()}",
+                "wrong": f"{scores.memorized[pair[1]].sum()} of {pair[1].sum()}",
+                "wrong, of captions that replicate": (
+                    f"{scores.memorized[pair[1] & before].sum()} of {(pair[1] & before).sum()}"
+                ),
+            }
+        )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    captions = Captions.read()
+    engine = Engine.open(EMBEDDED_ENGINE, "cpu", None, None)
+    predictions = Predictions(Denoiser(engine), captions.prompts)
+    timesteps = engine.directory.manifest.timesteps
+    found = draws(captions, predictions, timesteps) + choices(captions, predictions, timesteps) + precisions(captions)
+    table = Table("", "setting", "positives", "γ", "norm", "alignment", "score", "score − norm [95 %]", "", box=None)
+    for r in found:
+        ends = f"{r.gain:+.3f} [{r.gain_interval[0]:+.3f}, {r.gain_interval[1]:+.3f}]"
+        aucs = (f"{value:.3f}" for value in (r.norm, r.alignment, r.score))
+        table.add_row(r.part, r.setting, r.positives, r.gamma, *aucs, ends, r.note)
+    console = Console(width=200)
+    console.print("AUC on held-out captions", table)
+    changed = variants(captions)
+    table = Table("changed captions", box=None)
+    for name in list(changed[0])[1:]:
+        table.add_column(name)
+    for line in changed:
+        table.add_row(*(_text(value) for value in line.values()))
+    console.print(table)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"rows": [asdict(r) for r in found], "variants": changed}, indent=1))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{value[0]:.3f}, {value[1]:.3f}]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
