@@ -8,13 +8,14 @@ function that `memedge calibrate` calls, so that a row says how good a setting c
 What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval: it helps where that is above 0,
 and is noise where the interval holds 0.
 
-- draws: n of 16 draws of noise, the engine's own first; for n < 16 the mean over disjoint groups of draws, and range.
+- draws: n of 16 draws of noise; for n < 16 the mean over disjoint groups of draws, and the range. The score with n
+  draws costs as many passes as the norm with 2n.
 - t_cos: the timestep of the alignment; the noise stays pure, as in METHODS.md §1.
 - weights: those fitted, published, equal, and equal after dividing each term by its deviation; and ‖Δ‖ / ‖ε_0‖.
 - operands: of the cosine, and over what it is taken.
 - precision: engines of the same model, each with its own γ and threshold; Spearman's ρ of the score and the verdicts
   that differ, against fp32. fp16 as ONNX Runtime computes it on a CPU, bf16 where this CPU can.
-- variants: captions changed a little (bench/tiny/variants.py), with labels of their own, at the shipped γ and threshold.
+- variants: captions changed a little (bench/tiny/variants.py), with labels of their own; γ and threshold as shipped.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from memedge.engine.manifest import Alignment, Operands
 from memedge.engine.passes import Engine, States
 from memedge.fitting import fit_direction, fit_threshold
 from memedge.guidance import guidance_stats
-from memedge.metrics import auc, interval
+from memedge.metrics import auc, interval, percentiles, resample
 
 TINY = Path(__file__).parent / "tiny"
 POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
@@ -97,10 +98,11 @@ class Row:
     note: str = ""
 
 
-def gain(norm_and_score: np.ndarray, negative: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return AUC(score) − AUC(norm) of positives and negatives, both [2, count]."""
-    first, second = auc(norm_and_score, negative, axis)
-    return second - first
+def gain_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
+    """Return the interval of AUC(score) − AUC(norm), of positives and negatives [2, count]: norm and score of each."""
+    some, others = resample(positive.shape[1], negative.shape[1])
+    first, second = auc(positive[:, some], negative[:, others])
+    return percentiles(second - first)
 
 
 def rows(
@@ -116,10 +118,10 @@ def rows(
     for name, positive, negative in captions.pairs():
         aucs = auc(statistics[:, positive], statistics[:, negative])
         pair = statistics[::2, positive], statistics[::2, negative]
-        low, high = interval(gain, *pair)
         text = f"1, {gamma[1] / gamma[0]:.3g}" + ("" if fitted else " given")
-        values = (float(value) for value in aucs)
-        found.append(Row(part, setting, name, text, *values, float(gain(*pair)), (float(low), float(high)), note))
+        of_norm, of_alignment, of_score = (float(value) for value in aucs)
+        row = Row(part, setting, name, text, of_norm, of_alignment, of_score, of_score - of_norm, gain_interval(*pair))
+        found.append(replace(row, note=note))
     return found
 
 
@@ -154,7 +156,7 @@ def draws(captions: Captions, predictions: Predictions, timesteps: tuple[int, in
     norm = np.stack([predictions.norm(draw, timesteps[0]) for draw in range(DRAWS)])
     alignment = np.stack([predictions.alignment(draw, timesteps[1]) for draw in range(DRAWS)])
     found = []
-    for n in (1, 4, DRAWS):
+    for n in (1, 2, 4, DRAWS):
         groups = [slice(start, start + n) for start in range(0, DRAWS, n)]
         each = [rows(captions, "draws", f"n = {n}", norm[g].mean(0), alignment[g].mean(0)) for g in groups]
         if n == DRAWS:
@@ -192,8 +194,12 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
         found += rows(captions, "weights", name, norm, alignment, np.array(gamma, dtype=float))
     spread = [term[captions.calibration].std() for term in (norm, alignment)]
-    sign = np.copysign(1, fit_direction(np.stack([norm, alignment], 1)[captions.calibration],
-                                        captions.memorized[captions.calibration]).gamma[1])
+    sign = np.copysign(
+        1,
+        fit_direction(
+            np.stack([norm, alignment], 1)[captions.calibration], captions.memorized[captions.calibration]
+        ).gamma[1],
+    )
     scaled = np.array([1 / spread[0], sign / spread[1]])
     found += rows(captions, "weights", "equal in deviations", norm, alignment, scaled)
     relative = norm / np.linalg.norm(predictions.both(0, first)[1])
@@ -210,7 +216,11 @@ def precisions(captions: Captions) -> list[Row]:
     found, true = [], None
     with tempfile.TemporaryDirectory() as folder:
         for provider, precision in (
-            ("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("cpu", "fp16"), ("cpu", "int8")
+            ("cpu", "fp32"),
+            ("openvino", "fp32"),
+            ("openvino", "bf16"),
+            ("cpu", "fp16"),
+            ("cpu", "int8"),
         ):
             path = EMBEDDED_ENGINE
             if precision in ("fp16", "int8"):

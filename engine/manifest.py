@@ -43,10 +43,45 @@ class Conformal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     prompts: int
 
 
+class PromptList(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a calibration was fitted to: a file's name, the SHA-256 of its bytes, and how many prompts of it were used.
+
+    A list given in Python has the SHA-256 of the .txt file with a prompt on each line. Prompts count once, and not if
+    they are in the other list too.
+    """
+
+    name: str
+    sha256: str
+    prompts: int
+
+
+class Estimate(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A share, and both ends of its 95 % interval."""
+
+    value: float
+    lowest: float
+    highest: float
+
+
+class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How well prompts are told apart by what was fitted to others like them (memedge/fitting.py).
+
+    `tpr` and `fpr` are those at the threshold that was fitted to the others for the calibration's `target_fpr`.
+    """
+
+    folds: int
+    seed: int
+    auc: Estimate
+    tpr: Estimate
+    fpr: Estimate
+
+
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (METHODS.md §1).
 
-    It holds for one backend and precision, one kind of alignment and one pair of cosine operands.
+    It holds for one backend and precision, one kind of alignment and one pair of cosine operands. At most a share
+    `target_fpr` of the clean prompts that it was fitted to reach the threshold. `strength` is scikit-learn's C, the
+    inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
     """
 
     gamma_norm: float
@@ -54,10 +89,13 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     threshold: float
     alignment: Alignment
     operands: Operands
-    data: str
+    target_fpr: float
+    memorized: PromptList
+    clean: PromptList
+    strength: float
+    cross_validation: CrossValidation
+    date: str
     fitted_by: str
-    memorized_prompts: int
-    clean_prompts: int
     conformal: Conformal | None = None
 
 
@@ -209,7 +247,8 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     cached = [size for shape in manifest.cached.values() for size in shape]
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
-    numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold)]
+    numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold, c.strength)]
+    shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
     published = (manifest.preset.gamma_norm, manifest.preset.gamma_alignment) if manifest.preset else ()
     intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
@@ -227,3 +266,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
     if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.epsilon < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
+    if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):
+        raise ManifestError(f"{path} holds a share of prompts outside [0, 1]: calibrate the engine again.")
+    if not all(0 < c.target_fpr < 1 for c in calibrations):
+        raise ManifestError(f"{path} names a false-positive rate outside (0, 1): calibrate the engine again.")

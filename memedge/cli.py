@@ -1,5 +1,6 @@
 """The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted."""
 
+import shlex
 import signal
 import sys
 import time
@@ -137,6 +138,123 @@ def info(
         raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
     detector = load(directory or engine, provider, precision, threads)
     show.print_json(detector.info) if json else show.print_info(detector.info)
+
+
+@app.command()
+def calibrate(
+    memorized: Annotated[
+        Path, typer.Option("--memorized", metavar="FILE", help="Prompts known to replicate training images.")
+    ],
+    clean: Annotated[Path, typer.Option("--clean", metavar="FILE", help="Prompts known not to.")],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="ENGINE_DIR", help="Engine directory.", show_default=False)
+    ] = None,
+    target_fpr: Annotated[
+        float, typer.Option(metavar="SHARE", help="Most of the clean prompts that may be called memorized.")
+    ] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Fit γ and a threshold to prompts whose answer is known, and keep them in the engine: then it gives verdicts.
+
+    From 20 memorized prompts on; 100 clean ones for a false-positive rate of 0.01. Files as in `score`. It holds for
+    one provider and precision, and is judged by cross-validation. Needs memedge[eval].
+    """
+    if directory and engine:
+        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
+    path = directory or engine
+    if path is None:
+        raise typer.BadParameter("name the engine directory that is to be calibrated.", param_hint="ENGINE_DIR")
+    from memedge.calibrate import calibrate as run
+
+    with show.progress_bar("scoring") as progress:
+        done = run(
+            path,
+            memorized,
+            clean,
+            target_fpr,
+            provider=provider,
+            precision=precision,
+            threads=threads,
+            resume=resume,
+            progress=progress,
+        )
+    for warning in done.warnings:
+        show.say(f"Warning: {warning}")
+    show.print_json(done) if json else show.print_calibrated(done)
+
+
+@app.command()
+def evaluate(
+    memorized: Annotated[
+        Path, typer.Option("--memorized", metavar="FILE", help="Prompts known to replicate training images.")
+    ],
+    clean: Annotated[Path, typer.Option("--clean", metavar="FILE", help="Prompts known not to.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make for the report.")],
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="ENGINE_DIR", help="Engine directory.", show_default="the embedded one")
+    ] = None,
+    detectors: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detector",
+            metavar="NAME",
+            help="A detector to measure; may be repeated. Others are compared with the first.",
+            show_default="anisotropy, norm, alignment",
+        ),
+    ] = None,
+    draws: Annotated[
+        str | None,
+        typer.Option("--draws", metavar="N,...", help="Draws per prompt.", show_default="the engine's own"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the noise.", show_default="the engine's own noise")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure detectors on prompts whose answer is known, and write a report to look at.
+
+    The folder gets report.html (one page, nothing else needed), report.json (everything) and prompts.csv. Files as in
+    `score`; give 100 clean prompts at least, and none that the engine was calibrated on. Needs memedge[eval].
+    """
+    if directory and engine:
+        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
+    counts = _counts(draws, "--draws") if draws is not None else None
+    try:
+        from memedge.evaluate import DEFAULT
+        from memedge.evaluate import evaluate as run
+    except ImportError as error:
+        raise MemedgeError(
+            f"Evaluating needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[eval]'`."
+        ) from None
+    from memedge.detector import EMBEDDED_ENGINE
+
+    with show.progress_bar("UNet passes") as progress:
+        done = run(
+            directory or engine or EMBEDDED_ENGINE,
+            memorized,
+            clean,
+            output,
+            detectors=detectors or DEFAULT,
+            draws=counts,
+            seed=seed,
+            provider=provider,
+            precision=precision,
+            threads=threads,
+            resume=resume,
+            command=shlex.join(["memedge", *sys.argv[1:]]),
+            progress=progress,
+        )
+    show.print_evaluation(done, output, json)
 
 
 @app.command()

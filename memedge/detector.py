@@ -299,13 +299,13 @@ def _embed(engine: Engine, batch: npt.NDArray[np.float32]) -> Encode:
 
 
 def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
-    rest = checked(prompts)
+    rest = checked_prompts(prompts)
     while batch := list(islice(rest, size)):
         yield batch
 
 
-def checked(prompts: Iterable[str]) -> Iterator[str]:
-    """Yield the prompts, each checked to be text."""
+def checked_prompts(prompts: Iterable[str]) -> Iterator[str]:
+    """Yield the prompts, each checked to be text; raises InputError."""
     if isinstance(prompts, str | bytes):
         raise InputError("prompts is one string: give a list of prompts, as in score([prompt]).")
     if not isinstance(prompts, Iterable):

@@ -1,7 +1,8 @@
-"""The journal of a scoring job: results by prompt digest, in an SQLite database that survives a kill at any moment.
+"""Journals of long jobs: what is computed so far, in an SQLite database that survives a kill at any moment.
 
-It holds two tables. `header` says which job it belongs to: the journal's format, the SHA-256 of the input file, and the
-engine's key. `results` has a row per distinct prompt. Looking prompts up on disk keeps memory flat.
+Each holds two tables. `header` says which job it belongs to: a scoring job's has the journal's format, the SHA-256 of
+the input file, and the engine's key. `results` has, for a scoring job, a row per distinct prompt. Looking prompts up on
+disk keeps memory flat.
 """
 
 import sqlite3
@@ -20,6 +21,11 @@ _HEADER = {
     "input": "input file",
     "engine": "engine, calibration, provider or precision",
 }
+# No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
+_TABLE = (
+    "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized, truncated)"
+    " WITHOUT ROWID"
+)
 _DAMAGED = "is not a journal of this program or is damaged; delete it and score again"
 _UNUSABLE = "cannot be written; make room and check permissions, then run again with --resume"
 _SQLITE_TROUBLE = {
@@ -34,16 +40,22 @@ _SQLITE_TROUBLE = {
 }
 
 
-class Journal:
-    """The results of one job. Locked from opening to closing, so that an output has one job at a time."""
+class JobFile:
+    """The file of one job. Locked from opening to closing, so that an output has one job at a time."""
 
-    def __init__(self, path: Path, input_sha256: str, engine_key: str, resume: bool):
-        """Opens the journal at `path`, or makes it where there is none.
+    def __init__(self, path: Path, header: dict[str, str], names: dict[str, str], table: str, resume: bool):
+        """Opens the file at `path`, or makes it where there is none.
+
+        Args:
+            path: where.
+            header: what makes a job this one.
+            names: what each key of the header is called in an error.
+            table: SQL that makes the table of results.
+            resume: whether there may be one.
 
         Raises:
             InputError: there is one and not `resume`; or it is another job's, damaged, in use, or cannot be written.
         """
-        header = {"format": FORMAT, "input": input_sha256, "engine": engine_key}
         self.path = path
         existed = path.exists()
         with self._explained():
@@ -57,9 +69,9 @@ class Journal:
                         f"{path} holds the results of an unfinished job; go on from it with --resume, or delete it."
                     )
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
-                    self._create(header)
+                    self._create(header, table)
                 found = dict(self._db.execute("SELECT key, value FROM header"))
-                if differing := [_HEADER[key] for key in header if found.get(key) != header[key]]:
+                if differing := [names[key] for key in header if found.get(key) != header[key]]:
                     raise InputError(
                         f"{path} is from a job with another {' and another '.join(differing)}; "
                         "run that job again with --resume, or delete the file."
@@ -68,14 +80,42 @@ class Journal:
             self._db.close()
             raise
 
-    def _create(self, header: dict[str, str]) -> None:
+    def _create(self, header: dict[str, str], table: str) -> None:
         self._db.execute("CREATE TABLE header (key TEXT PRIMARY KEY, value TEXT NOT NULL)")
         self._db.executemany("INSERT INTO header VALUES (?, ?)", header.items())
-        # No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
-        self._db.execute(
-            "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized, truncated)"
-            " WITHOUT ROWID"
-        )
+        self._db.execute(table)
+
+    def close(self) -> None:
+        """Gives the lock back and leaves the results for another run."""
+        self._db.close()
+
+    def delete(self) -> None:
+        """Closes and removes the journal."""
+        # SQLite's own file, which SQLite deletes only if it wrote to it since a kill; safe while the lock is ours.
+        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
+        self.close()
+        # After closing: a job that slips in between finds all results and needs to write none.
+        self.path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            trouble = _SQLITE_TROUBLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
+            if trouble is None:
+                raise
+            raise InputError(f"{self.path} {trouble}.") from error
+
+
+class Journal(JobFile):
+    """The results of a scoring job."""
+
+    def __init__(self, path: Path, input_sha256: str, engine_key: str, resume: bool):
+        """Opens the journal at `path`, or makes it where there is none; raises as JobFile."""
+        header = {"format": FORMAT, "input": input_sha256, "engine": engine_key}
+        super().__init__(path, header, _HEADER, _TABLE, resume)
 
     def get(self, key: bytes) -> Result | None:
         """The result of the prompt with this digest, or None if it has none yet."""
@@ -105,26 +145,3 @@ class Journal:
     def __len__(self) -> int:
         with self._explained():
             return int(self._db.execute("SELECT count(*) FROM results").fetchone()[0])
-
-    def close(self) -> None:
-        """Gives the lock back and leaves the results for another run."""
-        self._db.close()
-
-    def delete(self) -> None:
-        """Closes and removes the journal."""
-        # SQLite's own file, which SQLite deletes only if it wrote to it since a kill; safe while the lock is ours.
-        self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
-        self.close()
-        # After closing: a job that slips in between finds all results and needs to write none.
-        self.path.unlink(missing_ok=True)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
-        try:
-            yield
-        except sqlite3.Error as error:
-            trouble = _SQLITE_TROUBLE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
-            if trouble is None:
-                raise
-            raise InputError(f"{self.path} {trouble}.") from error

@@ -23,10 +23,12 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.bench import Bench
+    from memedge.calibrate import Calibrated
     from memedge.detector import EngineInfo
     from memedge.doctor import Finding
-    from memedge.engine.manifest import Drift, Manifest
+    from memedge.engine.manifest import Calibration, Drift, Estimate, Manifest, PromptList
     from memedge.engine.plans import Plan
+    from memedge.evaluation import Evaluation, Figure
     from memedge.job import JobSummary
     from memedge.results import Verdict
 
@@ -87,10 +89,37 @@ def print_info(info: "EngineInfo") -> None:
         ("parity", _parity(manifest)),
         *([("int8 drift", _drift(manifest.drift))] if manifest.drift else []),
         ("exported by", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
-        ("calibration", _calibration(info)),
+        *([("calibration", _uncalibrated(info))] if info.calibration is None else _calibration(info.calibration)),
     ):
         table.add_row(f"[bold]{name}[/]", escape(value))
     Console().print(table)
+
+
+def print_calibrated(done: "Calibrated") -> None:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in _calibration(done.calibration):
+        table.add_row(f"[bold]{name}[/]", escape(value))
+    Console().print(table)
+    say(f"{done.engine} is calibrated for {done.key}.")
+
+
+def print_evaluation(evaluation: "Evaluation", output: Path, json: bool) -> None:
+    """Print the figures, or all but the single prompts as JSON; then what to keep in mind, and where the report is."""
+    if json:
+        everything = msgspec.to_builtins(evaluation)
+        del everything["prompts"]
+        print_json(everything)
+    else:
+        table = Table("detector", box=None, pad_edge=False)
+        for name in ("n", "AUC [95 %]", "TPR@1%FPR [95 %]", "TPR@3%FPR", "passes", "s/prompt"):
+            table.add_column(name, justify="right")
+        for line in evaluation.findings.lines:
+            figures = _figure(line.auc), _figure(line.tpr_1), f"{line.tpr_3.value:.3f}"
+            table.add_row(line.detector, str(line.draws), *figures, f"{line.passes:.4g}", f"{line.seconds:.3g}")
+        Console().print(table)
+    for caution in evaluation.cautions:
+        say(f"Warning: {caution}")
+    say(f"{output / 'report.html'}: the report; report.json and prompts.csv beside it.")
 
 
 def print_findings(findings: Sequence["Finding"]) -> None:
@@ -189,6 +218,10 @@ def _number(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}"
 
 
+def _figure(figure: "Figure") -> str:
+    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+
+
 def _short(value: float) -> str:
     """Return at least three digits, and no power of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
@@ -227,17 +260,41 @@ def _drift(drift: "Drift") -> str:
     )
 
 
-def _calibration(info: "EngineInfo") -> str:
-    c, preset = info.calibration, info.manifest.preset
-    if c is None and preset is not None:
-        return (
-            f"none for {info.key}, so no verdicts: run `memedge calibrate`. score = {preset.gamma_norm:.4g} · norm + "
-            f"{preset.gamma_alignment:.4g} · alignment, of {preset.family}: published, not fitted here"
-        )
-    if c is None:
+def _uncalibrated(info: "EngineInfo") -> str:
+    preset = info.manifest.preset
+    if preset is None:
         return f"none for {info.key}: norm and alignment only, no verdicts; run `memedge calibrate`"
     return (
-        f"score = {c.gamma_norm:.4g} · norm + {c.gamma_alignment:.4g} · alignment ({c.alignment}, {c.operands}), "
-        f"threshold {c.threshold:.4g}, on {c.memorized_prompts} memorized and {c.clean_prompts} clean prompts "
-        f"({c.data}) by {c.fitted_by}"
+        f"none for {info.key}, so no verdicts: run `memedge calibrate`. score = {preset.gamma_norm:.4g} · norm + "
+        f"{preset.gamma_alignment:.4g} · alignment, of {preset.family}: published, not fitted here"
     )
+
+
+def _calibration(calibration: "Calibration") -> list[tuple[str, str]]:
+    """Return the rows of a table: the rule, what it was fitted to, and how good it is."""
+    c, found = calibration, calibration.cross_validation
+    sign, size = "−" if c.gamma_alignment < 0 else "+", abs(c.gamma_alignment)
+    return [
+        (
+            "calibration",
+            f"memorized if {c.gamma_norm:.4g} · norm {sign} {size:.4g} · alignment ≥ {c.threshold:.4g} "
+            f"({c.alignment}, {c.operands}), for a false-positive rate of {c.target_fpr:g}",
+        ),
+        (
+            "fitted to",
+            f"{_prompt_list(c.memorized, 'memorized')} and {_prompt_list(c.clean, 'clean')} by {c.fitted_by}, {c.date}",
+        ),
+        (
+            f"{found.folds}-fold",
+            f"AUC {_estimate(found.auc)}, memorized found {_estimate(found.tpr)}, clean called memorized "
+            f"{_estimate(found.fpr)}: judged by what was fitted to the other folds, 95 % intervals",
+        ),
+    ]
+
+
+def _prompt_list(prompts: "PromptList", kind: str) -> str:
+    return f"{prompts.prompts} {kind} prompts ({prompts.name}, sha256 {prompts.sha256[:16]}…)"
+
+
+def _estimate(estimate: "Estimate") -> str:
+    return f"{estimate.value:.3f} [{estimate.lowest:.3f}, {estimate.highest:.3f}]"

@@ -1,6 +1,6 @@
 """Captions changed a little, and what the model makes of each: is a verdict for a caption one for its variants too?
 
-    python bench/tiny/variants.py DATA_DIR PIPELINE_DIR [OUT.csv]        default: bench/tiny/variants.csv, which is shipped
+    python bench/tiny/variants.py DATA_DIR PIPELINE_DIR [OUT.csv]     default: bench/tiny/variants.csv, which is shipped
 
 Held-out captions of all groups that were trained often, each in five variants: two letters swapped, a letter left out
 (both in its longest word, away from the first letter), a "!" behind it, the concept alone, and another template around

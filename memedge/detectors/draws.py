@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from memedge.detector import checked
+from memedge.detector import checked_prompts
 from memedge.engine.backend import Indices
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.passes import Engine, States
@@ -21,7 +21,7 @@ def per_block(engine: Engine, prompts: Sequence[str], draws: int, score: Callabl
     Raises:
         InputError: something that is not text.
     """
-    texts = list(checked(prompts))
+    texts = list(checked_prompts(prompts))
     size = max(1, BLOCK_VALUES // (draws * int(np.prod(engine.directory.manifest.latent_shape))))
     parts = [np.empty((0, draws))]
     for start in range(0, len(texts), size):

@@ -36,20 +36,6 @@ def test_interval_covers(scores):
     assert 0.02 < high - low < 0.3
 
 
-def test_calibration_recovers_a_direction():
-    from calibrate import fit_direction, fit_threshold
-
-    generator = np.random.default_rng(0)
-    features = generator.normal(size=(4000, 2)) * [2.0, 0.1]
-    memorized = features @ [1.0, -6.0] + generator.normal(size=4000) * 0.2 > 1
-    gamma = fit_direction(features, memorized)
-    assert gamma[0] == 1
-    assert gamma[1] == pytest.approx(-6, rel=0.1)
-    score = features @ gamma
-    threshold = fit_threshold(score, memorized)
-    assert 0 < (score[~memorized] >= threshold).mean() <= 0.01
-
-
 def test_similarity_is_a_correlation_of_centred_channels():
     from generate import similarity
 

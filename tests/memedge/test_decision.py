@@ -2,8 +2,10 @@
 
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
+from engines import PROVENANCE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,9 +22,9 @@ cosine = st.floats(-1, 1)
 
 
 def calibration(gamma_norm: float, gamma_alignment: float, threshold: float, conformal=None) -> Calibration:
-    return Calibration(
-        gamma_norm, gamma_alignment, threshold, "channel", "uncond_delta", "a test", "a test", 20, 100, conformal
-    )
+    rule = {"gamma_norm": gamma_norm, "gamma_alignment": gamma_alignment, "threshold": threshold}
+    kind = {"alignment": "channel", "operands": "uncond_delta", "conformal": conformal}
+    return msgspec.convert(rule | kind | PROVENANCE, Calibration)
 
 
 class FakeEngine:

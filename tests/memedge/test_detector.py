@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from engines import edit_manifest, list_file
+from engines import PROVENANCE, edit_manifest, list_file
 
 from memedge import Detector, EngineError, InputError
 from memedge.detector import BATCH, EMBEDDED_ENGINE
@@ -103,10 +103,7 @@ def test_empty_prompt_is_never_memorized(copy):
         "threshold": -100.0,
         "alignment": "channel",
         "operands": "uncond_delta",
-        "data": "none",
-        "fitted_by": "a test",
-        "memorized_prompts": 1,
-        "clean_prompts": 1,
+        **PROVENANCE,
     }
     edit_manifest(copy, lambda m: m["calibrations"].update({"cpu-fp32": calibration}))
     assert Detector.load(copy).score(["", "a"]).memorized.tolist() == [False, True]

@@ -4,20 +4,12 @@ import csv
 
 import numpy as np
 import pytest
-from engines import edit_manifest
+from engines import PROVENANCE, edit_manifest
 
 import memedge.demo
 from memedge import Detector, InputError
 
-GIVEN = {
-    "gamma_norm": 1.0,
-    "alignment": "channel",
-    "operands": "uncond_delta",
-    "data": "a test",
-    "fitted_by": "a test",
-    "memorized_prompts": 20,
-    "clean_prompts": 100,
-}
+GIVEN = {"gamma_norm": 1.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
 PROMPTS = ["a star", "zebra on skis", "house", "", "sun over a hill", "two cats", "a long road", "moon"]
 
 

@@ -7,6 +7,23 @@ from typing import Any
 
 from memedge.engine.directory import describe_file
 
+# What a calibration says of where it comes from, as plain JSON.
+PROVENANCE = {
+    "target_fpr": 0.01,
+    "memorized": {"name": "a test", "sha256": "0" * 64, "prompts": 20},
+    "clean": {"name": "a test", "sha256": "1" * 64, "prompts": 100},
+    "strength": 1.0,
+    "cross_validation": {
+        "folds": 5,
+        "seed": 0,
+        "auc": {"value": 0.9, "lowest": 0.8, "highest": 1.0},
+        "tpr": {"value": 0.5, "lowest": 0.4, "highest": 0.6},
+        "fpr": {"value": 0.01, "lowest": 0.0, "highest": 0.1},
+    },
+    "date": "2026-11-22T12:00:00+00:00",
+    "fitted_by": "a test",
+}
+
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """Apply `change` to the manifest as plain JSON."""
