@@ -13,7 +13,7 @@ from memedge.engine.passes import States
 DIRECTIONS = 64
 SEED = 0  # of the directions: the same for all prompts and draws
 STEPS = 50
-RADIUS = 0.1  # ρ
+RADIUS = 1.5  # ρ
 PLACE = -3  # of t among the schedule's timesteps
 
 

@@ -254,7 +254,7 @@ def test_every_detector(small, checkpoint, monkeypatch, name):
         assert len({*values[:, 0]}) > 1
         if name != EXACT:
             assert sum(rows) == statistic.passes * 3 * count
-        np.testing.assert_array_equal(statistic(["a cat"]), values[:1])
+        np.testing.assert_allclose(statistic(["a cat"]), values[:1], rtol=1e-3)  # whatever it is batched with
 
 
 def test_exact_passes(small, checkpoint):
