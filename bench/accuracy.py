@@ -1,16 +1,23 @@
-"""Accuracy of the embedded engine on its held-out captions: AUC and TPR@1%FPR with bootstrap intervals, by group.
+"""How well detectors find the embedded model's memorized captions, and what each costs.
 
-    python bench/accuracy.py [--json FILE]
+    python bench/accuracy.py [--full] [--json FILE]
 
-Positives are captions whose generations replicate a training picture (labels of bench/tiny/label.py). Negatives are all
-others, those included that were meant to be memorized but replicate in fewer than 5 of 8 generations. TPR@1%FPR is the
-strict convention: the highest TPR at an FPR of at most 1 %. Intervals are the 2.5 and 97.5 percentiles of 2000
-resamples, positives and negatives resampled separately.
+AUC and TPR@1%FPR on held-out captions. Positives are those whose generations replicate a training picture (labels of bench/tiny/label.py),
+in two groups. Negatives are all others that the model was trained on, those included that were meant to be memorized
+but replicate in fewer than 5 of 8 generations; --all-negatives also shows each group of them alone, and captions it was
+not trained on. A seed is one draw of noise per caption, the first one the engine's own, which γ was fitted on; figures
+are means over seeds. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at most 1 %. Intervals are the
+2.5 and 97.5 percentiles of 2000 resamples, positives and negatives resampled separately, all seeds and detectors alike.
+Passes are UNet evaluations per caption and draw; seconds are of the processor, one thread.
+
+Without --full: the engine's own noise, and detectors that take at most 19 passes. With it: all, with 3 seeds (hours).
 """
 
 import argparse
 import csv
 import json
+import time
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,9 +27,13 @@ from rich.table import Table
 
 from memedge import Detector
 from memedge.demo import CAPTIONS
-from memedge.metrics import auc, interval, tpr
+from memedge.detector import EMBEDDED_ENGINE
+from memedge.detectors import NAMES, make
+from memedge.engine.passes import Engine
+from memedge.metrics import auc, percentiles, resample, tpr
 
-TPR_AT_1_PERCENT = partial(tpr, percent=1)
+CHEAP = tuple(name for name in NAMES if name not in ("norm-50", "p-laplace", "p-laplace-image", "sharpness-exact"))
+CHECKPOINT = Path(__file__).parent / "tiny" / "emoji"
 SEEN = ("memorized", "partly", "template", "frequent", "rare")
 POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
 NEGATIVES = {
@@ -35,16 +46,55 @@ NEGATIVES = {
 }
 
 
-def columns(detector: Detector, prompts: list[str]) -> dict[str, np.ndarray]:
-    """Return the statistics to compare, each oriented so that larger means memorized in the calibrated score."""
-    scores, flat = detector.score(prompts), detector.score(prompts, alignment="flat")
-    sign = np.sign(detector.info.calibration.gamma_alignment)
-    return {
-        "norm": scores.norm,
-        "alignment, channel": sign * scores.alignment,
-        "alignment, flat": sign * flat.alignment,
-        "score": scores.score,
-    }
+@dataclass(frozen=True)
+class Values:
+    """A detector's values of all captions, float64 [seeds, B], and its cost."""
+
+    detector: str
+    passes: float
+    seconds: float
+    by_seed: np.ndarray
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure's mean over seeds with its interval, and each seed's."""
+
+    mean: float
+    interval: tuple[float, float]
+    by_seed: list[float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the table shows of one detector."""
+
+    positives: str
+    negatives: str
+    detector: str
+    auc: Figure
+    tpr: Figure
+    passes: float
+    seconds: float
+
+
+def measure(name: str, engine: Engine, captions: list[str], seeds: int) -> Values:
+    """Return a detector's values on the engine's own draw, and on one of each of the seeds 1, 2, …"""
+    columns, seconds = [], 0.0
+    for seed in (None, *range(1, seeds)):
+        statistic = make(name, engine, 1, seed=seed, checkpoint=str(CHECKPOINT))
+        start = time.process_time()
+        columns.append(statistic(captions)[:, 0])
+        seconds += time.process_time() - start
+    return Values(name, statistic.passes, seconds / (seeds * len(captions)), np.stack(columns))
+
+
+def figure(statistic, positive: np.ndarray, negative: np.ndarray) -> Figure:
+    """Return a statistic of values [seeds, P] and [seeds, N]."""
+    first, second = resample(positive.shape[1], negative.shape[1])
+    resamples = [statistic(p[first], n[second]) for p, n in zip(positive, negative, strict=True)]
+    found = statistic(positive, negative)
+    return Figure(float(found.mean()), percentiles(np.mean(resamples, axis=0)), [float(value) for value in found])
 
 
 def main() -> None:
@@ -52,55 +102,75 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, help="an engine of the embedded model; default: the embedded one")
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--precision")
+    parser.add_argument("--detector", action="append", choices=NAMES, help="may be repeated; default: the cheap ones")
+    parser.add_argument("--seeds", type=int, help="default: 1, with --full 3")
+    parser.add_argument("--full", action="store_true", help="all detectors, and 3 seeds")
+    parser.add_argument("--all-negatives", action="store_true", help="each group of negatives, too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    names = arguments.detector or (NAMES if arguments.full else CHEAP)
+    seeds = arguments.seeds or (3 if arguments.full else 1)
     with CAPTIONS.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    detector = Detector.load(arguments.engine, provider=arguments.provider, precision=arguments.precision)
-    statistics = columns(detector, [row["caption"] for row in rows])
+    if not arguments.all_negatives:
+        rows = [row for row in rows if row["group"] in SEEN]
+    captions = [row["caption"] for row in rows]
     group = np.array([row["group"] for row in rows])
     memorized = np.array([row["memorized"] == "true" for row in rows])
+    engine = Engine.open(arguments.engine or EMBEDDED_ENGINE, arguments.provider, arguments.precision, 1)
+    detector = Detector(engine)
+    console = Console(width=140)
+    measured = []
+    for name in names:
+        measured.append(measure(name, engine, captions, seeds))
+        console.print(f"{name}: {measured[-1].seconds:.3f} s per caption")
 
     results = []
     for positive_name, positive_groups in POSITIVES.items():
         for negative_name, negative_groups in NEGATIVES.items():
             positive = np.isin(group, positive_groups) & memorized
             negative = np.isin(group, negative_groups) & ~memorized
-            if not positive.any() or not negative.any():
+            if not positive.any() or not negative.any() or not (arguments.all_negatives or negative_name == "all seen"):
                 continue
-            for name, values in statistics.items():
-                pair = values[positive], values[negative]
+            for values in measured:
+                pair = values.by_seed[:, positive], values.by_seed[:, negative]
                 results.append(
-                    {
-                        "positives": f"{positive_name} ({positive.sum()})",
-                        "negatives": f"{negative_name} ({negative.sum()})",
-                        "statistic": name,
-                        "auc": float(auc(*pair)),
-                        "auc_interval": [float(end) for end in interval(auc, *pair)],
-                        "tpr": float(TPR_AT_1_PERCENT(*pair)),
-                        "tpr_interval": [float(end) for end in interval(TPR_AT_1_PERCENT, *pair)],
-                    }
+                    Row(
+                        f"{positive_name} ({positive.sum()})",
+                        f"{negative_name} ({negative.sum()})",
+                        values.detector,
+                        figure(auc, *pair),
+                        figure(partial(tpr, percent=1), *pair),
+                        values.passes,
+                        values.seconds,
+                    )
                 )
-    verdict = statistics["score"] >= detector.info.calibration.threshold
+
+    titles = ("positives", "negatives", "detector", "AUC [95 %]", "by seed", "TPR@1%FPR [95 %]", "by seed")
+    table = Table(*titles, "passes", "s", box=None)
+    for row in results:
+        cells = []
+        for found in (row.auc, row.tpr):
+            cells.append(f"{found.mean:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]")
+            cells.append(" ".join(f"{value:.3f}" for value in found.by_seed))
+        table.add_row(row.positives, row.negatives, row.detector, *cells, f"{row.passes:g}", f"{row.seconds:.3f}")
+    console.print(table)
+
+    scores = detector.score(captions)
     verdicts = {
-        name: f"{(verdict & memorized)[group == name].sum()} of {memorized[group == name].sum()} memorized found, "
-        f"{(verdict & ~memorized)[group == name].sum()} of {(~memorized)[group == name].sum()} others called memorized"
+        name: f"{(scores.memorized & memorized)[group == name].sum()} of {memorized[group == name].sum()} memorized "
+        f"found, {(scores.memorized & ~memorized)[group == name].sum()} of {(~memorized)[group == name].sum()} others "
+        "called memorized"
         for name in dict.fromkeys(group.tolist())
     }
-
-    table = Table("positives", "negatives", "statistic", "AUC [95 %]", "TPR@1%FPR [95 %]", box=None)
-    for r in results:
-        cells = [f"{r[k]:.3f} [{r[k + '_interval'][0]:.3f}, {r[k + '_interval'][1]:.3f}]" for k in ("auc", "tpr")]
-        table.add_row(r["positives"], r["negatives"], r["statistic"], *cells)
-    console = Console(width=120)
-    console.print(table)
     for name, text in verdicts.items():
         console.print(f"held-out {name}: {text}")
-    means = {name: float(statistics["norm"][group == name].mean()) for name in verdicts}
+    means = {name: float(scores.norm[group == name].mean()) for name in verdicts}
     console.print("mean norm: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
-    console.print(f"{detector.info.key}, {detector.info.manifest.draws} draw(s), {detector.info.calibration}")
+    console.print(f"{detector.info.key}, {seeds} seed(s), {detector.info.calibration}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"table": results, "verdicts": verdicts, "mean_norm": means}, indent=1))
+        table_rows = [asdict(row) for row in results]
+        arguments.json.write_text(json.dumps({"table": table_rows, "verdicts": verdicts, "mean_norm": means}, indent=1))
 
 
 if __name__ == "__main__":

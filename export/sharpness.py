@@ -46,6 +46,8 @@ class ExactSharpness:
             parts = load_parts(
                 checkpoint, revision=None, loras=(), allow_pickle=False, config=None, progress=lambda _phase: None
             )
+            # The first derivative of all warns that torch uses what torch deprecates.
+            torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
         if parts.sha256 != manifest.source.sha256:
             raise InputError(
                 f"{engine.directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give "

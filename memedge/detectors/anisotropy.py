@@ -93,8 +93,9 @@ class Aligned:
     """± the cosine of a pair of (ε_0, ε_c, Δ = ε_c − ε_0) at a late timestep (Asthana & Belagiannis, ICLR 2026).
 
     "channel": of each pixel's channels, averaged over pixels; "flat": of whole tensors. Whether a high or a low cosine
-    means memorized belongs to the model: the sign is that of γ_alignment in the engine's calibration, else in its
-    preset, else +; both were fitted for one pair and one kind of cosine, so for others it is a guess.
+    means memorized belongs to the model, so the sign is that of γ_alignment in the engine's calibration, if that is for
+    this pair. Else, for (ε_0, Δ), it is the preset's, or +; and for the others it is what holds where Δ is orthogonal
+    to ε_0: a large Δ then makes cos(ε_c, ε_0) low and cos(ε_c, Δ) high.
 
     Cost: 1 pass per prompt and draw.
     """
@@ -105,11 +106,11 @@ class Aligned:
         self.name = alignment_name(kind, pair)
         self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
         self._kind, self._pair = kind, pair
-        self._sign = -1.0 if weights(engine).gamma_alignment < 0 else 1.0
+        self._sign = _sign(weights(engine), pair)
         over = "over channels, mean over pixels" if kind == "channel" else "of whole tensors"
         sign = "−" if self._sign < 0 else ""
         self.formula = (
-            f"{sign}cos({_OPERANDS[pair]}) {over}, at the third last timestep; the sign is γ_alignment's "
+            f"{sign}cos({_OPERANDS[pair]}) {over}, at the third last timestep; the sign is the model's "
             "(Asthana & Belagiannis 2026)"
         )
 
@@ -163,6 +164,14 @@ def weights(engine: Engine) -> Calibration | Preset:
     manifest: Manifest = engine.directory.manifest
     key = f"{engine.backend.provider}-{engine.backend.precision}"
     return manifest.calibrations.get(key) or manifest.preset or Preset("", 1, 1)
+
+
+def _sign(fitted: Calibration | Preset, pair: Operands) -> float:
+    """Return whether a high (1) or a low (−1) cosine of a pair means memorized; see Aligned."""
+    known = fitted.operands if isinstance(fitted, Calibration) else DEFAULT_OPERANDS
+    if known == pair:
+        return -1.0 if fitted.gamma_alignment < 0 else 1.0
+    return -1.0 if pair == "cond_uncond" else 1.0
 
 
 def _velocity(eps: Latents, noise: Latents, alpha: float) -> Latents:

@@ -13,7 +13,7 @@ from memedge.engine.passes import States
 DIRECTIONS = 64
 SEED = 0  # of the directions: the same for all prompts and draws
 STEPS = 50
-RADIUS = 0.1  # ρ
+RADIUS = 1.5  # ρ
 PLACE = -3  # of t among the schedule's timesteps
 
 
@@ -41,7 +41,7 @@ class PLaplace:
         self._steps = plan(manifest.schedule, STEPS)
         self.passes = 2.0 * len(self._steps) - 1 + DIRECTIONS
         self._first = Draws(denoiser, denoiser.noise(draws, seed), self._steps[0].timestep)
-        self._timestep = manifest.schedule.timesteps[PLACE]
+        self.timestep = manifest.schedule.timesteps[PLACE]
         self._directions = directions(DIRECTIONS, manifest.latent_shape)
 
     def __call__(self, prompts: Sequence[str]) -> Floats:
@@ -53,8 +53,8 @@ class PLaplace:
 
         def eps(latents: Latents) -> Latents:
             if self._with_prompt:
-                return self._denoiser.predict(states, prompts, latents, self._timestep)
-            return self._denoiser.uncond(latents, self._timestep)
+                return self._denoiser.predict(states, prompts, latents, self.timestep)
+            return self._denoiser.uncond(latents, self.timestep)
 
         return inward_flux(eps, generated, RADIUS, self._directions).reshape(len(states.empty), -1)
 
