@@ -260,7 +260,7 @@ def test_prompts_in_both_lists_are_left_out(tmp_path):
     found = module.evaluate(EMBEDDED_ENGINE, memorized, clean, tmp_path / "report", detectors=["norm"], provider="cpu")
     assert (found.memorized.prompts, found.memorized.evaluated, found.clean.evaluated) == (8, 6, 9)
     assert "a star" not in [one.prompt for one in found.prompts]
-    assert any("1 prompts are in both lists" in one for one in found.cautions)
+    assert any("Prompts in both lists: 1," in one for one in found.cautions)
 
 
 def test_evaluating_on_what_was_calibrated_on_is_said(lists, tmp_path):
@@ -329,7 +329,7 @@ def test_table(report, capsys):
         ("The folder of", {"-o": "absent/report"}),
         ("is there already: remove it", {"-o": "full"}),
         ("holds the results of an unfinished job", {"-o": "started"}),
-        ("holds 2 different prompts, and at least 5 memorized ones are needed", {"--memorized": "few.txt"}),
+        ("leaves 2 memorized prompts, and at least 5", {"--memorized": "few.txt"}),
         ("does not exist", {"--clean": "absent.txt"}),
         ("is not a directory", {"--engine": "absent"}),
         ("give --checkpoint", {"--detector": "sharpness-exact"}),
