@@ -73,6 +73,7 @@ def test_only_our_scripts_may_run(text):
     assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]
     assert text.count("plotly.js v") == 1
     assert json.loads(data)["prompts"]
+    assert not {"<", ">"} & set(data)
 
 
 def test_prompts_are_text(made, text):
