@@ -2,15 +2,16 @@
 
     python bench/accuracy.py [--full] [--json FILE]
 
-AUC and TPR@1%FPR on held-out captions. Positives are those whose generations replicate a training picture (labels of bench/tiny/label.py),
-in two groups. Negatives are all others that the model was trained on, those included that were meant to be memorized
-but replicate in fewer than 5 of 8 generations; --all-negatives also shows each group of them alone, and captions it was
-not trained on. A seed is one draw of noise per caption, the first one the engine's own, which γ was fitted on; figures
-are means over seeds. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at most 1 %. Intervals are the
-2.5 and 97.5 percentiles of 2000 resamples, positives and negatives resampled separately, all seeds and detectors alike.
-Passes are UNet evaluations per caption and draw; seconds are of the processor, one thread.
+AUC and TPR@1%FPR on held-out captions. Positives are those whose generations replicate a training picture (labels of
+bench/tiny/label.py), in two groups. Negatives are all others that the model was trained on, those included that were
+meant to be memorized but replicate in fewer than 5 of 8 generations; --all-negatives also shows each group of them
+alone, and captions it was not trained on. A seed is one draw of noise for all captions, the first one the engine's own,
+which γ was fitted on; figures are means over seeds. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at
+most 1 %. Intervals are the 2.5 and 97.5 percentiles of 2000 resamples of positives and, separately, negatives, the same
+for all seeds and detectors. Passes are UNet evaluations per caption and draw; seconds are a processor's, with one
+thread.
 
-Without --full: the engine's own noise, and detectors that take at most 19 passes. With it: all, with 3 seeds (hours).
+Without --full: the engine's own noise, and detectors that take at most 19 passes. With it: all, and 3 seeds (an hour).
 """
 
 import argparse

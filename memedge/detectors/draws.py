@@ -10,7 +10,7 @@ from memedge.engine.backend import Indices
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.passes import Engine, States
 
-# Latent values of one block of rows (prompt × draw), in a handful of arrays: 64 rows of SD 1.x, 16 MiB.
+# Latent values of one block of rows (prompt × draw): 64 rows of SD 1.x, of which each array takes 4 MiB.
 BLOCK_VALUES = 1 << 20
 Floats = npt.NDArray[np.float64]
 

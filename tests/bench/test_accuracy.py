@@ -36,6 +36,22 @@ def test_interval_covers(scores):
     assert 0.02 < high - low < 0.3
 
 
+def test_figure_is_a_mean_over_seeds():
+    from accuracy import figure
+
+    from memedge.metrics import auc
+
+    generator = np.random.default_rng(2)
+    positive, negative = generator.normal(1.0, 1.0, (3, 40)), generator.normal(0.0, 1.0, (3, 250))
+    found = figure(auc, positive, negative)
+    assert found.by_seed == [pytest.approx(auc(p, n)) for p, n in zip(positive, negative, strict=True)]
+    assert found.mean == pytest.approx(np.mean(found.by_seed))
+    assert found.interval[0] < found.mean < found.interval[1]
+    # Captions are resampled, each with its values of all seeds: the same values twice tell no more than once.
+    once, twice = (figure(auc, positive[places], negative[places]).interval for places in ([0], [0, 0]))
+    assert twice == pytest.approx(once)
+
+
 def test_similarity_is_a_correlation_of_centred_channels():
     from generate import similarity
 
