@@ -176,6 +176,7 @@ class _Meter(Backend):
     def __init__(self, backend: Backend, own_draws: int, draws: int):
         self.provider, self.precision = backend.provider, backend.precision
         self.threads, self.identity, self.most_rows = backend.threads, backend.identity, backend.most_rows
+        self.one_shape = backend.one_shape
         self.draws = draws
         self._backend, self._own_draws = backend, own_draws
         self.reset()
