@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from memedge.engine.backend import Backend, Floats, Indices, open_backend
 from memedge.engine.directory import EngineDirectory
-from memedge.engine.errors import IntegrityError, NotFiniteError
+from memedge.engine.errors import InputError, IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.memory import Tensor, take
 from memedge.engine.tokenizer import PromptTokenizer
@@ -81,7 +81,14 @@ class Engine:
 
     @staticmethod
     def open(path: Path, provider: str, precision: str | None, threads: int | None) -> "Engine":
-        """Open and verify an engine directory; raises EngineError (see EngineDirectory.open, open_backend)."""
+        """Open and verify an engine directory.
+
+        Raises:
+            EngineError: see EngineDirectory.open, open_backend.
+            InputError: threads is not positive.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: give at least 1, or leave it out to use all cores.")
         directory = EngineDirectory.open(path)
         return Engine(directory, open_backend(directory, provider, precision, threads))
 

@@ -17,7 +17,7 @@ import numpy as np
 import memedge
 from memedge.conformal import conformal_interval
 from memedge.decision import Floats
-from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+from memedge.detector import BATCH, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.engine.errors import InputError, ManifestError, MemedgeError
 from memedge.engine.manifest import Calibration, Manifest, PromptList, read_manifest, write_manifest
 from memedge.engine.passes import Engine
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 FEW = 20  # memorized prompts: as few as the paper calibrates on
 OPEN_VERDICTS = 0.01  # the share ε of verdicts that `early="conformal"` may change
-BATCH = 32  # prompts per commit to the journal: what a kill can lose
 
 
 @dataclass(frozen=True)
@@ -117,10 +116,11 @@ def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[
     """Return norm and alignment of each prompt, float64 [B, 2]; what the journal lacks is computed and put there."""
     keys = [hashlib.sha256(row.tobytes()).digest() for row in sample.ids]
     missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
-    for start in range(0, len(missing), BATCH):
+    batch = max(BATCH, engine.rows_per_call)
+    for start in range(0, len(missing), batch):
         if progress:
             progress(len(keys) - len(missing) + start, len(keys))
-        rows = missing[start : start + BATCH]
+        rows = missing[start : start + batch]
         norm, alignment = engine.statistics(engine.encode(sample.ids[rows]), DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
         journal.put([keys[row] for row in rows], Scores(norm, alignment, None, None, sample.truncated[rows], None))
     if progress:
@@ -176,12 +176,7 @@ def _doubts(fitted: "Fit", sample: Sample, target_fpr: float) -> list[str]:
         )
     elif found.tpr.value == 0:
         doubts.append(
-            "In cross-validation no memorized prompt reached the threshold: allow more false positives with "
-            "--target-fpr, or see whether the clean prompts with the highest scores are memorized."
-        )
-    if found.fpr.lowest > target_fpr:
-        doubts.append(
-            f"In cross-validation {found.fpr.value:.2g} of clean prompts reached the threshold (95 % interval "
-            f"{found.fpr.lowest:.2g} to {found.fpr.highest:.2g}), more than {target_fpr:g}: give more prompts."
+            "In cross-validation no memorized prompt reached the threshold: allow more false positives, or see whether "
+            "the clean prompts with the highest scores are memorized."
         )
     return doubts

@@ -153,7 +153,9 @@ def calibrate(
         float, typer.Option(metavar="SHARE", help="Most of the clean prompts that may be called memorized.")
     ] = 0.01,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
-    engine: EngineOption = None,
+    engine: Annotated[
+        Path | None, typer.Option("--engine", metavar="DIR", help="Another way to say it.", show_default=False)
+    ] = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,

@@ -98,8 +98,6 @@ class Detector:
             EngineError: the directory is no engine, was damaged, or cannot run here as asked.
             InputError: threads or batch_size is not positive.
         """
-        if threads is not None and threads < 1:
-            raise InputError(f"threads is {threads}: give at least 1, or leave it out to use all cores.")
         if not (batch_size in (None, "auto") or (isinstance(batch_size, int) and batch_size >= 1)):
             raise InputError(f"batch_size is {batch_size!r}: give at least 1, 'auto', or leave it out.")
         engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads)

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.utils.class_weight import compute_sample_weight
 
 from memedge.decision import Bools, Floats
 from memedge.engine.errors import InputError
@@ -49,7 +46,7 @@ class Direction:
         if not effect[0] > 1e-3 * np.abs(effect).max():
             raise InputError(
                 "Among these prompts a larger norm does not speak for memorized: see whether the two lists are "
-                "swapped, and whether their prompts are what they are said to be."
+                "swapped or wrong, then run again with --resume, which scores no prompt twice."
             )
         return np.asarray(self.weights / self.weights[0])
 
@@ -174,13 +171,13 @@ def _allowed(clean: int, target_fpr: float) -> int:
     return max(count for count in (near - 1, near, near + 1) if count / clean <= target_fpr)
 
 
-def _folds(memorized: npt.NDArray[np.bool_]) -> Any:
+def _folds(memorized: Bools) -> Any:
     """Return the folds: as many as the smaller class can be dealt out to, at most FOLDS."""
     return StratifiedKFold(min(FOLDS, int(np.bincount(memorized).min())), shuffle=True, random_state=SEED)
 
 
 def _balanced_likelihood(model: Any, features: Floats, memorized: Bools) -> float:
     """Return minus the log loss, both classes weighing the same, as they do in the fit."""
-    weight = compute_sample_weight("balanced", memorized)
-    chance = model.predict_proba(features)[:, 1]
-    return -float(log_loss(memorized, chance, sample_weight=weight, labels=[False, True]))
+    odds = model.decision_function(features)
+    loss = np.logaddexp(0, np.where(memorized, -odds, odds))
+    return -float(loss[memorized].mean() + loss[~memorized].mean()) / 2

@@ -85,22 +85,22 @@ def select(engine: Engine, memorized: Prompts, clean: Prompts) -> Sample:
         ids, truncated = engine.tokenize(prompts.texts)
         rows = {row.tobytes(): index for index, row in reversed(list(enumerate(ids)))}  # the first of each
         if repeated := len(ids) - len(rows):
-            warnings.append(f"{prompts.name} repeats prompts, {repeated} times in all: each counts once.")
+            warnings.append(f"Repetitions in {prompts.name}: {repeated}; each prompt counts once.")
         if rows.pop(empty, None) is not None:
             warnings.append(f"{prompts.name} holds the empty prompt, which is never memorized: it was left out.")
         lists.append((prompts, ids, truncated, rows))
     shared = lists[0][3].keys() & lists[1][3].keys()
     if shared:
         example = memorized.texts[min(lists[0][3][key] for key in shared)]
-        warnings.append(f"{len(shared)} prompts are in both lists, such as {example!r}: they were left out of both.")
+        warnings.append(f"Prompts in both lists: {len(shared)}, such as {example!r}; they were left out of both.")
     texts: list[str] = []
     parts = []
     for kind, (prompts, ids, truncated, rows) in zip(("memorized", "clean"), lists, strict=True):
         kept = sorted(index for key, index in rows.items() if key not in shared)
         if len(kept) < FEWEST:
-            both = f" (and {len(shared)} that are in both lists)" if shared else ""
+            both = f" (prompts in both lists do not count: {len(shared)})" if shared else ""
             raise InputError(
-                f"{prompts.name} holds {len(kept)} different prompts{both}, and at least {FEWEST} {kind} ones are "
+                f"{prompts.name} leaves {len(kept)} {kind} prompts{both}, and at least {FEWEST} different ones are "
                 "needed: add some."
             )
         texts += (prompts.texts[index] for index in kept)
@@ -108,7 +108,7 @@ def select(engine: Engine, memorized: Prompts, clean: Prompts) -> Sample:
     ids, cut, answer = (np.concatenate(column) for column in zip(*parts, strict=True))
     if cut.any():
         warnings.append(
-            f"{cut.sum()} prompts are longer than the {engine.directory.manifest.tokens} tokens that the text encoder "
-            "reads: what is beyond is not in their scores."
+            f"Prompts longer than the {engine.directory.manifest.tokens} tokens that the text encoder reads: "
+            f"{cut.sum()}; what is beyond is not in their scores."
         )
     return Sample(tuple(texts), ids, cut, answer, tuple(warnings))

@@ -194,4 +194,7 @@ def test_full_disk():
 
 def test_help_lists_every_command():
     text = memedge("--help").stdout
-    assert all(name in text for name in ("detect", "score", "info", "doctor", "demo", "export", "bench", "Exit codes"))
+    assert all(
+        name in text
+        for name in ("detect", "score", "info", "calibrate", "doctor", "demo", "export", "bench", "Exit codes")
+    )
