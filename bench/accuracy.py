@@ -98,6 +98,11 @@ def figure(statistic, positive: np.ndarray, negative: np.ndarray) -> Figure:
     return Figure(float(found.mean()), percentiles(np.mean(resamples, axis=0)), [float(value) for value in found])
 
 
+def _cells(found: Figure) -> tuple[str, str]:
+    mean = f"{found.mean:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+    return mean, " ".join(f"{value:.3f}" for value in found.by_seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, help="an engine of the embedded model; default: the embedded one")
@@ -147,15 +152,14 @@ def main() -> None:
                     )
                 )
 
-    titles = ("positives", "negatives", "detector", "AUC [95 %]", "by seed", "TPR@1%FPR [95 %]", "by seed")
-    table = Table(*titles, "passes", "s", box=None)
-    for row in results:
-        cells = []
-        for found in (row.auc, row.tpr):
-            cells.append(f"{found.mean:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]")
-            cells.append(" ".join(f"{value:.3f}" for value in found.by_seed))
-        table.add_row(row.positives, row.negatives, row.detector, *cells, f"{row.passes:g}", f"{row.seconds:.3f}")
-    console.print(table)
+    titles = ("detector", "AUC [95 %]", "by seed", "TPR@1%FPR [95 %]", "by seed", "passes", "s")
+    for pair in dict.fromkeys((row.positives, row.negatives) for row in results):
+        table = Table(*titles, box=None, title=f"{pair[0]} against {pair[1]}", title_justify="left")
+        for row in results:
+            if (row.positives, row.negatives) == pair:
+                cells = [cell for found in (row.auc, row.tpr) for cell in _cells(found)]
+                table.add_row(row.detector, *cells, f"{row.passes:g}", f"{row.seconds:.3f}")
+        console.print(table)
 
     scores = detector.score(captions)
     verdicts = {
