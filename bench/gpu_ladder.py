@@ -33,7 +33,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, CLIPTextModel
 
 from memedge import Detector
-from memedge.bench import _Meter, _with_draws
+from memedge.bench import Meter, with_draws
 from memedge.engine.precision import ENGINE
 
 SEED = 42  # of the noise, as `memedge export` draws it
@@ -129,7 +129,7 @@ def engine_calls(detector: Detector, prompts: list[str], draws: int, rows: list[
     calls = {}
     for count in rows:
         engine = detector._engine
-        own = _with_draws(engine, _Meter(engine.backend, engine.draws, draws))
+        own = with_draws(engine, Meter(engine.backend, engine.draws, draws))
         own.rows_per_call = min(count or own.rows_per_call, 2 * draws * len(prompts))
         calls[f"engine, {own.rows_per_call} rows"] = partial(Detector(own).score, prompts)
     return calls

@@ -51,8 +51,8 @@ class OrtBackend(Backend):
         if precision == "int8":
             # Its products are scaled by the largest value in the call: rows must not meet others' values there.
             self.most_rows = 1
-        # There, ONNX Runtime plans each convolution anew when the number of rows changes: on an H100 at SD 1.4's size in
-        # fp16 that takes 600 ms, and a call of four rows 24.
+        # There, ONNX Runtime plans each convolution anew when the number of rows changes: on an H100, at SD 1.4's size
+        # in fp16, that takes 600 ms, and a call of four rows 24.
         self.one_shape = memory.device == "cuda"
         self.identity = f"onnxruntime {onnxruntime.__version__} on {memory.name}"
         self._memory = memory

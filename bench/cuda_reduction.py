@@ -1,6 +1,6 @@
 """The CUDA reduction against what one would write in torch: time, error and bandwidth on one NVIDIA GPU, in one run.
 
-    python bench/gpu_reduction.py [--rounds N] [--compile] [--json FILE]
+    python bench/cuda_reduction.py [--rounds N] [--compile] [--json FILE]
 
 Errors are the largest over all rows, against float64 arithmetic on the same values: relative for the norm, absolute for
 the cosine over channels. GB/s counts the predictions' bytes once, over the median time of a call on the GPU, from
