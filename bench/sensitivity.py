@@ -100,8 +100,8 @@ class Row:
 
 def gain_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
     """Return the interval of AUC(score) − AUC(norm), of positives and negatives [2, count]: norm and score of each."""
-    some, others = resample(positive.shape[1], negative.shape[1])
-    first, second = auc(positive[:, some], negative[:, others])
+    aucs = [auc(positive[:, p], negative[:, n]) for p, n in resample(positive.shape[1], negative.shape[1])]
+    first, second = np.concatenate(aucs, axis=1)
     return percentiles(second - first)
 
 

@@ -35,6 +35,7 @@ class Backend(ABC):
     Attributes:
         identity: the runtime, its version, and what else its rounding depends on.
         most_rows: the most rows of one call, or None where only memory limits it.
+        one_shape: whether calls of ever different numbers of rows cost more than filling each up to the same.
     """
 
     provider: str
@@ -42,6 +43,7 @@ class Backend(ABC):
     threads: int
     identity: str
     most_rows: int | None = None
+    one_shape: bool = False
 
     @property
     @abstractmethod

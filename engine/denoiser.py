@@ -100,8 +100,12 @@ class Denoiser:
             row = np.arange(len(prompt))
             if with_uncond:
                 prompt, row = np.concatenate([prompt, np.full_like(prompt, len(unique))]), np.tile(row, 2)
-            output = backend.predict_at(tensor, prompt, row, latents[block], timestep)
-            found[:, block] = backend.memory.download(output).reshape(kinds, -1, *latents.shape[1:])
+            count, prompt, row = len(row), self.engine.filled(prompt), self.engine.filled(row)
+            given = latents[block]
+            if backend.one_shape:
+                given = np.pad(given, [(0, most - len(given)), (0, 0), (0, 0), (0, 0)], mode="edge")
+            output = backend.predict_at(tensor, prompt, row, given, timestep)
+            found[:, block] = backend.memory.download(output)[:count].reshape(kinds, -1, *latents.shape[1:])
         if bad := int((~np.isfinite(found)).any(axis=(0, 2, 3, 4)).sum()):
             raise NotFiniteError(
                 f"The predictions on {bad} of {len(latents)} latents hold NaN or infinity: run the model in a higher "

@@ -142,6 +142,11 @@ class Engine:
         norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
         return norm[:, : self.draws], cosine[:, self.draws :]
 
+    def filled(self, index: Indices) -> Indices:
+        """Return an index of one call's rows, with the last row again and again where the backend wants one shape."""
+        missing = self.rows_per_call - len(index) if self.backend.one_shape else 0
+        return np.pad(index, (0, missing), mode="edge") if missing else index
+
     def _statistics(
         self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands
     ) -> tuple[Floats, Floats]:
@@ -153,10 +158,12 @@ class Engine:
         total = len(prompts) * len(rows)
         parts = []
         for start in range(0, total, self.rows_per_call):
-            place, row = np.divmod(np.arange(start, min(start + self.rows_per_call, total)), len(rows))
+            count = min(self.rows_per_call, total - start)
+            place, row = np.divmod(np.arange(start, start + count), len(rows))
             first = place[0]
             some = take(self.backend.memory, states.tensor, prompts[first : place[-1] + 1])
-            parts.append(self.backend.statistics(some, place - first, row + rows.start, self.uncond, operands))
+            place, row = self.filled(place - first), self.filled(row + rows.start)
+            parts.append(self.backend.statistics(some, place, row, self.uncond, operands)[:, :count])
         result = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if bad := int(np.isnan(result[0]).sum()):
             raise NotFiniteError(

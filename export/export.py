@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
+from memedge.engine import probe
 from memedge.engine.directory import (
     BASELINE,
     PREFIX,
@@ -49,7 +50,7 @@ from memedge.export.samples import Samples, read_samples
 from memedge.export.schedule import Noise, read_noise
 from memedge.export.split import run_prefix, split
 
-TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "memedge")
+TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
 
 
 def export(
@@ -217,7 +218,7 @@ def _write(
         opset=opset,
         flops=flops,
         cached={name: array.shape[1:] for name, array in cached.items()},
-        tools={tool: version(tool) for tool in TOOLS},
+        tools={tool: version(tool) for tool in TOOLS} | probe.onnx_runtimes(),
         parity=parity,
         calibrations={},
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},

@@ -122,8 +122,8 @@ def measure(
 
 def _case(engine: Engine, batch: int, draws: int) -> Case:
     """Measure one case; its gemm_fraction is left open."""
-    meter = _Meter(engine.backend, engine.draws, draws)
-    detector = Detector(_with_draws(engine, meter))
+    meter = Meter(engine.backend, engine.draws, draws)
+    detector = Detector(with_draws(engine, meter))
     prompts = [f"picture of a red bicycle, number {i}" for i in range(batch)]
     first = _timed(detector, prompts)
     meter.reset()
@@ -160,13 +160,13 @@ def _timed(detector: Detector, prompts: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def _with_draws(engine: Engine, meter: "_Meter") -> Engine:
+def with_draws(engine: Engine, meter: "Meter") -> Engine:
     """Return the engine on the meter, with the meter's number of draws."""
     manifest = msgspec.structs.replace(engine.directory.manifest, draws=meter.draws)
     return Engine(dataclasses.replace(engine.directory, manifest=manifest), meter, engine.uncond)
 
 
-class _Meter(Backend):
+class Meter(Backend):
     """A backend that counts what another one does, and pretends that it has other draws.
 
     Each draw stands for one of the backend's own, over and over: how long a row takes does not depend on its noise.
@@ -176,6 +176,7 @@ class _Meter(Backend):
     def __init__(self, backend: Backend, own_draws: int, draws: int):
         self.provider, self.precision = backend.provider, backend.precision
         self.threads, self.identity, self.most_rows = backend.threads, backend.identity, backend.most_rows
+        self.one_shape = backend.one_shape
         self.draws = draws
         self._backend, self._own_draws = backend, own_draws
         self.reset()

@@ -216,6 +216,9 @@ def evaluate(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the noise.", show_default="the engine's own noise")
     ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="What the engine was exported from, for sharpness-exact.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")] = False,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
@@ -249,6 +252,7 @@ def evaluate(
             detectors=detectors or DEFAULT,
             draws=counts,
             seed=seed,
+            checkpoint=checkpoint,
             provider=provider,
             precision=precision,
             threads=threads,

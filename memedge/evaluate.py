@@ -23,15 +23,16 @@ import numpy as np
 import memedge
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
+from memedge.detectors.anisotropy import alignment_name, weights
 from memedge.engine.errors import InputError
+from memedge.engine.manifest import Calibration
 from memedge.engine.passes import Engine
-from memedge.evaluation import Described, Evaluation, Floats, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation import ANISOTROPY, Described, Evaluation, Floats, Measured, PromptFile, Rule, Run, Scored, find
 from memedge.journal import JobFile
 from memedge.prompt_lists import Prompts, Sample, select
 from memedge.report import page
 
-DEFAULT = ("anisotropy", "norm", "alignment")
-TERMS = ("norm", "alignment")  # of the anisotropy, in the order of its weights
+DEFAULT = (ANISOTROPY, "norm", "alignment")
 MOST_DRAWS = 1000
 PAGE, DATA, TABLE = "report.html", "report.json", "prompts.csv"
 
@@ -47,6 +48,7 @@ def evaluate(
     detectors: Sequence[str] = DEFAULT,
     draws: Sequence[int] | None = None,
     seed: int | None = None,
+    checkpoint: str | None = None,
     provider: str = "auto",
     precision: str | None = None,
     threads: int | None = None,
@@ -63,6 +65,7 @@ def evaluate(
         detectors: names (memedge/detectors); the others are compared with the first.
         draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
         seed: of the noise; default: the engine's own draws, then more from its seed.
+        checkpoint: what the engine was exported from, for detectors that differentiate the model.
         provider, precision, threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one.
         command: how this was asked for: shown in the report.
@@ -72,16 +75,17 @@ def evaluate(
         InputError: a detector, number of draws, list or place that cannot be used; a journal of another job, or one
             and not `resume`.
         EngineError: the directory is no engine, cannot run here as asked, or cannot run such a detector.
+        ExportError: the checkpoint cannot be read.
     """
     _check(detectors, draws, output, resume)
     lists = Prompts.read(memorized), Prompts.read(clean)
     engine = Engine.open(path, provider, precision, threads)
     info = Detector(engine).info
     sample = select(engine, *lists)
-    rule = _rule(info)
+    rule = _rule(engine)
     counts = sorted(set(draws or (engine.draws,)))
     main = engine.draws if engine.draws in counts else counts[-1]
-    statistics = [make(name, engine, counts[-1], seed=seed) for name in _needed(detectors, info)]
+    statistics = [make(name, engine, counts[-1], seed=seed, checkpoint=checkpoint) for name in _needed(detectors, rule)]
     header = {
         "format": "1",
         "engine": info.fingerprint,
@@ -93,16 +97,18 @@ def evaluate(
     with closing(Measurements(_journal(output), header, resume)) as journal:
         size = max(1, engine.rows_per_call // counts[-1])
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
-        chosen = _choose(detectors, measured, rule)
+        if ANISOTROPY in detectors:
+            measured[ANISOTROPY] = _anisotropy(measured, rule)
+        chosen = [measured[name] for name in dict.fromkeys(detectors)]
         evaluation = Evaluation(
             run=_run(info, seed, command),
             memorized=_file(lists[0], int(sample.memorized.sum())),
             clean=_file(lists[1], int((~sample.memorized).sum())),
-            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main)],
+            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
             rule=rule,
             detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in chosen],
             findings=find(chosen, sample.memorized, counts, main, rule),
-            prompts=_prompts(sample, {**measured, **{one.name: one for one in chosen}}),
+            prompts=_prompts(sample, measured),
         )
         _write(evaluation, output)
         journal.delete()
@@ -146,7 +152,8 @@ def _key(prompt: str) -> bytes:
 
 
 def _journal(output: Path) -> Path:
-    return output.with_name(f"{output.name}.partial")
+    place = output.resolve()
+    return place.with_name(f"{place.name}.partial")
 
 
 def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, resume: bool) -> None:
@@ -171,37 +178,32 @@ def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, 
         )
 
 
-def _rule(info: EngineInfo) -> Rule:
-    if c := info.calibration:
-        return Rule(c.gamma_norm, c.gamma_alignment, "calibrated", c.threshold)
-    if preset := info.manifest.preset:
-        return Rule(preset.gamma_norm, preset.gamma_alignment, "published", None)
-    return Rule(1.0, 1.0, "not fitted", None)
+def _rule(engine: Engine) -> Rule:
+    found = weights(engine)
+    terms = ("norm", alignment_name(DEFAULT_ALIGNMENT, DEFAULT_OPERANDS))
+    if isinstance(found, Calibration):
+        terms = ("norm", alignment_name(found.alignment, found.operands))
+        return Rule(found.gamma_norm, found.gamma_alignment, terms, "calibrated", found.threshold)
+    return Rule(found.gamma_norm, found.gamma_alignment, terms, "published" if found.family else "not fitted", None)
 
 
-def _needed(detectors: Sequence[str], info: EngineInfo) -> list[str]:
-    """Return what to measure. The anisotropy is made of its two terms, which are measured once for all three."""
-    c = info.calibration
-    usual = c is None or (c.alignment, c.operands) == (DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-    parts = [TERMS if name == "anisotropy" and usual else (name,) for name in detectors]
+def _needed(detectors: Sequence[str], rule: Rule) -> list[str]:
+    """Return what to measure. The anisotropy is made of its two terms, so that these are measured once for all."""
+    parts = [rule.terms if name == ANISOTROPY else (name,) for name in detectors]
     return list(dict.fromkeys(name for part in parts for name in part))
 
 
-def _choose(detectors: Sequence[str], measured: dict[str, Measured], rule: Rule) -> list[Measured]:
-    """Return the detectors asked for, each once, in their order."""
-    if "anisotropy" in detectors and "anisotropy" not in measured:
-        norm, alignment = (measured[name] for name in TERMS)
-        # The detector "alignment" is higher for memorized prompts: it has the sign that its weight has in the score.
-        values = rule.gamma_norm * norm.values + abs(rule.gamma_alignment) * alignment.values
-        anisotropy = Measured(
-            "anisotropy",
-            f"{rule.formula}, γ {rule.source} (Asthana & Belagiannis 2026)",
-            norm.passes + alignment.passes,
-            values,
-            norm.seconds + alignment.seconds,
-        )
-        measured = {**measured, "anisotropy": anisotropy}
-    return [measured[name] for name in dict.fromkeys(detectors)]
+def _anisotropy(measured: dict[str, Measured], rule: Rule) -> Measured:
+    """Return what the detector ANISOTROPY gives, from its terms."""
+    norm, alignment = (measured[name] for name in rule.terms)
+    # A detector is higher for memorized prompts, so this alignment has the sign of its weight already.
+    return Measured(
+        ANISOTROPY,
+        f"{rule.formula}, γ {rule.source} (Asthana & Belagiannis 2026)",
+        norm.passes + alignment.passes,
+        rule.gamma_norm * norm.values + abs(rule.gamma_alignment) * alignment.values,
+        norm.seconds + alignment.seconds,
+    )
 
 
 def _measure(
@@ -251,9 +253,9 @@ def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[Scored]:
 
 
 def _cautions(
-    info: EngineInfo, lists: tuple[Prompts, Prompts], sample: Sample, seed: int | None, draws: int
+    info: EngineInfo, lists: tuple[Prompts, Prompts], sample: Sample, seed: int | None, draws: int, judged: bool
 ) -> list[str]:
-    """Return what makes the figures mean less than they seem to, in sentences."""
+    """Return what makes the figures mean less than they seem to, in sentences; `judged`: verdicts might be given."""
     found, clean, manifest, calibration = [], int((~sample.memorized).sum()), info.manifest, info.calibration
     for percent in (1, 3):
         if not clean * percent // 100:
@@ -261,6 +263,8 @@ def _cautions(
                 f"With {clean} clean prompts, an FPR of at most {percent} % means no false positive at all: give at "
                 f"least {-(-100 // percent)} clean prompts to measure it."
             )
+    if not judged:
+        return found
     if calibration is None:
         found.append(f"The engine is not calibrated for {info.key}: there is no threshold, so there are no verdicts.")
         return found
@@ -312,13 +316,14 @@ def _file(prompts: Prompts, evaluated: int) -> PromptFile:
 
 def _write(evaluation: Evaluation, output: Path) -> None:
     """Write the folder beside its place, then move it there."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
+    place = output.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
     try:
         folder.chmod(0o755)  # mkdtemp's 0700 would stay with the report
         (folder / PAGE).write_text(page(evaluation), encoding="utf-8")
         (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
         (folder / TABLE).write_text(_table(evaluation), encoding="utf-8", newline="")
-        folder.replace(output)
+        folder.replace(place)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

@@ -12,6 +12,8 @@ from memedge.metrics import Array, allowed, auc, delong, percentiles, resample, 
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Pair = tuple[Floats, Floats]  # scores of memorized and of clean prompts
+ANISOTROPY = "anisotropy"  # the detector whose score a rule is
 POINTS = 60  # of a ROC curve
 
 
@@ -44,12 +46,14 @@ class Rule:
 
     Attributes:
         gamma_norm, gamma_alignment: the weights.
+        terms: the detectors that the two weights belong to.
         source: where they are from: "calibrated", "published" or "not fitted".
         threshold: the calibrated one, or None.
     """
 
     gamma_norm: float
     gamma_alignment: float
+    terms: tuple[str, str]
     source: str
     threshold: float | None
 
@@ -141,8 +145,8 @@ class Findings:
     """All figures.
 
     Attributes:
-        draws: the number of draws that curves, differences, verdicts and prompts' scores are of.
-        verdicts: of the first detector, if it has a calibrated threshold.
+        draws: the number of draws that curves, verdicts and prompts' scores are of.
+        verdicts: of the anisotropy, if it was evaluated and has a calibrated threshold.
     """
 
     draws: int
@@ -222,8 +226,8 @@ class Evaluation:
 
     @property
     def has_terms(self) -> bool:
-        """Whether norm and alignment were both measured."""
-        return {"norm", "alignment"} <= self.prompts[0].scores.keys()
+        """Whether both terms of the rule were measured."""
+        return set(self.rule.terms) <= self.prompts[0].scores.keys()
 
 
 TPRS: tuple[tuple[int, Any], ...] = ((1, "strict"), (1, "nearest"), (3, "strict"), (3, "nearest"))
@@ -236,39 +240,42 @@ def find(detectors: Sequence[Measured], memorized: Bools, draws: Sequence[int], 
         detectors: with at least max(draws) draws each; the first is what the others are compared with.
         memorized: bool [B], the label of each prompt; at least two of each kind.
         draws: the numbers of draws to give figures for.
-        main: that of the curves, differences, verdicts.
-        rule: whose threshold holds for the detector "anisotropy", if there is one.
+        main: that of the curves and verdicts.
+        rule: whose threshold holds for the anisotropy, if there is one.
     """
-    indices = resample(int(memorized.sum()), int((~memorized).sum()))
-    lines, differences, rocs = [], [], []
-    base: npt.NDArray[np.float64] | None = None
-    for n in draws:
-        for place, one in enumerate(detectors):
-            pair = _split(one.score(n), memorized)
-            resampled = _figures(pair[0][indices[0]], pair[1][indices[1]])
-            lines.append(_line(one, n, _figures(*pair), resampled))
-            if n != main:
-                continue
-            rocs.append(_roc(one.name, pair, indices))
-            if place == 0:
-                first, base = pair, resampled
-            elif base is not None:
-                differences.append(_difference(one.name, detectors[0].name, n, (first, pair), resampled - base))
-    top = detectors[0].score(main)
+    pairs = {(n, one.name): _split(one.score(n), memorized) for n in draws for one in detectors}
+    counts = _counts(int((~memorized).sum()))
+    figures: dict[tuple[int, str], list[Floats]] = {key: [] for key in pairs}
+    curves: dict[str, list[Floats]] = {one.name: [] for one in detectors}
+    for some, others in resample(int(memorized.sum()), int((~memorized).sum())):
+        for (n, name), (positive, negative) in pairs.items():
+            resampled = positive[some], negative[others]
+            figures[n, name].append(_figures(*resampled))
+            if n == main:
+                curves[name].append(roc(*resampled, counts))
+    spreads = {key: np.concatenate(parts, axis=1) for key, parts in figures.items()}
+    first = detectors[0].name
     verdicts = None
-    if rule.threshold is not None and detectors[0].name == "anisotropy":
-        verdicts = _verdicts(top, memorized, main, rule.threshold)
+    for one in detectors:
+        if rule.threshold is not None and one.name == ANISOTROPY:
+            verdicts = _verdicts(one.score(main), memorized, main, rule.threshold)
     return Findings(
         draws=main,
-        lines=lines,
-        differences=differences,
+        lines=[_line(one, n, pairs[n, one.name], spreads[n, one.name]) for n in draws for one in detectors],
+        differences=[
+            _difference(
+                (one.name, first), n, (pairs[n, one.name], pairs[n, first]), spreads[n, one.name] - spreads[n, first]
+            )
+            for n in draws
+            for one in detectors[1:]
+        ],
         stability=[_stability(one, rule.threshold) for one in detectors if one.values.shape[1] > 1],
-        rocs=rocs,
+        rocs=[_roc(one.name, pairs[main, one.name], counts, np.concatenate(curves[one.name])) for one in detectors],
         verdicts=verdicts,
     )
 
 
-def _split(score: Floats, memorized: Bools) -> tuple[Floats, Floats]:
+def _split(score: Floats, memorized: Bools) -> Pair:
     return score[memorized], score[~memorized]
 
 
@@ -281,27 +288,27 @@ def _figure(value: float, resampled: Array) -> Figure:
     return Figure(float(value), *percentiles(resampled))
 
 
-def _line(one: Measured, draws: int, values: Floats, resampled: Floats) -> Line:
-    area, *tprs = map(_figure, values, resampled)
+def _line(one: Measured, draws: int, pair: Pair, resampled: Floats) -> Line:
+    area, *tprs = map(_figure, _figures(*pair), resampled)
     return Line(one.name, draws, one.passes * draws, one.seconds * draws, area, *tprs)
 
 
-def _difference(
-    name: str, against: str, draws: int, pairs: tuple[tuple[Floats, Floats], tuple[Floats, Floats]], resampled: Floats
-) -> Difference:
-    (first, second), (others, more) = zip(*pairs, strict=True)
-    value, _, p = delong((first, second), (others, more))
+def _difference(names: tuple[str, str], draws: int, pairs: tuple[Pair, Pair], resampled: Floats) -> Difference:
+    """Return the first minus the second; `resampled` is [1 + len(TPRS), R]."""
+    value, _, p = delong(*zip(*reversed(pairs), strict=True))
     rates = [float(tpr(*pair, 1)) for pair in pairs]
-    return Difference(name, against, draws, _figure(value, resampled[0]), p, _figure(rates[1] - rates[0], resampled[1]))
+    return Difference(*names, draws, _figure(value, resampled[0]), p, _figure(rates[0] - rates[1], resampled[1]))
 
 
-def _roc(name: str, pair: tuple[Floats, Floats], indices: tuple[Array, Array]) -> Roc:
-    negatives = len(pair[1])
+def _counts(negatives: int) -> npt.NDArray[np.int64]:
+    """Return at how many false positives a ROC curve is drawn: closely where there are few."""
     at = [allowed(percent, negatives) for percent in (1, 3)]
-    counts = np.unique([0, *at, *np.geomspace(1, negatives, POINTS).round().astype(int)])
-    resampled = roc(pair[0][indices[0]], pair[1][indices[1]], counts)
+    return np.unique([0, *at, *np.geomspace(1, negatives, POINTS).round().astype(int)])
+
+
+def _roc(name: str, pair: Pair, counts: npt.NDArray[np.int64], resampled: Floats) -> Roc:
     low, high = zip(*(percentiles(column) for column in resampled.T), strict=True)
-    return Roc(name, (counts / negatives).tolist(), roc(*pair, counts).tolist(), list(low), list(high))
+    return Roc(name, (counts / len(pair[1])).tolist(), roc(*pair, counts).tolist(), list(low), list(high))
 
 
 def _stability(one: Measured, threshold: float | None) -> Stability:
@@ -313,7 +320,7 @@ def _stability(one: Measured, threshold: float | None) -> Stability:
         spearman = float(np.corrcoef(ranks, rowvar=False)[np.triu_indices(draws, 1)].mean())
     between = values.mean(axis=1).std(ddof=1)
     flips = None
-    if threshold is not None and one.name == "anisotropy":
+    if threshold is not None and one.name == ANISOTROPY:
         flips = float(((values >= threshold) != (values.mean(axis=1) >= threshold)[:, None]).mean())
     spread = float(np.sqrt(values.var(axis=1, ddof=1).mean()) / between) if between else None
     return Stability(one.name, draws, spearman, spread, flips)

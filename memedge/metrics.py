@@ -4,7 +4,7 @@ Scores are float [..., count] each, the higher the more likely positive. Statist
 resamples of a bootstrap are one call.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import sqrt
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from scipy.stats import bootstrap, norm, rankdata
 
 RESAMPLES = 2000
+INDICES = 1 << 22  # of a bootstrap, in memory at once
 CONFIDENCE = 0.95
 Convention = Literal["strict", "nearest"]
 Array = npt.NDArray[Any]  # of floats
@@ -92,16 +93,19 @@ def interval(statistic: Callable[..., Array], positive: Array, negative: Array) 
 
 def resample(
     positives: int, negatives: int, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return indices of a stratified bootstrap, int64 [resamples, positives] and [resamples, negatives].
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield the indices of a stratified bootstrap, int64 [r, positives] and [r, negatives], some resamples at a time.
 
-    Used for the scores of several detectors of the same prompts, differences between these are paired.
+    Where the same indices are used for several detectors' scores of the same prompts, differences are paired.
     """
     generator = np.random.default_rng(seed)
-    return (
-        generator.integers(positives, size=(resamples, positives)),
-        generator.integers(negatives, size=(resamples, negatives)),
-    )
+    most = max(1, INDICES // (positives + negatives))
+    for start in range(0, resamples, most):
+        count = min(most, resamples - start)
+        yield (
+            generator.integers(positives, size=(count, positives)),
+            generator.integers(negatives, size=(count, negatives)),
+        )
 
 
 def percentiles(values: Array) -> tuple[float, float]:

@@ -14,11 +14,12 @@ import plotly
 from plotly.offline import get_plotlyjs
 
 import memedge
-from memedge.evaluation import Difference, Evaluation, Figure, Scored
+from memedge.evaluation import ANISOTROPY, Difference, Evaluation, Figure, Scored
 from memedge.report_figures import KINDS, all_figures, bound
 
 PARTS = Path(__file__).parent / "data" / "report"
 SUSPICIOUS, MISTAKES = 20, 10  # prompts listed
+COMPARED = 4  # detectors; of more the summary gives no figures
 HOVER_WIDTH, HOVER_LINES = 44, 6  # of a prompt beside the pointer
 
 Cell = str  # HTML
@@ -40,7 +41,7 @@ def page(evaluation: Evaluation) -> str:
         version=escape(memedge.__version__),
         title=f"Memorization detectors on {escape(run.checkpoint)}",
         about=f"{evaluation.memorized.evaluated} memorized and {evaluation.clean.evaluated} clean prompts · "
-        f"{escape(run.provider)} {escape(run.precision)} · {escape(run.date)}",
+        f"{escape(run.provider)} {escape(run.precision)} · {escape(run.date[:10])}",
         style=(PARTS / "style.css").read_text(encoding="utf-8"),
         sections="\n".join(
             [
@@ -87,9 +88,9 @@ def _summary(evaluation: Evaluation) -> str:
     elif line.tpr_1.low >= 0.5:
         verdict = f"{first} finds most memorized prompts with hardly any false alarm."
     else:
-        verdict = f"{first} ranks memorized prompts higher, but with hardly any false alarm it may miss many."
+        verdict = f"{first} ranks memorized prompts higher, but may miss many where false alarms have to be rare."
     text = [
-        f"<strong>{escape(verdict)}</strong>",
+        f"<strong>{escape(verdict[0].upper() + verdict[1:])}</strong>",
         f"With {_plural(found.draws, 'draw')} a memorized prompt scores higher than a clean one in "
         f"{100 * line.auc.value:.3g} % of pairs (AUC {line.auc.value:.3f}, 95 % interval {line.auc.low:.3f} to "
         f"{line.auc.high:.3f}). At a false-positive rate of at most 1 % it finds {100 * line.tpr_1.value:.3g} % of the "
@@ -98,23 +99,32 @@ def _summary(evaluation: Evaluation) -> str:
     if found.verdicts:
         v = found.verdicts
         text.append(
-            f"By the engine's calibrated threshold {v.found} of {v.memorized} memorized prompts are found, and "
-            f"{v.false_alarms} of {v.clean} clean ones are called memorized."
+            f"By the engine's calibrated threshold for the {ANISOTROPY} {v.found} of {v.memorized} memorized prompts "
+            f"are found, and {v.false_alarms} of {v.clean} clean ones are called memorized."
         )
-    text += [_compared(one) for one in found.differences]
+    text += _compared([one for one in found.differences if one.draws == found.draws])
     cautions = "".join(f"<li>{escape(one)}</li>" for one in evaluation.cautions)
     box = f'<aside class="cautions" aria-label="What to keep in mind"><ul>{cautions}</ul></aside>' if cautions else ""
-    return _section("summary", "In short", f'<p class="summary">{" ".join(text)}</p>{box}')
+    paragraph = " ".join(text).replace(" %", "\u00a0%")  # a number and its unit are not parted
+    return _section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
 
 
-def _compared(one: Difference) -> str:
-    """Return in a sentence whether a detector is better or worse than the first one."""
-    name, against, value = escape(one.detector), escape(one.against), f"AUC {one.auc.value:+.3f}"
-    if one.p is None:
-        return f"{name} and {against} order these prompts equally well."
-    if one.p >= 0.05:
-        return f"No difference between {name} and {against} can be shown ({value}, {_p(one.p)})."
-    return f"{name} is {'better' if one.auc.value > 0 else 'worse'} than {against} ({value}, {_p(one.p)})."
+def _compared(differences: Sequence[Difference]) -> list[str]:
+    """Return in sentences which detectors are better or worse than the first one."""
+    sorted_by: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
+    for one in differences:
+        known = one.p is not None and one.p < 0.05
+        kind = "open" if not known else "better" if one.auc.value > 0 else "worse"
+        equal = "" if one.p is None or one.p < 0.001 else "=\u00a0"
+        figures = f" (AUC {_signed(one.auc.value, '+')}, p\u00a0{equal}{_p(one.p)})"
+        sorted_by[kind].append(escape(one.detector) + (figures if len(differences) <= COMPARED else ""))
+    against = escape(differences[0].against) if differences else ""
+    words = {
+        "better": f"Better than {against}",
+        "worse": f"Worse than {against}",
+        "open": f"Not shown to differ from {against}",
+    }
+    return [f"{words[kind]}: {', '.join(names)}." for kind, names in sorted_by.items() if names]
 
 
 def _scores(evaluation: Evaluation, figures: dict[str, Any]) -> str:
@@ -124,15 +134,9 @@ def _scores(evaluation: Evaluation, figures: dict[str, Any]) -> str:
     choice = ""
     if len(evaluation.detectors) > 1:
         choice = f'<p><label>Detector <select data-plot="plot-scores" autocomplete="off">{options}</select></label></p>'
-    _, name = bound(evaluation, evaluation.detectors[0].name)
-    what = (
-        "the engine's calibrated threshold" if name == "threshold" else "where at most 1 % of these clean prompts are"
-    )
-    note = f"Above: how many percent of either kind score so. Below: each prompt. Dashed: {what}" + (
-        " (of the other detectors, where at most 1 % of these clean prompts are beyond)."
-        if name == "threshold"
-        else " beyond."
-    )
+    note = "Above: how many percent of either kind score so. Below: each prompt. Dashed: "
+    note += "the calibrated threshold, or " if evaluation.findings.verdicts else ""
+    note += "where at most 1 % of these clean prompts are beyond."
     return _section("scores", "Scores", choice + _plot("scores", "scores-0", figures, note))
 
 
@@ -162,8 +166,8 @@ def _table_of_figures(evaluation: Evaluation) -> str:
     note = (
         '<p class="note">In brackets: 95 % intervals, percentiles of 2000 resamples, memorized and clean prompts '
         "resampled separately and alike for all detectors. TPR at 1 % (3 %) is strict: at a false-positive rate of at "
-        "most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds are per prompt, "
-        "on this machine.</p>"
+        "most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds are per "
+        "prompt, on this machine.</p>"
     )
     return _section(
         "figures", "Figures", _table(head, rows, "Figures of each detector") + note + f"<dl>{formulas}</dl>"
@@ -171,14 +175,16 @@ def _table_of_figures(evaluation: Evaluation) -> str:
 
 
 def _differences(evaluation: Evaluation) -> str:
-    found = evaluation.findings
-    head = ["detector", "AUC", "p (DeLong)", "TPR at 1 %"]
-    rows = [[escape(one.detector), _cell(one.auc, "+"), _p(one.p), _cell(one.tpr_1, "+")] for one in found.differences]
-    against = escape(found.differences[0].against)
+    found = evaluation.findings.differences
+    head = ["detector", "draws", "AUC", "p (DeLong)", "TPR at 1 %"]
+    rows = [
+        [escape(one.detector), str(one.draws), _cell(one.auc, "+"), _p(one.p), _cell(one.tpr_1, "+")] for one in found
+    ]
+    against = escape(found[0].against)
     note = (
-        f'<p class="note">Each detector minus {against}, with {_plural(found.draws, "draw")}. Intervals are paired: '
-        "every resample holds the same prompts for both. p is that of DeLong's test for a difference of AUCs; “—” where both "
-        "order the prompts equally.</p>"
+        f'<p class="note">Each detector minus {against}, with as many draws. Intervals are paired: every resample '
+        "holds the same prompts for both. p is that of DeLong's test for a difference of AUCs, not corrected for the "
+        "number of detectors; “—” where both order the prompts equally.</p>"
     )
     table = _table(head, rows, f"Differences from {against}")
     return _section("differences", f"Differences from {against}", table + note)
@@ -235,7 +241,7 @@ def _prompts(evaluation: Evaluation, detector: str, some: Sequence[Scored], capt
     rows = []
     for one in some:
         label = KINDS[one.memorized]
-        values = [f"{_score(evaluation, name, one):.4g}" for name in (detector, *others)]
+        values = [f"{_score(evaluation, name, one):#.4g}".replace("-", "−") for name in (detector, *others)]
         text = escape(one.prompt) or "<em>(empty)</em>"
         cut = ' <small class="note">(truncated)</small>' if one.truncated else ""
         rows.append([f'<div class="prompt">{text}{cut}</div>', f'<span class="{label}">{label}</span>', *values])
@@ -257,14 +263,14 @@ def _stability(evaluation: Evaluation, figures: dict[str, Any]) -> str:
             str(one.draws),
             _optional(one.spearman, ".3f"),
             _optional(one.spread, ".3f"),
-            _optional(one.flips, ".1%"),
+            "—" if one.flips is None else f"{100 * one.flips:.1f} %",
         ]
         for one in found
     ]
     note = (
         '<p class="note">Rank correlation: Spearman\'s, between the scores of two single draws, on average. Spread: '
-        "the standard deviation of a prompt's score over draws, divided by that between prompts. Verdicts that flip: by "
-        "one draw, compared with all of them, at the calibrated threshold.</p>"
+        "the standard deviation of a prompt's score over draws, divided by that between prompts. Verdicts that flip: "
+        "by one draw, compared with all of them, at the calibrated threshold.</p>"
     )
     plot = ""
     if "stability" in figures:
@@ -307,8 +313,10 @@ def _section(name: str, title: str, content: str) -> str:
 
 def _plot(name: str, figure: str, figures: dict[str, Any], note: str) -> str:
     label = escape(figures[figure]["label"])
+    entries = sum("name" in trace for trace in figures[figure]["data"])  # of the legend
     return (
-        f'<figure><div class="plot" id="plot-{name}" data-figure="{figure}" role="img" aria-label="{label}"></div>'
+        f'<figure><div class="plot" id="plot-{name}" style="--entries: {entries}" data-figure="{figure}" role="img" '
+        f'aria-label="{label}"></div>'
         f"<figcaption>{escape(note)}</figcaption></figure>"
     )
 
@@ -338,14 +346,18 @@ def _score(evaluation: Evaluation, detector: str, one: Scored) -> float:
 
 
 def _cell(figure: Figure, sign: str = "") -> Cell:
-    low, high = (format(end, f"{sign}.3f") for end in (figure.low, figure.high))
-    return f"{format(figure.value, f'{sign}.3f')}<small>[{low}, {high}]</small>"
+    value, low, high = (_signed(number, sign) for number in (figure.value, figure.low, figure.high))
+    return f"{value}<small>[{low}, {high}]</small>"
+
+
+def _signed(number: float, sign: str) -> str:
+    return format(number, f"{sign}.3f").replace("-", "−")
 
 
 def _p(p: float | None) -> str:
     if p is None:
         return "—"
-    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    return "&lt;\u00a00.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _optional(value: float | None, form: str) -> str:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from memedge.evaluation import Bools, Evaluation, Floats, Line, Roc
+from memedge.evaluation import ANISOTROPY, Bools, Evaluation, Floats, Line, Roc
 from memedge.metrics import threshold
 from memedge.plot import COLOURS
 
@@ -45,7 +45,7 @@ def all_figures(evaluation: Evaluation) -> dict[str, Data]:
 def bound(evaluation: Evaluation, detector: str) -> tuple[float, str]:
     """Return the calibrated threshold of a detector, or else where at most 1 % of clean prompts are above; its name."""
     verdicts = evaluation.findings.verdicts
-    if verdicts is not None and detector == evaluation.detectors[0].name:
+    if verdicts is not None and detector == ANISOTROPY:
         return verdicts.threshold, "threshold"
     score, memorized = _scores(evaluation, detector), _labels(evaluation)
     return threshold(score[~memorized], 1), "1 % of clean above"
@@ -161,8 +161,8 @@ def rocs(evaluation: Evaluation) -> Data:
 
 def scatter(evaluation: Evaluation) -> Data:
     """Return norm and alignment of each prompt, and the line on which the score is the threshold."""
-    norm, alignment, memorized = _scores(evaluation, "norm"), _scores(evaluation, "alignment"), _labels(evaluation)
-    rule = evaluation.rule
+    rule, memorized = evaluation.rule, _labels(evaluation)
+    norm, alignment = (_scores(evaluation, name) for name in rule.terms)
     falls = rule.gamma_alignment < 0
     alignment = -alignment if falls else alignment  # as measured, not as it counts
     score = rule.gamma_norm * norm + rule.gamma_alignment * alignment
@@ -234,11 +234,11 @@ def stability(lines: Sequence[Line]) -> Data:
 def _finish(figure: go.Figure, label: str) -> Data:
     figure.update_layout(
         template={},
-        margin={"l": 58, "r": 12, "t": 34, "b": 50},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        margin={"l": 58, "r": 20, "t": 34, "b": 50},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom", "maxheight": 2000},
         font={"size": 13},
     )
-    figure.update_xaxes(showline=True, ticks="outside", title_standoff=8, zeroline=False)
+    figure.update_xaxes(ticklabeloverflow="allow", showline=True, ticks="outside", title_standoff=8, zeroline=False)
     figure.update_yaxes(automargin=True, title_standoff=6, zeroline=False)
     plain = figure.to_plotly_json()
     return {"data": plain["data"], "layout": plain["layout"], "label": label}

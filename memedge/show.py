@@ -111,10 +111,11 @@ def print_evaluation(evaluation: "Evaluation", output: Path, json: bool) -> None
         print_json(everything)
     else:
         table = Table("detector", box=None, pad_edge=False)
-        for name in ("n", "AUC [95 %]", "TPR@1%FPR [95 %]", "TPR@3%FPR", "passes", "s/prompt"):
-            table.add_column(name, justify="right")
+        table.columns[0].overflow = "fold"
+        for name in ("n", "AUC", "TPR@1%FPR", "TPR@3%FPR", "passes", "s/prompt"):
+            table.add_column(name, justify="right", no_wrap=True)
         for line in evaluation.findings.lines:
-            figures = _figure(line.auc), _figure(line.tpr_1), f"{line.tpr_3.value:.3f}"
+            figures = (_figure(figure) for figure in (line.auc, line.tpr_1, line.tpr_3))
             table.add_row(line.detector, str(line.draws), *figures, f"{line.passes:.4g}", f"{line.seconds:.3g}")
         Console().print(table)
     for caution in evaluation.cautions:
@@ -219,7 +220,7 @@ def _number(value: float | None) -> str:
 
 
 def _figure(figure: "Figure") -> str:
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]"
+    return f"{figure.value:.3f}\n[dim]\\[{figure.low:.3f}, {figure.high:.3f}][/]"
 
 
 def _short(value: float) -> str:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from memories import CountingMemory
 
+from memedge.engine.denoiser import Denoiser
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.ort import OrtBackend
@@ -53,3 +54,35 @@ def test_what_onnx_runtime_cannot_run_is_an_error_in_its_words(opened):
     with pytest.raises(EngineError, match=r"cannot compute 1 rows on cpu \(.+Gather.+\): use a smaller batch size"):
         engine.backend.predict(states, np.array([7]), np.array([0]))
     engine.backend.predict(states, np.array([0]), np.array([0]))  # and goes on
+
+
+def test_calls_of_one_shape(opened, monkeypatch):
+    """As on GPUs: every call is filled up to the same number of rows, and the results stay what they are."""
+    engine, _, _ = opened
+    states = engine.encode(engine.tokenize(["a", "b", "c"])[0])
+    noise = np.random.default_rng(0).standard_normal((3, *engine.directory.manifest.latent_shape), dtype=np.float32)
+    timestep = engine.directory.manifest.timesteps[0]
+    denoiser = Denoiser(engine)
+    expected = (
+        engine.statistics(states, "channel", "uncond_delta"),
+        denoiser.predict(states, states.all, noise, timestep),
+    )
+    shapes = set()
+
+    def counted(name):
+        original = getattr(engine.backend, name)
+
+        def call(states, prompt, row, *rest):
+            shapes.add((name, len(prompt), len(row), *(len(r) for r in rest[:1] if name == "predict_at")))
+            return original(states, prompt, row, *rest)
+
+        return call
+
+    for name in ("statistics", "predict_at"):
+        monkeypatch.setattr(engine.backend, name, counted(name))
+    monkeypatch.setattr(engine.backend, "one_shape", True)
+    monkeypatch.setattr(engine, "rows_per_call", 4)
+    found = engine.statistics(states, "channel", "uncond_delta"), denoiser.predict(states, states.all, noise, timestep)
+    assert shapes == {("statistics", 4, 4), ("predict_at", 4, 4, 2)}
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=0, atol=1e-5)

@@ -56,12 +56,12 @@ def test_draws_are_the_engines_own_over_and_over(detector):
     """With three draws that all stand for one, scores are those of one."""
     engine = Engine.open(bench.EMBEDDED_ENGINE, "cpu", None, 1)
     assert engine.draws == 1
-    meter = bench._Meter(engine.backend, 1, 3)
-    tripled = Detector(bench._with_draws(engine, meter)).score(PROMPTS)
+    meter = bench.Meter(engine.backend, 1, 3)
+    tripled = Detector(bench.with_draws(engine, meter)).score(PROMPTS)
     own = detector.score(PROMPTS)
     np.testing.assert_allclose(tripled.norm, own.norm, rtol=1e-4)
     np.testing.assert_allclose(tripled.alignment, own.alignment, atol=1e-4)
-    meter = bench._Meter(engine.backend, 2, 3)
+    meter = bench.Meter(engine.backend, 2, 3)
     assert meter.own_rows(np.arange(6)).tolist() == [0, 1, 0, 2, 3, 2]
 
 

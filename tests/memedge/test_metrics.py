@@ -27,7 +27,7 @@ def test_roc_is_scikit_learns(scores):
 
 def test_roc_of_resamples_is_that_of_each(scores):
     (positive, _), (negative, _) = scores
-    some, others = resample(40, 130, resamples=5)
+    some, others = next(resample(40, 130, resamples=5))
     counts = np.array([0, 2, 130])
     together = roc(positive[some], negative[others], counts)
     np.testing.assert_array_equal(
@@ -66,7 +66,7 @@ def test_delong_is_its_definition(scores):
 
 def test_delong_agrees_with_the_bootstrap(scores):
     positive, negative = scores
-    some, others = resample(40, 130)
+    some, others = next(resample(40, 130))
     first, second = (auc(p[some], n[others]) for p, n in zip(positive, negative, strict=True))
     assert delong(positive, negative)[1] == pytest.approx((second - first).std(), rel=0.1)
 
@@ -87,6 +87,14 @@ def test_delong_without_variance():
     assert delong((low * 0, high), (low * 0, low)) == (0.5, 0, None)
 
 
+def test_resamples_come_in_parts_that_fit_in_memory(monkeypatch):
+    monkeypatch.setattr("memedge.metrics.INDICES", 100)
+    parts = list(resample(3, 22, resamples=10))
+    assert [part.shape for part, _ in parts] == [(4, 3), (4, 3), (2, 3)]
+    assert {int(i) for part, _ in parts for i in part.ravel()} == {0, 1, 2}
+    assert max(others.max() for _, others in parts) <= 21
+
+
 def test_percentile_intervals_cover():
     """The 95 % interval of the AUC holds the true one in about 95 % of data sets."""
     from scipy.stats import norm
@@ -94,7 +102,7 @@ def test_percentile_intervals_cover():
     generator, covered = np.random.default_rng(1), 0
     for trial in range(200):
         positive, negative = generator.normal(1, 1, 50), generator.normal(0, 1, 80)
-        some, others = resample(50, 80, resamples=300, seed=trial)
+        some, others = next(resample(50, 80, resamples=300, seed=trial))
         low, high = percentiles(auc(positive[some], negative[others]))
         covered += low <= norm.cdf(1 / np.sqrt(2)) <= high
     assert 0.89 <= covered / 200 <= 0.99

@@ -1,6 +1,6 @@
 """The fused reduction against what one would write otherwise: time, error and bandwidth, in one run.
 
-    python bench/kernels.py [--threads N] [--rounds N] [--json FILE]
+    python bench/cpu_reduction.py [--threads N] [--rounds N] [--json FILE]
 
 Each round times every implementation once, in an order shuffled anew, each after an untimed call of its own, so that
 all meet the same machine and equally warm caches; medians and ratios of medians are reported. Errors are the largest
