@@ -40,11 +40,28 @@ def folder(checkpoint, tmp_path_factory):
     return folder
 
 
+def sort_captions(folder):
+    """Write the lists of prompts. What a random model "memorized" is what has the larger norms."""
+    import csv
+
+    from memedge import Detector
+    from memedge.demo import CAPTIONS
+
+    with CAPTIONS.open(newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)][:30]
+    norm = Detector.load(folder / "my-engine").score(captions).norm
+    ascending = [captions[i] for i in norm.argsort()]
+    (folder / "harmless.txt").write_text("".join(f"{caption}\n" for caption in ascending[:20]))
+    (folder / "replicates.txt").write_text("".join(f"{caption}\n" for caption in ascending[20:]))
+
+
 def test_commands(folder):
     commands = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
-    assert len(commands) == 8
+    assert len(commands) == 10
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
+        if "calibrate" in command:
+            sort_captions(folder)
         done = subprocess.run(
             command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
         )
