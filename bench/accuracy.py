@@ -92,10 +92,10 @@ def measure(name: str, engine: Engine, captions: list[str], seeds: int) -> Value
 
 def figure(statistic, positive: np.ndarray, negative: np.ndarray) -> Figure:
     """Return a statistic of values [seeds, P] and [seeds, N]."""
-    first, second = resample(positive.shape[1], negative.shape[1])
-    resamples = [statistic(p[first], n[second]) for p, n in zip(positive, negative, strict=True)]
+    pairs = resample(positive.shape[1], negative.shape[1])
+    resamples = np.concatenate([statistic(positive[:, p], negative[:, n]) for p, n in pairs], axis=1)
     found = statistic(positive, negative)
-    return Figure(float(found.mean()), percentiles(np.mean(resamples, axis=0)), [float(value) for value in found])
+    return Figure(float(found.mean()), percentiles(resamples.mean(axis=0)), [float(value) for value in found])
 
 
 def _cells(found: Figure) -> tuple[str, str]:

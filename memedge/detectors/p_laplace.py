@@ -22,6 +22,8 @@ STEPS = 50
 #   201  .675 / .613  .690 / .618  .867 / .699  .918 / .741  .929 / .750  .909 / .656
 #   301  .666 / .627  .672 / .630  .763 / .666  .875 / .727  .916 / .745  .904 / .645
 # So it is no small sphere that tells memorized images apart here, but one so large that the UNet never saw its like.
+# With this ρ and t, images of 50, 20 and 10 steps give .929, .930, .931 / .750, .733, .641; guidance 4 (20 steps) gives
+# .947 / .766. (Directions: 8; with 64 it is .929 / .758.)
 RADIUS = 2.5  # ρ
 PLACE = -11  # of t = 201 among the schedule's timesteps
 
