@@ -108,6 +108,7 @@ def test_no_pooled_embeddings_for_other_models(engine):
         detector.score_embeddings(np.zeros((1, *shape)), np.zeros((1, 8)))
 
 
+@SLOW
 def test_zero_terminal_snr(tmp_path):
     """Where ᾱ is 0 the norm of v-prediction vanishes: the next timestep is taken, and it is said."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", "v_prediction")

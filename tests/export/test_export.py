@@ -30,7 +30,14 @@ def refused(model, output, words, **options):
 def test_what_is_written(engine, checkpoint):
     """The files DESIGN.md names, all of them described in the manifest; nothing that names this machine."""
     manifest = json.loads((engine / "manifest.json").read_text())
-    names = {"tokenizer.json", "text_encoder.onnx", "unet.onnx", "unet.onnx.data", "baseline.safetensors"}
+    names = {
+        "tokenizer.json",
+        "text_encoder.onnx",
+        "unet.onnx",
+        "unet.onnx.data",
+        "baseline.safetensors",
+        "prefix.onnx",
+    }
     assert {p.name for p in engine.iterdir()} == names | {"manifest.json"}
     assert manifest["files"].keys() == names
     for name, entry in manifest["files"].items():
@@ -121,6 +128,7 @@ def test_stopped_in_the_middle(checkpoint, tmp_path, how):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_existing_empty_folder_is_used(checkpoint, tmp_path):
     (tmp_path / "engine").mkdir()
     export(checkpoint, tmp_path / "engine")

@@ -292,10 +292,8 @@ def large_residual(unet) -> None:
     unet.mid_block.resnets[1].conv2.weight *= 1e6
 
 
-@pytest.mark.parametrize(
-    ("edit", "op_type"),
-    [(large_logits, "MultiHeadAttention"), pytest.param(large_residual, "Conv", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("edit", "op_type"), [(large_logits, "MultiHeadAttention"), (large_residual, "Conv")])
 def test_overflow_is_averted(tmp_path, edit, op_type):
     """What would overflow on a GPU stays float32, and only that; results stay within the table."""
     checkpoint = changed(tmp_path / "checkpoint", edit)
