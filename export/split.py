@@ -64,6 +64,9 @@ def split(model: ir.Model, rows: int) -> Split:
         value.name = name
     sample = [value for value in graph.inputs if value not in sources]
     extracted = ir.convenience.extract(graph, sample, cached)
+    weights = extracted.initializers
+    for name in sorted(weights):  # `extract` leaves them in an order that changes from process to process
+        weights[name] = weights.pop(name)
     prefix = ir.Model(extracted, ir_version=model.ir_version)
     _feed(graph, cached, after, rows)
     for value in sample:
