@@ -7,9 +7,9 @@ from published import FAMILIES, Published
 
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, EngineInfo
 from memedge.engine.manifest import Calibration, Preset
-from memedge.metrics import RESAMPLES, auc, interval, tpr
+from memedge.evaluation import TPRS, auc_and_tprs
+from memedge.metrics import RESAMPLES, interval
 
-TPRS = ((1, "strict"), (1, "nearest"), (3, "strict"), (3, "nearest"))
 FIGURES = ("auc", *(f"tpr_{percent}_{convention}" for percent, convention in TPRS))
 
 
@@ -111,11 +111,6 @@ def _score(kind: str, gamma: tuple[float, float], name: str) -> Statistic:
     return Statistic(kind, f"{formula} (γ {name})", gamma)
 
 
-def all_figures(positive: np.ndarray, negative: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Return FIGURES, in the first axis."""
-    return np.stack([auc(positive, negative, axis), *(tpr(positive, negative, *at, axis) for at in TPRS)])
-
-
 def compare(
     statistic: Statistic, draws: int, prompts: list[Prompt], seconds_per_row: float, published: Published | None
 ) -> Line:
@@ -126,7 +121,7 @@ def compare(
     known = (
         {"auc": published.auc, "tpr_1_strict": published.tpr_1, "tpr_1_nearest": published.tpr_1} if published else {}
     )
-    found = zip(FIGURES, all_figures(*pair), *interval(all_figures, *pair), strict=True)
+    found = zip(FIGURES, auc_and_tprs(*pair), *interval(auc_and_tprs, *pair), strict=True)
     figures = {name: Figure.of(value, low, high, known.get(name)) for name, value, low, high in found}
     return Line(statistic, draws, figures, 10 * statistic.rows(draws) * seconds_per_row, published)
 

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch_reduction import torch_eager, torch_sums
 
 from memedge.engine import reduction
 
@@ -70,23 +71,6 @@ def numpy_plain(cond: np.ndarray, uncond: np.ndarray) -> Result:
     norms = np.maximum(np.linalg.norm(u, axis=1), 1e-8) * np.maximum(np.linalg.norm(delta, axis=1), 1e-8)
     channel = ((u * delta).sum(axis=1) / norms).mean(axis=(1, 2))
     return np.linalg.norm(delta.reshape(len(delta), -1), axis=1), channel
-
-
-def torch_eager(cond: torch.Tensor, uncond: torch.Tensor) -> Result:
-    """As a user of torch would."""
-    u = uncond.float()
-    delta = cond.float() - u
-    channel = torch.nn.functional.cosine_similarity(u, delta, dim=1).mean(dim=(1, 2))
-    return delta.flatten(1).norm(dim=1), channel
-
-
-def torch_sums(cond: torch.Tensor, uncond: torch.Tensor) -> Result:
-    """As someone would who found `cosine_similarity` slow here."""
-    u = uncond.float()
-    delta = cond.float() - u
-    squared = delta.square()
-    norms = u.square().sum(1).sqrt().clamp_min(1e-8) * squared.sum(1).sqrt().clamp_min(1e-8)
-    return squared.sum((1, 2, 3)).sqrt(), ((u * delta).sum(1) / norms).mean(dim=(1, 2))
 
 
 def numkong_norm(cond: np.ndarray, uncond: np.ndarray) -> Result:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch_reduction import torch_eager, torch_sums
 
 from memedge.engine import reduction
 
@@ -48,23 +49,6 @@ class Row:
     cosine_error: float | None
     gb_per_s: float
     copy_gb_per_s: float
-
-
-def eager(cond: torch.Tensor, uncond: torch.Tensor) -> Pair:
-    """As a user of torch would."""
-    u = uncond.float()
-    delta = cond.float() - u
-    channel = torch.nn.functional.cosine_similarity(u, delta, dim=1).mean(dim=(1, 2))
-    return delta.flatten(1).norm(dim=1), channel
-
-
-def sums(cond: torch.Tensor, uncond: torch.Tensor) -> Pair:
-    """The same written out."""
-    u = uncond.float()
-    delta = cond.float() - u
-    squared = delta.square()
-    norms = u.square().sum(1).sqrt().clamp_min(1e-8) * squared.sum(1).sqrt().clamp_min(1e-8)
-    return squared.sum((1, 2, 3)).sqrt(), ((u * delta).sum(1) / norms).mean(dim=(1, 2))
 
 
 def fused(cond: torch.Tensor, uncond: torch.Tensor) -> Pair:
@@ -146,10 +130,10 @@ def case(rows: int, dtype: torch.dtype, rounds: int, compile_too: bool) -> list[
     copied = 2 * size / median(copying) / 1e9
     del source, target
 
-    calls: dict[str, Call] = {"kernel": fused, "torch": eager, "torch in sums": sums}
+    calls: dict[str, Call] = {"kernel": fused, "torch": torch_eager, "torch in sums": torch_sums}
     if compile_too:
         torch.compiler.reset()  # else the ninth case is one too many
-        calls["torch.compile"] = torch.compile(eager, fullgraph=True, dynamic=False)
+        calls["torch.compile"] = torch.compile(torch_eager, fullgraph=True, dynamic=False)
     calls["reduce_rows, on the host"] = whole
     expected = truth(*sets[0])
     found = []

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy import POSITIVES, SEEN
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -47,7 +48,6 @@ from memedge.guidance import guidance_stats
 from memedge.metrics import auc, interval, percentiles, resample
 
 TINY = Path(__file__).parent / "tiny"
-POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
 DRAWS = 16
 LATE = (1, 41, 101, 201, 401, 601, 801, 981)
 TARGET = 0.01
@@ -77,7 +77,7 @@ class Captions:
     def pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield the name of each kind of positives, and which captions are held-out positives and negatives."""
         held_out = ~self.calibration
-        negative = held_out & ~self.memorized & (self.groups != "unseen")
+        negative = held_out & ~self.memorized & np.isin(self.groups, SEEN)
         for name, groups in POSITIVES.items():
             yield name, held_out & self.memorized & np.isin(self.groups, groups), negative
 

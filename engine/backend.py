@@ -46,6 +46,11 @@ class Backend(ABC):
     one_shape: bool = False
 
     @property
+    def key(self) -> str:
+        """What calibrations, and ε_0 where it is kept, are keyed by."""
+        return f"{self.provider}-{self.precision}"
+
+    @property
     @abstractmethod
     def memory(self) -> Memory:
         """Where this backend's tensors lie."""

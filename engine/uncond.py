@@ -24,7 +24,7 @@ def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -
     Raises:
         NotFiniteError: the backend computes NaN or infinity.
     """
-    key = f"{backend.provider}-{backend.precision}"
+    key = backend.key
     manifest = directory.manifest
     if key == f"cpu-{manifest.precision}":
         return directory.baseline.uncond

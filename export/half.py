@@ -45,9 +45,8 @@ def narrow_outputs(path: Path) -> None:
     """Let the graph at `path`, which computes in float32, give its outputs in fp16: what `convert`'s UNet caches."""
     model = ir.load(path)
     graph = model.graph
-    for index, result in enumerate(graph.outputs):
-        name, result.name = str(result.name), f"{result.name}.single"
-        graph.outputs[index] = cast(graph, result, HALF, name)
+    for index in range(len(graph.outputs)):
+        _cast_output(graph, index, HALF)
     graphs.overwrite(model, path)
 
 
@@ -110,9 +109,15 @@ def narrow(model: ir.Model, wide: Collection[ir.Node]) -> None:
             node.replace_input_with(index, casts[value, wanted])
     for index, result in enumerate(graph.outputs):
         if result.dtype == HALF:
-            name, result.name = str(result.name), f"{result.name}.half"
-            graph.outputs[index] = cast(graph, result, SINGLE, name)
+            _cast_output(graph, index, SINGLE)
     RemoveUnusedNodesPass()(model)
+
+
+def _cast_output(graph: ir.Graph, index: int, dtype: ir.DataType) -> None:
+    """Let the graph give one of its outputs, which is of the other type, in `dtype`, under the same name."""
+    result = graph.outputs[index]
+    name, result.name = str(result.name), f"{result.name}.{'half' if dtype == SINGLE else 'single'}"
+    graph.outputs[index] = cast(graph, result, dtype, name)
 
 
 def _group_norm(node: ir.Node) -> set[ir.Node]:

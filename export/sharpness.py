@@ -8,7 +8,8 @@ import numpy.typing as npt
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 
-from memedge.detectors.draws import Floats, per_block
+from memedge.decision import Floats
+from memedge.detectors.draws import per_block
 from memedge.engine.errors import InputError
 from memedge.engine.passes import Engine, States
 from memedge.export.quiet import quiet

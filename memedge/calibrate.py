@@ -90,7 +90,7 @@ def calibrate(
         )
     engine = Engine.open(folder, provider, precision, threads)
     sample = select(engine, *lists)
-    manifest, key = engine.directory.manifest, f"{engine.backend.provider}-{engine.backend.precision}"
+    manifest, key = engine.directory.manifest, engine.backend.key
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
     # For any lists: a prompt's statistics are its own, and after a fit that failed they serve the corrected lists.
     with closing(Journal(folder / f"calibration-{key}.partial", "any", identity, resume)) as journal:

@@ -62,6 +62,13 @@ def load(
     return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
 
 
+def _one_engine(directory: Path | None, engine: Path | None) -> Path | None:
+    """Return the engine directory that was given as an argument or with --engine."""
+    if directory and engine:
+        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
+    return directory or engine
+
+
 def _batch_size(value: str) -> int | Literal["auto"]:
     if value == "auto":
         return "auto"
@@ -134,9 +141,7 @@ def info(
     json: JsonOption = False,
 ) -> None:
     """Verify an engine and show what it is, what runs it and what it was calibrated on."""
-    if directory and engine:
-        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
-    detector = load(directory or engine, provider, precision, threads)
+    detector = load(_one_engine(directory, engine), provider, precision, threads)
     show.print_json(detector.info) if json else show.print_info(detector.info)
 
 
@@ -166,9 +171,7 @@ def calibrate(
     From 20 memorized prompts on; 100 clean ones for a false-positive rate of 0.01. Files as in `score`. It holds for
     one provider and precision, and is judged by cross-validation. Needs memedge[eval].
     """
-    if directory and engine:
-        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
-    path = directory or engine
+    path = _one_engine(directory, engine)
     if path is None:
         raise typer.BadParameter("name the engine directory that is to be calibrated.", param_hint="ENGINE_DIR")
     from memedge.calibrate import calibrate as run
@@ -231,8 +234,7 @@ def evaluate(
     The folder gets report.html (one page, nothing else needed), report.json (everything) and prompts.csv. Files as in
     `score`; give 100 clean prompts at least, and none that the engine was calibrated on. Needs memedge[eval].
     """
-    if directory and engine:
-        raise InputError("Two engine directories were given: name one, as an argument or with --engine.")
+    path = _one_engine(directory, engine)
     counts = _counts(draws, "--draws") if draws is not None else None
     try:
         from memedge.evaluate import DEFAULT
@@ -245,7 +247,7 @@ def evaluate(
 
     with show.progress_bar("UNet passes") as progress:
         done = run(
-            directory or engine or EMBEDDED_ENGINE,
+            path or EMBEDDED_ENGINE,
             memorized,
             clean,
             output,

@@ -21,13 +21,14 @@ import msgspec
 import numpy as np
 
 import memedge
+from memedge.decision import Floats
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
 from memedge.detectors.anisotropy import alignment_name, weights
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Calibration
 from memedge.engine.passes import Engine
-from memedge.evaluation import ANISOTROPY, Described, Evaluation, Floats, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation import ANISOTROPY, Described, Evaluation, Measured, PromptFile, Rule, Run, Scored, find
 from memedge.journal import JobFile
 from memedge.prompt_lists import Prompts, Sample, select
 from memedge.report import page

@@ -8,10 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
+from memedge.decision import Bools, Floats
 from memedge.metrics import Array, allowed, auc, delong, percentiles, resample, roc, tpr
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Pair = tuple[Floats, Floats]  # scores of memorized and of clean prompts
 ANISOTROPY = "anisotropy"  # the detector whose score a rule is
 POINTS = 60  # of a ROC curve
@@ -250,7 +249,7 @@ def find(detectors: Sequence[Measured], memorized: Bools, draws: Sequence[int], 
     for some, others in resample(int(memorized.sum()), int((~memorized).sum())):
         for (n, name), (positive, negative) in pairs.items():
             resampled = positive[some], negative[others]
-            figures[n, name].append(_figures(*resampled))
+            figures[n, name].append(auc_and_tprs(*resampled))
             if n == main:
                 curves[name].append(roc(*resampled, counts))
     spreads = {key: np.concatenate(parts, axis=1) for key, parts in figures.items()}
@@ -279,9 +278,9 @@ def _split(score: Floats, memorized: Bools) -> Pair:
     return score[memorized], score[~memorized]
 
 
-def _figures(positive: Array, negative: Array) -> Floats:
-    """Return the AUC and TPRS of [..., count], in the first axis."""
-    return np.stack([auc(positive, negative), *(tpr(positive, negative, *at) for at in TPRS)])
+def auc_and_tprs(positive: Array, negative: Array, axis: int = -1) -> Floats:
+    """Return the AUC and the TPRS of [..., count], in the first axis; `axis` is the last."""
+    return np.stack([auc(positive, negative, axis), *(tpr(positive, negative, *at, axis) for at in TPRS)])
 
 
 def _figure(value: float, resampled: Array) -> Figure:
@@ -289,7 +288,7 @@ def _figure(value: float, resampled: Array) -> Figure:
 
 
 def _line(one: Measured, draws: int, pair: Pair, resampled: Floats) -> Line:
-    area, *tprs = map(_figure, _figures(*pair), resampled)
+    area, *tprs = map(_figure, auc_and_tprs(*pair), resampled)
     return Line(one.name, draws, one.passes * draws, one.seconds * draws, area, *tprs)
 
 

@@ -67,7 +67,7 @@ def plot(bench: "Bench", path: Path) -> None:
         bbox_to_anchor=(1, 1),
     )
     axes.spines[["top", "right"]].set_visible(False)
-    title = f"{bench.checkpoint} on {bench.provider} {bench.precision}, {_count(bench.threads, 'thread')}"
+    title = f"{bench.checkpoint} on {bench.provider} {bench.precision}, {counted(bench.threads, 'thread')}"
     peak = "" if bench.gemm_gflops is None else f"; % of a float32 matrix product's {bench.gemm_gflops:.0f} GFLOP/s"
     # A checkpoint's name is not ours: a $ in it begins no formula.
     axes.set_title(f"{title}\n{bench.peak_memory_bytes / 1e6:.0f} MB at peak{peak}", fontsize=11, parse_math=False)
@@ -79,7 +79,7 @@ def plot(bench: "Bench", path: Path) -> None:
 def _bars(axes: "Axes", cases: list["Case"], places: list[float], width: float, colour: str) -> None:
     median = [1e3 * case.p50_s / case.batch for case in cases]
     whisker = [1e3 * (case.p95_s - case.p50_s) / case.batch for case in cases]
-    axes.bar(places, median, width, color=colour, label=_count(cases[0].draws, "draw"))
+    axes.bar(places, median, width, color=colour, label=counted(cases[0].draws, "draw"))
     axes.errorbar(places, median, [[0.0] * len(cases), whisker], fmt="none", ecolor="#333333", capsize=4)
     for case, place, height, above in zip(cases, places, median, whisker, strict=True):
         share = "" if case.gemm_fraction is None else f"\n{case.gemm_fraction:.0%}"
@@ -87,5 +87,6 @@ def _bars(axes: "Axes", cases: list["Case"], places: list[float], width: float, 
         axes.annotate(f"{height:.3g}{share}", top, (0, 3), textcoords="offset points", ha="center", fontsize=9)
 
 
-def _count(number: int, thing: str) -> str:
+def counted(number: int, thing: str) -> str:
+    """Return how many things, in words."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from memedge.decision import Bools
 from memedge.detector import checked_prompts
 from memedge.engine.directory import sha256
 from memedge.engine.errors import InputError
@@ -16,8 +17,6 @@ from memedge.engine.passes import Engine
 from memedge.files import read_prompts
 
 FEWEST = 5  # prompts of either kind: one for each fold of the cross-validation
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from plotly.offline import get_plotlyjs
 
 import memedge
 from memedge.evaluation import ANISOTROPY, Difference, Evaluation, Figure, Scored
-from memedge.report_figures import KINDS, all_figures, bound
+from memedge.metrics import RESAMPLES
+from memedge.plot import counted
+from memedge.report_figures import BANDS, KINDS, all_figures, bound
 
 PARTS = Path(__file__).parent / "data" / "report"
 SUSPICIOUS, MISTAKES = 20, 10  # prompts listed
@@ -91,7 +93,7 @@ def _summary(evaluation: Evaluation) -> str:
         verdict = f"{first} ranks memorized prompts higher, but may miss many where false alarms have to be rare."
     text = [
         f"<strong>{escape(verdict[0].upper() + verdict[1:])}</strong>",
-        f"With {_plural(found.draws, 'draw')} a memorized prompt scores higher than a clean one in "
+        f"With {counted(found.draws, 'draw')} a memorized prompt scores higher than a clean one in "
         f"{100 * line.auc.value:.3g} % of pairs (AUC {line.auc.value:.3f}, 95 % interval {line.auc.low:.3f} to "
         f"{line.auc.high:.3f}). At a false-positive rate of at most 1 % it finds {100 * line.tpr_1.value:.3g} % of the "
         f"memorized prompts ({100 * line.tpr_1.low:.3g} to {100 * line.tpr_1.high:.3g} %).",
@@ -141,11 +143,11 @@ def _scores(evaluation: Evaluation, figures: dict[str, Any]) -> str:
 
 
 def _roc(evaluation: Evaluation, figures: dict[str, Any]) -> str:
-    several = len(evaluation.findings.rocs) > 3
+    several = len(evaluation.findings.rocs) > BANDS
     note = (
         "The share of memorized prompts found by how many clean ones are called memorized, on a logarithmic axis: what "
         "matters is on the left. Dotted: 1 % and 3 %. "
-        f"Bands: 95 % of 2000 resamples of prompts{', of the first detector' if several else ''}."
+        f"Bands: 95 % of {RESAMPLES} resamples of prompts{', of the first detector' if several else ''}."
     )
     return _section("roc", "ROC", _plot("roc", "roc", figures, note))
 
@@ -164,10 +166,10 @@ def _table_of_figures(evaluation: Evaluation) -> str:
     ]
     formulas = "".join(f"<dt>{escape(d.name)}</dt><dd>{escape(d.formula)}</dd>" for d in evaluation.detectors)
     note = (
-        '<p class="note">In brackets: 95 % intervals, percentiles of 2000 resamples, memorized and clean prompts '
-        "resampled separately and alike for all detectors. TPR at 1 % (3 %) is strict: at a false-positive rate of at "
-        "most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds are per "
-        "prompt, on this machine.</p>"
+        f'<p class="note">In brackets: 95 % intervals, percentiles of {RESAMPLES} resamples, memorized and clean '
+        "prompts resampled separately and alike for all detectors. TPR at 1 % (3 %) is strict: at a false-positive "
+        "rate of at most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds "
+        "are per prompt, on this machine.</p>"
     )
     return _section(
         "figures", "Figures", _table(head, rows, "Figures of each detector") + note + f"<dl>{formulas}</dl>"
@@ -362,7 +364,3 @@ def _p(p: float | None) -> str:
 
 def _optional(value: float | None, form: str) -> str:
     return "—" if value is None else format(value, form)
-
-
-def _plural(count: int, thing: str) -> str:
-    return f"{count} {thing}{'' if count == 1 else 's'}"

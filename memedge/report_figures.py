@@ -8,9 +8,10 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from memedge.evaluation import ANISOTROPY, Bools, Evaluation, Floats, Line, Roc
+from memedge.decision import Bools, Floats
+from memedge.evaluation import ANISOTROPY, Evaluation, Line, Roc
 from memedge.metrics import threshold
-from memedge.plot import COLOURS
+from memedge.plot import COLOURS, counted
 
 MEMORIZED, CLEAN = "#d55e00", "#0072b2"  # of COLOURS; the markers differ too
 MARKERS = {
@@ -44,10 +45,13 @@ def all_figures(evaluation: Evaluation) -> dict[str, Data]:
 
 def bound(evaluation: Evaluation, detector: str) -> tuple[float, str]:
     """Return the calibrated threshold of a detector, or else where at most 1 % of clean prompts are above; its name."""
-    verdicts = evaluation.findings.verdicts
-    if verdicts is not None and detector == ANISOTROPY:
-        return verdicts.threshold, "threshold"
-    score, memorized = _scores(evaluation, detector), _labels(evaluation)
+    calibrated = evaluation.rule.threshold if detector == ANISOTROPY else None
+    return _bound(calibrated, _scores(evaluation, detector), _labels(evaluation))
+
+
+def _bound(calibrated: float | None, score: Floats, memorized: Bools) -> tuple[float, str]:
+    if calibrated is not None:
+        return calibrated, "threshold"
     return threshold(score[~memorized], 1), "1 % of clean above"
 
 
@@ -108,7 +112,7 @@ def scores(evaluation: Evaluation, detector: str) -> Data:
     figure.update_layout(barmode="overlay", bargap=0)
     figure.update_yaxes(title="% of the kind", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(tickvals=[0, 1], ticktext=["clean", "mem."], range=[-0.5, 1.5], row=2, col=1, showgrid=False)
-    figure.update_xaxes(title=f"{detector}, mean over {_draws(evaluation.findings.draws)}", row=2, col=1)
+    figure.update_xaxes(title=f"{detector}, mean over {counted(evaluation.findings.draws, 'draw')}", row=2, col=1)
     return _finish(
         figure, f"Distribution of {detector} over memorized and clean prompts, with a line at {at:.4g}: {name}."
     )
@@ -179,11 +183,7 @@ def scatter(evaluation: Evaluation) -> Data:
             customdata=chosen.tolist(),
             hovertemplate=f"%{{text}}<br>{KINDS[kind]}: norm %{{x:.4g}}, alignment %{{y:.4g}}<extra></extra>",
         )
-    at, name = (
-        (rule.threshold, "threshold")
-        if rule.threshold is not None
-        else (threshold(score[~memorized], 1), "1 % of clean above")
-    )
+    at, name = _bound(rule.threshold, score, memorized)
     (left, right), (low, high) = _range(norm), _range(alignment)
     ends = _line((rule.gamma_norm, rule.gamma_alignment, at), (left, right), (low, high))
     if len(ends) == 2:
@@ -196,7 +196,7 @@ def scatter(evaluation: Evaluation) -> Data:
             line={"color": "#8c8c8c", "width": 2, "dash": "dash"},
             hoverinfo="skip",
         )
-    n = _draws(evaluation.findings.draws)
+    n = counted(evaluation.findings.draws, "draw")
     figure.update_xaxes(title=f"norm, mean over {n}", range=[left, right])
     figure.update_yaxes(title="alignment", range=[low, high])
     return _finish(figure, f"Norm and alignment of each prompt; dashed: {name}, where {rule.formula} = {at:.4g}.")
@@ -280,10 +280,6 @@ def _range(values: Floats) -> tuple[float, float]:
 def _roc_name(one: Roc, lines: Sequence[Line], draws: int) -> str:
     area = next(line.auc for line in lines if (line.detector, line.draws) == (one.detector, draws))
     return f"{one.detector}, AUC {area.value:.3f}"
-
-
-def _draws(count: int) -> str:
-    return f"{count} draw{'' if count == 1 else 's'}"
 
 
 def _clear(colour: str) -> str:

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
+from memedge.decision import Floats
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
-from memedge.detectors.draws import Draws, Floats, per_block
+from memedge.detectors.draws import Draws, per_block
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
 from memedge.engine.passes import Engine, States
@@ -162,8 +163,7 @@ def alignment_name(kind: Alignment, pair: Operands) -> str:
 def weights(engine: Engine) -> Calibration | Preset:
     """Return the calibration for what runs, else the preset, else γ = (1, 1)."""
     manifest: Manifest = engine.directory.manifest
-    key = f"{engine.backend.provider}-{engine.backend.precision}"
-    return manifest.calibrations.get(key) or manifest.preset or Preset("", 1, 1)
+    return manifest.calibrations.get(engine.backend.key) or manifest.preset or Preset("", 1, 1)
 
 
 def _sign(fitted: Calibration | Preset, pair: Operands) -> float:

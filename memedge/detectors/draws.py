@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from memedge.decision import Floats
 from memedge.detector import checked_prompts
 from memedge.engine.backend import Indices
 from memedge.engine.denoiser import Denoiser, Latents
@@ -12,7 +13,6 @@ from memedge.engine.passes import Engine, States
 
 # Latent values of one block of rows (prompt × draw): 64 rows of SD 1.x, of which each array takes 4 MiB.
 BLOCK_VALUES = 1 << 20
-Floats = npt.NDArray[np.float64]
 
 
 def per_block(engine: Engine, prompts: Sequence[str], draws: int, score: Callable[[States], Floats]) -> Floats:

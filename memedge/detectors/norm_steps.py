@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from memedge.decision import Floats
 from memedge.detectors.ddim import GUIDANCE, guided, plan
-from memedge.detectors.draws import Draws, Floats, norms, per_block
+from memedge.detectors.draws import Draws, norms, per_block
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.passes import States
 

@@ -5,8 +5,9 @@ from math import prod, sqrt
 
 import numpy as np
 
+from memedge.decision import Floats
 from memedge.detectors.ddim import guided, plan
-from memedge.detectors.draws import Draws, Floats, norms, per_block, rows
+from memedge.detectors.draws import Draws, norms, per_block, rows
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.passes import States
 

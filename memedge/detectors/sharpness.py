@@ -5,7 +5,8 @@ from math import prod, sqrt
 
 import numpy as np
 
-from memedge.detectors.draws import Draws, Floats, norms, per_block, rows
+from memedge.decision import Floats
+from memedge.detectors.draws import Draws, norms, per_block, rows
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.passes import States
 
