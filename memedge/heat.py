@@ -9,7 +9,6 @@ from memedge.explain import Explanation
 
 Colour = tuple[int, int, int]
 WHITE, RED, BLUE = (255, 255, 255), (214, 64, 48), (56, 120, 200)
-GREY = "#888888"
 
 
 def scale(explanation: Explanation) -> float:
@@ -26,38 +25,34 @@ def colour(significance: float, deepest: float) -> Colour:
 
 
 def draw(explanation: Explanation, path: Path) -> bool:
-    """Draw a bar per word, in the prompt's order; write it to `path`, a .png or .svg.
+    """Draw a bar per word that is read, in the prompt's order; write it to `path`, a .png or .svg.
 
-    Returns whether the font has all characters of the prompt; those it lacks are boxes.
+    Returns whether the font has all characters of these words; those it lacks are boxes.
     """
     from matplotlib.figure import Figure
 
-    words, deepest = explanation.words, scale(explanation)
-    figure = Figure(figsize=(7, 1.4 + 0.28 * max(1, len(words))), layout="constrained")
+    deepest = scale(explanation)
+    read = [(word.text, word.significance) for word in explanation.words if word.significance is not None]
+    rows, values = range(len(read)), [value for _, value in read]
+    figure = Figure(figsize=(7, 1.4 + 0.28 * max(1, len(read))), layout="constrained")
     axes = figure.subplots()
-    values = [word.significance or 0.0 for word in words]
     colours = [tuple(part / 255 for part in colour(value, deepest)) for value in values]
-    axes.barh(range(len(words)), values, color=colours, edgecolor="#333333", linewidth=0.6)
-    for i, (word, value) in enumerate(zip(words, values, strict=True)):
-        text = "not read" if word.significance is None else f"{value:+.3g}"
-        axes.annotate(
-            text,
-            (max(value, 0), i),
-            (4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8,
-            color=GREY if word.significance is None else "black",
-        )
+    axes.barh(rows, values, color=colours, edgecolor="#333333", linewidth=0.6)
+    for row, value in zip(rows, values, strict=True):
+        place = (max(value, 0), row)
+        axes.annotate(f"{value:+.3g}", place, (4, 0), textcoords="offset points", va="center", fontsize=8)
     # A prompt is not ours: a $ in it begins no formula.
-    axes.set_yticks(range(len(words)), [_shown(word.text) for word in words], parse_math=False)
-    axes.set_ylim(max(1, len(words)) - 0.4, -0.6)
+    axes.set_yticks(rows, [_shown(text) for text, _ in read], parse_math=False)
+    axes.set_ylim(max(1, len(read)) - 0.4, -0.6)
     axes.margins(x=0.15)
     axes.axvline(0, color="#333333", linewidth=0.8)
     axes.set_xlabel("how much the score falls when the word is masked")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.set_title(title(explanation), fontsize=10, loc="left")
+    unread = len(explanation.words) - len(read)
+    axes.set_title(
+        title(explanation) + (f"; {unread} more words are not read" if unread else ""), fontsize=10, loc="left"
+    )
     content = BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
