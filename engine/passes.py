@@ -53,7 +53,7 @@ class Engine:
 
     A prompt has 2n rows, (timestep, draw) in C order: n at t_norm, then n at t_cos. Any number of threads may use one
     engine. `rows_per_call` is the most rows that one UNet call has; `uncond` is ε_0, float32 [2n, C, H, W], in the
-    backend's memory.
+    backend's memory; `tokenizer` is the prompts'.
     """
 
     def __init__(self, directory: EngineDirectory, backend: Backend, uncond: Tensor | None = None):
@@ -63,7 +63,7 @@ class Engine:
         self.backend = backend
         self.draws = manifest.draws
         self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
-        self._tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
+        self.tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)
         if empty.shape[1:] != manifest.states_shape:
@@ -99,7 +99,7 @@ class Engine:
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
-        return self._tokenizer(prompts)
+        return self.tokenizer(prompts)
 
     def encode(self, ids: Indices) -> States:
         """Return the prompt embeddings of ids [B, T · L]."""

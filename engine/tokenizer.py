@@ -1,6 +1,7 @@
 """Prompt → token ids, with truncation reported instead of hidden."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,20 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from memedge.engine.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of a prompt; those of a character that takes several bytes all stand for that character.
+
+    Attributes:
+        start, end: the characters prompt[start:end] that it stands for.
+        place: its index in the ids [T · L], or None if the prompt was cut before it.
+    """
+
+    start: int
+    end: int
+    place: int | None
 
 
 class PromptTokenizer:
@@ -30,6 +45,34 @@ class PromptTokenizer:
         encodings = list(zip(*(tokenizer.encode_batch_fast(texts) for tokenizer in self._tokenizers), strict=True))
         ids = np.array([[i for e in one for i in e.ids] for one in encodings], dtype=np.int64)
         return ids, np.array([any(e.overflowing for e in one) for one in encodings])
+
+    def tokens(self, prompt: str) -> list[Token]:
+        """Return the tokens of one prompt, tokenizer after tokenizer, without BOS, EOS and padding."""
+        found, first = [], 0
+        for tokenizer in self._tokenizers:
+            read = tokenizer.encode(prompt)
+            for part in (read, *read.overflowing):
+                for i, ((start, end), special) in enumerate(zip(part.offsets, part.special_tokens_mask, strict=True)):
+                    if not special:
+                        found.append(Token(start, end, first + i if part is read else None))
+            first += len(read.ids)
+        return found
+
+    def only(self, ids: npt.NDArray[np.int64], kept: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Return the ids [T · L] of one prompt with all tokens masked but those in the places `kept`.
+
+        A masked token becomes padding, so that the others stay where they are; EOS follows the last that is kept.
+        """
+        result: npt.NDArray[np.int64] = self([""])[0][0]  # BOS, EOS, padding
+        masked = result.reshape(len(self._tokenizers), -1)
+        tokens = masked.shape[1]
+        for row, part in enumerate(ids.reshape(masked.shape)):
+            own = [place % tokens for place in kept if place // tokens == row]
+            if own:
+                end, masked[row, 1] = masked[row, 1], masked[row, -1]
+                masked[row, own] = part[own]
+                masked[row, max(own) + 1] = end
+        return result
 
 
 def _load(path: Path, tokens: int) -> Tokenizer:

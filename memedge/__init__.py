@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from memedge.engine.errors import EngineError as EngineError
     from memedge.engine.errors import InputError as InputError
     from memedge.engine.errors import MemedgeError as MemedgeError
+    from memedge.explain import Explanation as Explanation
     from memedge.guidance import GuidanceStats as GuidanceStats
     from memedge.guidance import guidance_stats as guidance_stats
     from memedge.results import Scores as Scores
@@ -30,6 +31,7 @@ _HOMES = {
     "EngineError": "memedge.engine.errors",
     "InputError": "memedge.engine.errors",
     "MemedgeError": "memedge.engine.errors",
+    "Explanation": "memedge.explain",
     "GuidanceStats": "memedge.guidance",
     "guidance_stats": "memedge.guidance",
     "Scores": "memedge.results",

@@ -94,6 +94,34 @@ def detect(
 
 
 @app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="One prompt, in quotes.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")
+    ] = None,
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say which words of a prompt carry its score: how much it falls when each is masked."""
+    if output:
+        from memedge.plot import check_plot
+
+        check_plot(output, "--output")
+    detector = load(engine, provider, precision, threads)
+    with show.progress_bar("masking") as progress:
+        explanation = detector.explain(prompt, progress=progress)
+    show.print_json(explanation) if json else show.print_explanation(explanation, detector.info)
+    if output:
+        from memedge.heat import draw
+
+        if not draw(explanation, output):
+            show.say(f"{output} has boxes for characters that its font lacks.")
+
+
+@app.command()
 def score(
     source: Annotated[Path, typer.Argument(metavar="INPUT", help="Prompts: .txt, .csv, .jsonl or .parquet.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="OUTPUT", help="Scores, in any of these formats.")],

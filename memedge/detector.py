@@ -21,6 +21,7 @@ from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
 from memedge.engine.tuning import best_rows_per_call
+from memedge.explain import Explanation, Kind, Masks, Method
 from memedge.results import Scores, Verdict
 from memedge.verdicts import make_verdicts
 
@@ -202,6 +203,49 @@ class Detector:
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts
+
+    def explain(
+        self, prompt: str, method: Method = "mask", *, progress: Callable[[int, int], None] | None = None
+    ) -> Explanation:
+        """Say which words of a prompt carry its score.
+
+        Args:
+            prompt: one prompt.
+            method: "mask": how much the score falls when a word is masked, or a token alone (explain.Masks). A prompt
+                of k words takes k + 1 times what `score` takes, and some more for words of several tokens.
+            progress: called with (scored, total) maskings.
+
+        Raises:
+            InputError: something that is not text, or an unknown method.
+            NotFiniteError: the model produced NaN or infinity.
+        """
+        if method not in get_args(Method):
+            raise InputError(f"There is no method={method!r}: use 'mask'.")
+        (prompt,) = checked_prompts([prompt])
+        masks = Masks(self._engine.tokenizer, prompt)
+        calibration, preset = self._info.calibration, self._info.manifest.preset
+        kind: Kind = "calibrated" if calibration else "published" if preset else "norm"
+        weights = calibration or preset
+        parts = []
+        for start in range(0, len(masks.ids), self._batch):
+            states = self._engine.encode(masks.ids[start : start + self._batch])
+            if weights:
+                norm, aligned = self._engine.statistics(states, *self._options(None, None))
+                parts.append(score_bounds(weights, norm, aligned, aligned)[0])
+            else:
+                parts.append(self._engine.norm(states))
+            if progress:
+                progress(start + len(states.empty), len(masks.ids))
+        scores = np.concatenate(parts)
+        return Explanation(
+            prompt=prompt,
+            score=float(scores[0]),
+            kind=kind,
+            threshold=calibration.threshold if calibration else None,
+            words=masks.words(scores),
+            method=method,
+            passes=len(masks.ids) * (self._engine.passes if weights else self._engine.draws),
+        )
 
     def _options(self, alignment: Alignment | None, operands: Operands | None) -> tuple[Alignment, Operands]:
         calibration = self._info.calibration

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.bench import Bench
@@ -29,10 +30,13 @@ if TYPE_CHECKING:  # these pull in numpy, which --help does not need
     from memedge.engine.manifest import Calibration, Drift, Estimate, Manifest, PromptList
     from memedge.engine.plans import Plan
     from memedge.evaluation import Evaluation, Figure
+    from memedge.explain import Explanation
     from memedge.job import JobSummary
     from memedge.results import Verdict
 
 LABELS = {True: "[bold red]MEMORIZED[/]", False: "[green]ok[/]", None: "no verdict"}
+
+BAR = 20  # characters of the longest bar
 
 
 def print_json(value: Any) -> None:
@@ -61,6 +65,36 @@ def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
         say(f"No verdicts: {first.reason}.")
     else:
         say(f"Memorized: a score of at least {first.threshold:.4g}, the threshold calibrated for {info.key}.")
+
+
+def print_explanation(explanation: "Explanation", info: "EngineInfo") -> None:
+    """Print the prompt with each word on its colour, and a table that says the same without colours."""
+    from memedge import heat
+
+    deepest, end, line = heat.scale(explanation), 0, Text()
+    table = Table("word", box=None, pad_edge=False)
+    table.columns[0].overflow = "fold"
+    table.add_column("significance", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for word in explanation.words:
+        line.append(explanation.prompt[end : word.start])
+        end = word.end
+        if word.significance is None:
+            line.append(word.text, "dim strike")
+            table.add_row(escape(word.text), "not read")
+            continue
+        red, green, blue = heat.colour(word.significance, deepest)
+        line.append(word.text, f"black on rgb({red},{green},{blue})")
+        length = round(BAR * abs(word.significance) / deepest)
+        table.add_row(escape(word.text), f"{word.significance:+.4f}", ("█" if word.significance > 0 else "░") * length)
+    console = Console()
+    if explanation.words:
+        console.print(line, soft_wrap=True)
+        console.print(table)
+    title = heat.title(explanation)
+    say(f"{title[0].upper()}{title[1:]}, on {info.key}; {explanation.passes} passes.")
+    if explanation.kind == "norm":
+        say("It is the norm alone: this engine is not calibrated, and nobody published weights for it.")
 
 
 def print_summary(summary: "JobSummary", info: "EngineInfo") -> None:

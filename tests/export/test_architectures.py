@@ -101,6 +101,25 @@ def test_sdxl_embeddings(sdxl):
             detector.score_embeddings(*arguments)
 
 
+def test_sdxl_explained(sdxl):
+    """A word is masked in both tokenizers' ids, by hand here: "!!" is two ids in both, and the second's padding."""
+    detector = Detector.load(sdxl[1], "cpu")
+    engine, prompt = detector._engine, "a star!! on"
+    ids, empty = (engine.tokenize([text])[0].reshape(2, 77) for text in (prompt, ""))
+    assert (ids[:, 6] == empty[:, 1]).all()  # BOS, five tokens, EOS
+    assert empty[0, 2] != empty[1, 2]
+    norm = engine.norm(engine.encode(ids.reshape(1, -1)))[0]
+    ids[:, 2] = empty[:, 2]
+    without = engine.norm(engine.encode(ids.reshape(1, -1)))[0]
+    explanation = detector.explain(prompt)
+    assert [word.text for word in explanation.words] == ["a", "star", "!!", "on"]
+    assert (explanation.kind, explanation.score) == ("norm", pytest.approx(norm, rel=1e-4))
+    assert abs(norm - without) > 1e-3 * norm
+    assert explanation.words[1].significance == pytest.approx(norm - without, abs=2e-4 * norm)
+    (only,) = (explanation := detector.explain("star")).words
+    assert only.significance == explanation.score
+
+
 def test_no_pooled_embeddings_for_other_models(engine):
     detector = Detector.load(engine)
     shape = detector.info.manifest.states_shape

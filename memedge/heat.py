@@ -1,0 +1,77 @@
+"""The picture of `memedge explain`, and the colours of words: red carries the score, blue lowers it."""
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+
+from memedge.engine import atomic
+from memedge.explain import Explanation
+
+Colour = tuple[int, int, int]
+WHITE, RED, BLUE = (255, 255, 255), (214, 64, 48), (56, 120, 200)
+
+
+def scale(explanation: Explanation) -> float:
+    """Return the significance of the deepest colour: none is deep in a prompt far below the threshold."""
+    found = [abs(word.significance) for word in explanation.words if word.significance is not None]
+    return max(abs(explanation.score), abs(explanation.threshold or 0), *found, 1e-12)
+
+
+def colour(significance: float, deepest: float) -> Colour:
+    """Return red, blue or what lies between it and white; black can be read on all of them."""
+    share, full = abs(significance) / deepest, RED if significance > 0 else BLUE
+    red, green, blue = (round(w + share * (f - w)) for w, f in zip(WHITE, full, strict=True))
+    return red, green, blue
+
+
+def draw(explanation: Explanation, path: Path) -> bool:
+    """Draw a bar per word that is read, in the prompt's order; write it to `path`, a .png or .svg.
+
+    Returns whether the font has all characters of these words; those it lacks are boxes.
+    """
+    from matplotlib.figure import Figure
+
+    deepest = scale(explanation)
+    read = [(word.text, word.significance) for word in explanation.words if word.significance is not None]
+    rows, values = range(len(read)), [value for _, value in read]
+    figure = Figure(figsize=(7, 1.4 + 0.28 * max(1, len(read))), layout="constrained")
+    axes = figure.subplots()
+    colours = [tuple(part / 255 for part in colour(value, deepest)) for value in values]
+    axes.barh(rows, values, color=colours, edgecolor="#333333", linewidth=0.6)
+    for row, value in zip(rows, values, strict=True):
+        place = (max(value, 0), row)
+        axes.annotate(f"{value:+.3g}", place, (4, 0), textcoords="offset points", va="center", fontsize=8)
+    # A prompt is not ours: a $ in it begins no formula.
+    axes.set_yticks(rows, [_shown(text) for text, _ in read], parse_math=False)
+    axes.set_ylim(max(1, len(read)) - 0.4, -0.6)
+    axes.margins(x=0.15)
+    axes.axvline(0, color="#333333", linewidth=0.8)
+    axes.set_xlabel("how much the score falls when the word is masked")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    unread = len(explanation.words) - len(read)
+    axes.set_title(
+        title(explanation) + (f"; {unread} more words are not read" if unread else ""), fontsize=10, loc="left"
+    )
+    content = BytesIO()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        figure.savefig(content, format=path.suffix[1:].lower(), dpi=120)
+    missing = [w for w in caught if "missing from font" in str(w.message)]
+    for other in (w for w in caught if w not in missing):
+        warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    atomic.write(path, content.getvalue())
+    return not missing
+
+
+def title(explanation: Explanation) -> str:
+    """Return what the score is, in words."""
+    name = {"calibrated": "score", "published": "score by published γ", "norm": "norm"}[explanation.kind]
+    threshold = "" if explanation.threshold is None else f", threshold {explanation.threshold:.4g}"
+    return f"{name} {explanation.score:.4g}{threshold}"
+
+
+def _shown(word: str) -> str:
+    """Return a word short enough for a label, without what would break its line."""
+    text = "".join(c if c.isprintable() else "·" for c in word)
+    return text if len(text) <= 40 else f"{text[:39]}…"
