@@ -171,7 +171,9 @@ def _instance_normalization(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
 
 def _conv(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
     x, weight = _input(node, 0), _input(node, 1)
-    _plain(node, index == 0 and len(shape_of(x)) == 4, "weights that depend on the source, or other than two dimensions")
+    _plain(
+        node, index == 0 and len(shape_of(x)) == 4, "weights that depend on the source, or other than two dimensions"
+    )
     attributes = node.attributes
     _plain(node, attributes.get_string("auto_pad", "NOTSET") == "NOTSET", "automatic padding")
     strides = list(attributes.get_ints("strides", (1, 1)))

@@ -25,7 +25,7 @@ LATENTS = "latents"  # the dynamic dimension of the latents that rows share
 
 
 def write(folder: Path) -> str | None:
-    """Write both graphs beside the engine's own in a folder; return why there are none, if there is no rule for a node."""
+    """Write both graphs beside the engine's own in a folder; return why there are none, if a node has no rule."""
     try:
         models = {GRADIENT: _of_states(ir.load(folder / UNET)), NOISE_GRADIENT: _of_noise(folder)}
     except NotDifferentiableError as error:
