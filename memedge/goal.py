@@ -110,17 +110,18 @@ class Goal:
             return score, None, passes
         return score, measured.norm > 0 and score >= self.calibration.threshold, passes
 
-    def reason(self, before: Measured, after: Measured, steps: int) -> str:
+    def reason(self, before: Measured, after: Measured, steps: int, memorized: bool | None) -> str:
         """Say what came of `steps` steps."""
+        still = "; the score is still that of a memorized prompt" if memorized and after.reached else ""
         name = "norm" if self._is_norm else "score"
         target = f"target {self.target:.4g}" if self._given else f"threshold {self.target:.4g}"
         sign = "≤" if self._given else "<"
         if before.norm == 0:
             return "the empty prompt has no guidance, and nothing to lower"
         if before.reached:
-            return f"{name} {before.loss:.4g} {sign} {target} without a change"
+            return f"{name} {before.loss:.4g} {sign} {target} without a change{still}"
         if after.reached:
-            return f"{name} {before.loss:.4g} → {after.loss:.4g} {sign} {target}, in {_count(after.steps)}"
+            return f"{name} {before.loss:.4g} → {after.loss:.4g} {sign} {target}, in {_count(after.steps)}{still}"
         found = f"the lowest of {_count(steps)}, which began at {before.loss:.4g}"
         return f"{name} {after.loss:.4g} does not come down to {target} ({found}): allow more steps"
 

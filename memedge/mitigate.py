@@ -43,7 +43,7 @@ class Mitigation:
         succeeded: whether `after` is at the target. If not, `states` are those of the lowest loss that was met.
         truncated: whether the prompt was longer than the text encoder reads.
         passes, backward_passes: conditional UNet evaluations that it all took, forward and backward.
-        reason: one sentence.
+        reason: in words; also where the loss is at the target, but the score still that of a memorized prompt.
     """
 
     prompt: str
@@ -81,7 +81,7 @@ class MitigatedNoise:
         succeeded: whether `after` is at most the target; None without one.
         truncated: whether the prompt was longer than the text encoder reads.
         passes, backward_passes: UNet evaluations that it all took, conditional and unconditional, forward and backward.
-        reason: one sentence.
+        reason: in words.
     """
 
     prompt: str
@@ -136,9 +136,7 @@ class Mitigator:
         if provider not in PROVIDERS:
             raise ProviderError(f"Provider {provider!r} computes no derivatives: use 'cuda', 'cpu' or 'auto'.")
         engine = Engine.open(folder, provider, None, threads)
-        from memedge.engine.gradients import OnnxGradients  # here until it is there
-
-        return Mitigator(engine, _from_checkpoint(engine, checkpoint) if checkpoint else OnnxGradients(engine))
+        return Mitigator(engine, _from_checkpoint(engine, checkpoint) if checkpoint else _from_graphs(engine))
 
     @staticmethod
     def for_detector(detector: Detector) -> "Mitigator":
@@ -196,9 +194,8 @@ class Mitigator:
         # The empty prompt has no guidance, and so nothing to descend.
         while not now.reached and now.steps < steps and now.norm > 0:
             gradient = self._gradients.statistics(now.states[None], *goal.weights).states[0]
-            gradient += slope * (now.states - own)
             moved = own.copy()
-            moved[1:] = optimizer.step(now.states[1:], gradient[1:])
+            moved[1:] = optimizer.step(now.states[1:], (gradient + slope * (now.states - own))[1:])
             now = goal.measure(moved, now.steps + 1)
             value = now.loss + distance_weight * (_length((moved - own)[1:]) / size) ** 2
             if now.reached or value < lowest:
@@ -222,7 +219,7 @@ class Mitigator:
             truncated=bool(truncated[0]),
             passes=goal.rows * (1 + 2 * now.steps) + more,
             backward_passes=goal.rows * now.steps,
-            reason=goal.reason(before, best, now.steps),
+            reason=goal.reason(before, best, now.steps, memorized),
         )
 
     def noise(
@@ -258,7 +255,7 @@ class Mitigator:
         """
         (prompt,) = checked_prompts([prompt])
         _check(steps, learning_rate)
-        for name, value in (("alpha", alpha), ("target", target)):
+        for name, value in (("alpha", alpha), ("target", target), ("seed", seed)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} is {value}: give a number of at least 0.")
         ids, truncated = self._engine.tokenize([prompt])
@@ -305,8 +302,8 @@ def _length(values: Array) -> float:
 
 
 def _check(steps: int, learning_rate: float) -> None:
-    if steps < 1:
-        raise InputError(f"steps is {steps}: give at least 1.")
+    if not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps is {steps}: give a whole number of at least 1.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise InputError(f"learning_rate is {learning_rate}: give a positive number.")
 
@@ -328,6 +325,12 @@ def _automatic(path: Path) -> str:
 
         return "cuda" if probe.missing_for("cuda") is None else "cpu"
     return "cpu"
+
+
+def _from_graphs(engine: Engine) -> Gradients:
+    from memedge.engine.gradients import OnnxGradients  # here: a checkpoint needs none
+
+    return OnnxGradients(engine)
 
 
 def _from_checkpoint(engine: Engine, checkpoint: str) -> Gradients:
