@@ -21,18 +21,16 @@ def values(*shape: int) -> np.ndarray:
 def node_graph(
     op_type: str, x: np.ndarray, others: list[np.ndarray], place: int, output: tuple, outputs: int, attributes: dict
 ) -> tuple[ir.Model, list[ir.Value]]:
-    """A graph of one node, whose first dimension is dynamic where it can be; the input `place` is x, others constants."""
-    static = op_type in ("Add", "MatMul")  # whose constants have rows too
-    source = ir.Value(
-        name="x", shape=ir.Shape(x.shape if static else ["rows", *x.shape[1:]]), type=ir.TensorType(ir.DataType.FLOAT)
-    )
+    """A graph of one node, its first dimension dynamic where it can be; the input `place` is x, others constants."""
+    first = [] if op_type in ("Add", "MatMul") else ["rows"]  # their constants have rows too
+    source = ir.Value(name="x", shape=ir.Shape([*first, *x.shape[len(first) :]]), type=ir.TensorType(ir.DataType.FLOAT))
     graph = ir.Graph([source], [], nodes=[], opset_imports={"": 20}, name="test")
     inputs = [constant(graph, f"c{i}", array) for i, array in enumerate(others)]
     inputs.insert(place, source)
     found = [
         ir.Value(
             name=f"y{i}",
-            shape=ir.Shape(output if static else ["rows", *output[1:]]),
+            shape=ir.Shape([*first, *output[len(first) :]]),
             type=ir.TensorType(ir.DataType.FLOAT),
         )
         for i in range(outputs)
@@ -41,9 +39,7 @@ def node_graph(
     return ir.Model(graph, ir_version=10), found
 
 
-def derivative(
-    model: ir.Model, output: ir.Value, x: np.ndarray, gradient: np.ndarray, **more: np.ndarray
-) -> np.ndarray:
+def derivative(model: ir.Model, output: ir.Value, x: np.ndarray, gradient: np.ndarray) -> np.ndarray:
     """Differentiate the model's graph, and let ONNX Runtime compute it."""
     graph = model.graph
     given = ir.Value(name="given", shape=output.shape, type=output.type)
