@@ -14,15 +14,16 @@ class AdamW:
 
     def __init__(self, learning_rate: float, weight_decay: float = 0.01):
         self._rate, self._decay = learning_rate, weight_decay
-        self._first = self._second = np.float32(0)
+        self._first: Array = np.zeros((), dtype=np.float32)
+        self._second = self._first
         self._steps = 0
 
     def step(self, values: Array, gradient: Array) -> Array:
         """Return the values after one more step."""
         first, second = BETAS
         self._steps += 1
-        self._first = np.asarray(first * self._first + (1 - first) * gradient)
-        self._second = np.asarray(second * self._second + (1 - second) * gradient * gradient)
+        self._first = first * self._first + (1 - first) * gradient
+        self._second = second * self._second + (1 - second) * gradient * gradient
         mean = self._first / (1 - first**self._steps)
         root = np.sqrt(self._second / (1 - second**self._steps))
         moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)

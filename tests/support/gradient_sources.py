@@ -1,0 +1,13 @@
+"""Every source of derivatives, each made of an engine and the checkpoint that it was exported from."""
+
+from pathlib import Path
+
+from memedge.engine.gradients import Gradients
+from memedge.engine.passes import Engine
+from memedge.export.torch_gradients import TorchGradients
+
+SOURCES = {"torch": lambda engine, checkpoint: TorchGradients(engine, str(checkpoint))}
+
+
+def make(source: str, engine: Engine, checkpoint: Path) -> Gradients:
+    return SOURCES[source](engine, checkpoint)
