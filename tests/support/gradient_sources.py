@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
-from memedge.engine.gradients import Gradients
+from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.passes import Engine
 from memedge.export.torch_gradients import TorchGradients
 
-SOURCES = {"torch": lambda engine, checkpoint: TorchGradients(engine, str(checkpoint))}
+SOURCES = {
+    "onnx": lambda engine, _checkpoint: OnnxGradients(engine),
+    "torch": lambda engine, checkpoint: TorchGradients(engine, str(checkpoint)),
+}
 
 
 def make(source: str, engine: Engine, checkpoint: Path) -> Gradients:
