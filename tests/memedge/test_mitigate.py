@@ -247,10 +247,10 @@ def test_sdxl(tmp_path, source):
     detector, prompt = Detector(engine), "a star"
     norm = float(detector.score([prompt]).norm[0])
     mitigator = Mitigator(engine, gradient_sources.make(source, engine, checkpoint))
-    found = mitigator.embedding(prompt, target=0.8 * norm, loss="norm", learning_rate=0.01)
+    found = mitigator.embedding(prompt, target=0.9 * norm, loss="norm", learning_rate=0.01)
     own, pooled = unpack(engine.directory.manifest, embeddings(engine, prompt))
     assert found.before == pytest.approx(norm, rel=1e-5)
-    assert found.succeeded and found.after <= 0.8 * norm
+    assert found.succeeded and found.after <= 0.9 * norm
     after = detector.score_embeddings(found.states[None], found.pooled[None]).norm[0]
     assert found.after == pytest.approx(after, rel=1e-5)
     assert (found.states[0] == own[0]).all() and (found.pooled != pooled).any()
