@@ -70,7 +70,7 @@ class TorchGradients:
     def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
         x, c = torch.tensor(latents), torch.tensor(cotangent)
         pair = torch.cat([torch.tensor(states)[None], self._empty])
-        parts = []
+        parts: list[torch.Tensor] = []
         for block in self._blocks(len(x)):
             leaf, count = x[block].requires_grad_(), len(block)
             timestep = self._timesteps[0].expand(2 * count)
@@ -86,7 +86,8 @@ class TorchGradients:
 
     def _blocks(self, count: int) -> Iterator[torch.Tensor]:
         """Yield the numbers 0 … count − 1, as many at a time as one call takes rows."""
-        yield from torch.arange(count).split(self._rows)
+        for start in range(0, count, self._rows):
+            yield torch.arange(start, min(start + self._rows, count))
 
 
 def _check_finite(*arrays: npt.NDArray[np.floating]) -> None:

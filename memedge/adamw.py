@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.errors import NotFiniteError
+
 BETAS = 0.9, 0.999
 EPSILON = 1e-8
 
@@ -19,12 +21,19 @@ class AdamW:
         self._steps = 0
 
     def step(self, values: Array, gradient: Array) -> Array:
-        """Return the values after one more step."""
+        """Return the values after one more step.
+
+        Raises:
+            NotFiniteError: they are beyond float32.
+        """
         first, second = BETAS
         self._steps += 1
-        self._first = first * self._first + (1 - first) * gradient
-        self._second = second * self._second + (1 - second) * gradient * gradient
-        mean = self._first / (1 - first**self._steps)
-        root = np.sqrt(self._second / (1 - second**self._steps))
-        moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
+        with np.errstate(all="ignore"):  # what is not finite is an error below
+            self._first = first * self._first + (1 - first) * gradient
+            self._second = second * self._second + (1 - second) * gradient * gradient
+            mean = self._first / (1 - first**self._steps)
+            root = np.sqrt(self._second / (1 - second**self._steps))
+            moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
+        if not np.isfinite(moved).all():
+            raise NotFiniteError("The steps lead to values beyond float32: use a smaller learning rate.")
         return moved
