@@ -76,14 +76,11 @@ class OnnxGradients:
         """
         manifest, backend = engine.directory.manifest, engine.backend
         if backend.provider not in GRADIENT_PROVIDERS:
-            raise ProviderError(
-                f"Provider {backend.provider!r} computes no gradients: use provider 'cpu' or 'cuda', or give the "
-                "checkpoint."
-            )
+            raise ProviderError(f"Provider {backend.provider!r} computes no gradients: use provider 'cpu' or 'cuda'.")
         if GRADIENT not in manifest.files:
             raise ProviderError(
                 f"{engine.directory.path} has no {GRADIENT}, which gradients need: export the model again in fp32 or "
-                "fp16, or give the checkpoint."
+                "fp16, or give Mitigator.from_engine the checkpoint."
             )
         self._engine = engine
         self._uncond = backend.memory.download(engine.uncond)

@@ -57,7 +57,7 @@ def sort_captions(folder):
 
 def test_commands(folder):
     commands = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 11
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     for command in commands:
         if "calibrate" in command:

@@ -196,5 +196,16 @@ def test_help_lists_every_command():
     text = memedge("--help").stdout
     assert all(
         name in text
-        for name in ("detect", "score", "info", "calibrate", "doctor", "demo", "export", "bench", "Exit codes")
+        for name in (
+            "detect",
+            "explain",
+            "score",
+            "info",
+            "calibrate",
+            "doctor",
+            "demo",
+            "export",
+            "bench",
+            "Exit codes",
+        )
     )
