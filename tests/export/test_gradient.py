@@ -117,6 +117,26 @@ def test_engines_and_providers_without_gradients(copy):
         Engine.open(EMBEDDED_ENGINE, "openvino", "fp32", 1).backend.evaluate(GRADIENT, {})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [GRADIENT, NOISE_GRADIENT])
+def test_tensorrt_builds_them(name):
+    """TensorRT-RTX reads every operator and compiles the graph for a GPU that is not here; nothing runs it yet."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    builder = trt.Builder(logger := trt.Logger(trt.Logger.ERROR))
+    network = builder.create_network(0)
+    parser = trt.OnnxParser(network, logger)
+    assert parser.parse_from_file(str(EMBEDDED_ENGINE / name)), parser.get_error(0).desc()
+    profile, config = builder.create_optimization_profile(), builder.create_builder_config()
+    for tensor in (network.get_input(i) for i in range(network.num_inputs)):
+        least, most = ([count if size == -1 else size for size in tensor.shape] for count in (1, 2))
+        if least != most:
+            profile.set_shape(tensor.name, least, most, most)
+    config.add_optimization_profile(profile)
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM89, 0)
+    assert builder.build_serialized_network(network, config) is not None
+
+
 def test_no_torch_is_needed():
     code = """
 import sys
