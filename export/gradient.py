@@ -109,8 +109,10 @@ def _join(graph: ir.Graph, prefix: ir.Graph) -> None:
     for stored in [value for value in graph.inputs if value.name in cached]:
         stored.replace_all_uses_with(cached[stored.name])
         graph.inputs.remove(stored)
-    for named in (*weights, *nodes, *(value for node in nodes for value in node.outputs)):
-        named.name = f"prefix.{named.name}"
+    for value in (*weights, *(value for node in nodes for value in node.outputs)):
+        value.name = f"prefix.{value.name}"
+    for node in nodes:
+        node.name = f"prefix.{node.name}"
     for weight in weights:
         graph.register_initializer(weight)
     graph.inputs.extend(inputs)
