@@ -37,6 +37,8 @@ def test_what_is_written(engine, checkpoint):
         "unet.onnx.data",
         "baseline.safetensors",
         "prefix.onnx",
+        "gradient.onnx",
+        "noise_gradient.onnx",
     }
     assert {p.name for p in engine.iterdir()} == names | {"manifest.json"}
     assert manifest["files"].keys() == names

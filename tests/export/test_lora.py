@@ -176,7 +176,8 @@ def test_export(checkpoint, engine, folders, tmp_path):
     exported, plain = manifest(tmp_path / "engine"), manifest(engine)
     assert exported["source"]["id"] == "random + style.safetensors:0.1"
     changed = {name for name in plain["files"] if plain["files"][name] != exported["files"][name]}
-    assert changed == {"text_encoder.onnx", "prefix.onnx", "unet.onnx.data", "baseline.safetensors"}
+    weights = {"text_encoder.onnx", "prefix.onnx", "noise_gradient.onnx", "unet.onnx.data"}
+    assert changed == weights | {"baseline.safetensors"}
     wrong = export(folders["sdxl"], "-o", tmp_path / "third", "--lora", lora)
     fails(wrong, "it is a LoRA for another architecture")
     assert not (tmp_path / "third").exists()
