@@ -10,11 +10,9 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from memedge.decision import Floats
 from memedge.detectors.draws import per_block
-from memedge.engine.errors import InputError
 from memedge.engine.passes import Engine, States
+from memedge.export.origin import load_unet
 from memedge.export.quiet import quiet
-from memedge.export.sources import load_parts
-from memedge.export.torch_checkpoint import UNet
 
 
 class ExactSharpness:
@@ -36,7 +34,7 @@ class ExactSharpness:
         Args:
             engine: encodes the prompts.
             noise: float32 [n, C, H, W].
-            checkpoint: what `memedge export` made the engine of (sources.load_parts).
+            checkpoint: what `memedge export` made the engine of (origin.load_unet).
 
         Raises:
             ExportError: the checkpoint cannot be read.
@@ -44,18 +42,10 @@ class ExactSharpness:
         """
         manifest = engine.directory.manifest
         with quiet():
-            parts = load_parts(
-                checkpoint, revision=None, loras=(), allow_pickle=False, config=None, progress=lambda _phase: None
-            )
             # The first derivative of all warns that torch uses what torch deprecates.
             torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
-        if parts.sha256 != manifest.source.sha256:
-            raise InputError(
-                f"{engine.directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give "
-                "the checkpoint that was exported."
-            )
-        parts.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
-        self._unet = UNet(parts.unet, manifest.tokens, manifest.pooled_width)
+        self._unet = load_unet(engine.directory, checkpoint)
+        self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         alpha = manifest.alphas_cumprod[0]
         # ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v; the last term cancels in Δ.

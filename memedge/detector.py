@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from memedge.decision import Floats, decide, score_bounds
 from memedge.early import Outcome, evaluate
 from memedge.embeddings import pack
 from memedge.engine.errors import InputError
+from memedge.engine.gradients import Gradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
 from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
@@ -113,6 +115,12 @@ class Detector:
         if batch_size is not None:
             engine.rows_per_call = best_rows_per_call(engine) if batch_size == "auto" else batch_size
         return Detector(engine)
+
+    @cached_property
+    def _gradients(self) -> Gradients:
+        from memedge.engine.gradients import OnnxGradients
+
+        return OnnxGradients(self._engine)
 
     @property
     def info(self) -> EngineInfo:

@@ -1,4 +1,4 @@
-"""Prompt embeddings from outside, in the form that engines take them."""
+"""Prompt embeddings from outside, in the form that engines take them, and back."""
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,14 @@ def pack(manifest: Manifest, states: npt.ArrayLike, pooled: npt.ArrayLike | None
     packed = np.zeros((len(array), *manifest.states_shape), dtype=np.float32)
     packed[:, :-1], packed[:, -1, : manifest.pooled_width] = array, row
     return packed
+
+
+def unpack(
+    manifest: Manifest, packed: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+    """Return states [..., L, D] and pooled states [..., P], or None in models without, of one array [..., K, D]."""
+    states = packed[..., : manifest.tokens, :].copy()
+    return states, packed[..., -1, : manifest.pooled_width].copy() if manifest.pooled_width else None
 
 
 def _numbers(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float32]:

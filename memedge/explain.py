@@ -1,8 +1,8 @@
-"""Which words carry a prompt's score: the score falls when they are masked (forward passes only, on any engine)."""
+"""Which words carry a prompt's score: by masking them (forward passes only, on any engine), or by the gradient."""
 
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from memedge.decision import Floats
 from memedge.engine import tokenizer as engine_tokenizer
 
-Method = Literal["mask"]
+Method = Literal["mask", "gradient"]
 Kind = Literal["calibrated", "published", "norm"]
 Span = tuple[int, int]
 APOSTROPHES = "'’"
@@ -25,7 +26,7 @@ class Token:
     Attributes:
         text: the user's own characters, prompt[start:end].
         start, end: where they are.
-        significance: how much the score falls when it alone is masked; None if the text encoder does not read it.
+        significance: of it alone, as a word's; None if the text encoder does not read it.
     """
 
     text: str
@@ -41,8 +42,9 @@ class Word:
     Attributes:
         text: the user's own characters, prompt[start:end].
         start, end: where they are.
-        significance: how much the score falls when all its tokens are masked at once, which is not the sum of theirs;
-            negative where it rises; None if the text encoder reads none of it.
+        significance: by method "mask" how much the score falls when all its tokens are masked at once, which is not the
+            sum of theirs; negative where it rises. By method "gradient" the L2 norm of ∂(norm) / ∂(their embeddings).
+            None if the text encoder reads none of it.
         tokens: its tokens, in order; none, if it has only characters that the tokenizer drops.
     """
 
@@ -61,11 +63,11 @@ class Explanation:
         prompt: the prompt.
         score: its score; `detect` gives the verdict.
         kind: "calibrated": of the engine's calibration; "published": by the γ of its model family, not fitted here;
-            "norm": there is no γ, so it is the norm.
-        threshold: the calibrated threshold, or None.
+            "norm": it is the norm, for there is no γ, or the method is "gradient".
+        threshold: the calibrated threshold of scores, or None: a norm has none.
         words: all words of the prompt, in order; what lies between them is space.
         method: how significance was found.
-        passes: conditional UNet evaluations that it took.
+        passes: conditional UNet evaluations that it took; by method "gradient" there are as many backward passes.
     """
 
     prompt: str
@@ -75,6 +77,38 @@ class Explanation:
     words: tuple[Word, ...]
     method: Method
     passes: int
+
+
+class Words:
+    """The words of a prompt and their tokens, as spans of its characters.
+
+    Attributes:
+        spans: of all words and all tokens.
+    """
+
+    def __init__(self, found: Sequence[engine_tokenizer.Token], prompt: str):
+        """`found` are the prompt's tokens (PromptTokenizer.tokens)."""
+        self._prompt, self._found = prompt, found
+        self._tokens = list(_merge((token.start, token.end) for token in found))
+        self._words = list(_merge([*_runs(prompt), *self._tokens]))
+        self.spans = {*self._tokens, *self._words}
+
+    def places(self, span: Span) -> set[int]:
+        """Return the places in the ids [T · L] that the text encoders read a span from."""
+        start, end = span
+        return {t.place for t in self._found if t.place is not None and start <= t.start and t.end <= end}
+
+    def rate(self, significance: Callable[[Span], float | None]) -> tuple[Word, ...]:
+        """Return the words, given the significance of each of the spans."""
+        tokens: list[list[Token]] = [[] for _ in self._words]
+        starts = [start for start, _ in self._words]
+        for span in self._tokens:
+            word = bisect_right(starts, span[0]) - 1
+            tokens[word].append(Token(self._prompt[slice(*span)], *span, significance(span)))
+        return tuple(
+            Word(self._prompt[slice(*span)], *span, significance(span), tuple(own))
+            for span, own in zip(self._words, tokens, strict=True)
+        )
 
 
 class Masks:
@@ -104,40 +138,41 @@ class Masks:
     """
 
     def __init__(self, tokenizer: engine_tokenizer.PromptTokenizer, prompt: str):
-        self._prompt = prompt
         found = tokenizer.tokens(prompt)
-        self._tokens = list(_merge((token.start, token.end) for token in found))
-        self._words = list(_merge([*_runs(prompt), *self._tokens]))
+        self._words = Words(found, prompt)
         own = tokenizer([prompt])[0][0]
-        places = {token.place: token for token in found if token.place is not None}
+        read = [token.place for token in found if token.place is not None]
         variants = {own.tobytes(): (0, own)}
         self._variant: dict[Span, int] = {}  # of what is read
-        for span in {*self._tokens, *self._words}:
-            kept = [place for place, token in places.items() if not _within(token, span)]
-            if len(kept) < len(places):
-                ids = tokenizer.only(own, kept)
+        for span in self._words.spans:
+            if masked := self._words.places(span):
+                ids = tokenizer.only(own, [place for place in read if place not in masked])
                 self._variant[span] = variants.setdefault(ids.tobytes(), (len(variants), ids))[0]
         self.ids: npt.NDArray[np.int64] = np.stack([ids for _, ids in variants.values()])
 
-    def words(self, scores: npt.NDArray[np.float64]) -> tuple[Word, ...]:
+    def words(self, scores: Floats) -> tuple[Word, ...]:
         """Return the words, given the score of each of the ids, float64 [V]."""
 
-        def significance(span: Span) -> float | None:
+        def fall(span: Span) -> float | None:
             return float(scores[0] - scores[self._variant[span]]) if span in self._variant else None
 
-        tokens: list[list[Token]] = [[] for _ in self._words]
-        starts = [start for start, _ in self._words]
-        for span in self._tokens:
-            word = bisect_right(starts, span[0]) - 1
-            tokens[word].append(Token(self._prompt[slice(*span)], *span, significance(span)))
-        return tuple(
-            Word(self._prompt[slice(*span)], *span, significance(span), tuple(own))
-            for span, own in zip(self._words, tokens, strict=True)
-        )
+        return self._words.rate(fall)
 
 
-def _within(token: engine_tokenizer.Token, span: Span) -> bool:
-    return span[0] <= token.start and token.end <= span[1]
+def by_gradient(tokenizer: engine_tokenizer.PromptTokenizer, prompt: str, gradient: Floats) -> tuple[Word, ...]:
+    """Return the words of a prompt, given ∂(norm) / ∂(prompt embeddings), [K, D] (Wen et al., METHODS.md §2).
+
+    A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂; a word's that of
+    the rows of all its tokens. What later tokens, EOS and padding took over from a word in the text encoder is not
+    attributed to it, nor is anything of SDXL's pooled state.
+    """
+    words, tokens = Words(tokenizer.tokens(prompt), prompt), tokenizer.length
+
+    def norm(span: Span) -> float | None:
+        rows = sorted({place % tokens for place in words.places(span)})  # SDXL's tokenizers share the rows
+        return float(np.linalg.norm(gradient[rows])) if rows else None
+
+    return words.rate(norm)
 
 
 def _merge(spans: Iterable[Span]) -> Iterator[Span]:

@@ -1,0 +1,94 @@
+"""Derivatives by torch's autograd on the checkpoint itself: for engines whose graphs have none, and to compare with."""
+
+from collections.abc import Iterator
+from math import sqrt
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+
+from memedge.engine.errors import NotFiniteError
+from memedge.engine.gradients import Array, Gradient
+from memedge.engine.passes import Engine
+from memedge.export.origin import load_unet
+
+
+class TorchGradients:
+    """See Gradients. The checkpoint's UNet runs in torch in float32, on the engine's noise; ε_0 is torch's own, too."""
+
+    def __init__(self, engine: Engine, checkpoint: str):
+        """Load the checkpoint.
+
+        Args:
+            engine: encodes the empty prompt, and has the noise.
+            checkpoint: what `memedge export` made the engine of (origin.load_unet).
+
+        Raises:
+            ExportError: the checkpoint cannot be read.
+            InputError: the engine was made of another one.
+        """
+        manifest = engine.directory.manifest
+        self._unet = load_unet(engine.directory, checkpoint).requires_grad_(False)
+        self._draws, self._factor = engine.draws, manifest.norm_factor
+        # A backward pass keeps what a forward one lets go: with fewer rows it takes about as much memory.
+        self._rows = max(1, engine.rows_per_call // 4)
+        noise = torch.tensor(engine.directory.baseline.sample)
+        self._latents = torch.cat([noise, noise])
+        self._timesteps = torch.tensor(manifest.timesteps).repeat_interleave(engine.draws)
+        alpha = manifest.alphas_cumprod[0]
+        # ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v; the last term cancels in Δ.
+        self._scale = sqrt(alpha) if manifest.prediction_type == "v_prediction" else 1.0
+        empty = engine.encode(engine.tokenize([""])[0])
+        self._empty = torch.from_numpy(engine.backend.memory.download(empty.tensor))
+        with torch.no_grad():
+            self._uncond = torch.cat(
+                [self._predict(rows, self._empty.expand(len(rows), -1, -1)) for rows in self._blocks(2 * engine.draws)]
+            )
+
+    def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:
+        leaf = torch.tensor(states, requires_grad=True)
+        per_prompt = (2 if alignment_weight else 1) * self._draws
+        found = torch.zeros(len(states) * per_prompt, dtype=torch.float64)
+        for block in self._blocks(len(found)):
+            row = block % per_prompt
+            delta = (self._predict(row, leaf[block // per_prompt]) - self._uncond[row]).double()
+            norm = self._factor * torch.linalg.vector_norm(delta, dim=(1, 2, 3))
+            cosine = F.cosine_similarity(self._uncond[row].double(), delta, dim=1, eps=1e-8).mean((1, 2))
+            first = row < self._draws
+            values = torch.where(first, norm, cosine)
+            weights = torch.where(first, norm_weight, alignment_weight) / self._draws
+            torch.autograd.backward((weights * values).sum())
+            found[block] = values.detach()
+        means = found.reshape(len(states), -1, self._draws).mean(dim=2).numpy()
+        assert leaf.grad is not None
+        gradient = leaf.grad.numpy()
+        _check_finite(means, gradient)
+        alignment = means[:, 1] if alignment_weight else np.full(len(states), np.nan)
+        return Gradient(means[:, 0], alignment, gradient)
+
+    def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
+        cond = torch.tensor(states)[None]
+        found = np.empty_like(latents)
+        for block in self._blocks(len(latents)):
+            count = len(block)
+            leaf = torch.tensor(latents[block], requires_grad=True)
+            both = torch.cat([cond.expand(count, -1, -1), self._empty.expand(count, -1, -1)])
+            output = self._unet(leaf.repeat(2, 1, 1, 1), self._timesteps[0].expand(2 * count), both)
+            delta = self._scale * (output[:count] - output[count:])
+            found[block] = torch.autograd.grad(delta, leaf, torch.from_numpy(cotangent[block]))[0].numpy()
+        _check_finite(found)
+        return found
+
+    def _predict(self, row: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = self._unet(self._latents[row], self._timesteps[row], states)
+        return prediction
+
+    def _blocks(self, count: int) -> Iterator[torch.Tensor]:
+        """Yield the numbers 0 … count − 1, as many at a time as one call takes rows."""
+        yield from torch.arange(count).split(self._rows)
+
+
+def _check_finite(*arrays: npt.NDArray[np.floating]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NotFiniteError("The model's derivatives hold NaN or infinity in float32: no step can be made from them.")
