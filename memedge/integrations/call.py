@@ -67,9 +67,7 @@ class Call:
         for name in TEXTS:
             self._bound.arguments.pop(name, None)
 
-    def set_embeddings(
-        self, row: int, states: npt.NDArray[np.float32], pooled: npt.NDArray[np.float32] | None
-    ) -> None:
+    def set_embeddings(self, row: int, states: npt.NDArray[np.float32], pooled: npt.NDArray[np.float32] | None) -> None:
         """Set one prompt's embeddings, [L, D] and [P], after `use_embeddings`."""
         for name, values in (("prompt_embeds", states), ("pooled_prompt_embeds", pooled)):
             if values is not None:

@@ -34,7 +34,12 @@ class FirstStep:
         Args:
             stop_at: if no norm is under it, AllOver is raised from the first call.
         """
-        self._pipe, self._shape, self._prediction_type, self._stop_at = pipe, (prompts, images), prediction_type, stop_at
+        self._pipe, self._shape, self._prediction_type, self._stop_at = (
+            pipe,
+            (prompts, images),
+            prediction_type,
+            stop_at,
+        )
         self.norms: npt.NDArray[np.float64] | None = None
         self.timestep = 0.0
 
@@ -61,9 +66,7 @@ class FirstStep:
         self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
         # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
         uncond, cond = predictions.contiguous().cpu().chunk(2)
-        stats = guidance_stats(
-            cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod()
-        )
+        stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
         self.norms = stats.norm.reshape(prompts, images).mean(1)
         if self._stop_at is not None and (self.norms >= self._stop_at).all():
             raise AllOver
