@@ -116,8 +116,8 @@ class Call:
         if self.get("prompt_2") is not None and _listed(self.get("prompt_2")) != self.prompts:
             return False
         tokenizer = self._pipe.tokenizer
-        learnt = set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)  # by textual inversion
-        return not any(token in str(prompt) for prompt in self.prompts for token in learnt)
+        # Others than the special ones were added by textual inversion.
+        return set(tokenizer.get_added_vocab()) <= set(tokenizer.all_special_tokens)
 
 
 def _numpy(tensor: Any) -> npt.NDArray[np.float32]:

@@ -16,15 +16,15 @@ def check_model(pipe: Any, manifest: Manifest) -> None:
     if unet is None or "prompt" not in inspect.signature(pipe.__call__).parameters:
         raise InputError(f"{name} has no UNet that prompts guide: the guard is for Stable Diffusion's pipelines.")
     pairs = [
-        ("latent channels", unet.config.in_channels, manifest.latent_shape[0]),
-        ("prompt embeddings' width", unet.config.cross_attention_dim, manifest.state_width),
+        ("number of latent channels", unet.config.in_channels, manifest.latent_shape[0]),
+        ("width of prompt embeddings", unet.config.cross_attention_dim, manifest.state_width),
         ("prediction type", getattr(pipe.scheduler.config, "prediction_type", "epsilon"), manifest.prediction_type),
     ]
     for what, own, engine in pairs:
         if own != engine:
             raise InputError(
-                f"The pipeline's {what}: {own}; that of the engine, exported from {source}: {engine}; export an engine "
-                "from the pipeline's own model, with `memedge export`."
+                f"The pipeline is not of the engine's model, {source}: its {what} is {own!r}, and not {engine!r}; make "
+                "an engine of the pipeline's own model with `memedge export`."
             )
 
 

@@ -89,9 +89,7 @@ class GuardedPipeline:
         own = {
             "_pipe": pipe,
             "_detector": detector,
-            "_over": "flagged"
-            if action == "flag"
-            else "blocked",  # what is done to memorized prompts, at least at first
+            "_over": "flagged" if action == "flag" else "blocked",  # what is done to memorized prompts
             "_first_step": first_step,
             "_mitigator": Mitigator.for_detector(detector) if action == "mitigate" else None,
         }

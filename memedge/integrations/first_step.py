@@ -34,12 +34,8 @@ class FirstStep:
         Args:
             stop_at: if no norm is under it, AllOver is raised from the first call.
         """
-        self._pipe, self._shape, self._prediction_type, self._stop_at = (
-            pipe,
-            (prompts, images),
-            prediction_type,
-            stop_at,
-        )
+        self._pipe, self._prompts, self._images = pipe, prompts, images
+        self._prediction_type, self._stop_at = prediction_type, stop_at
         self.norms: npt.NDArray[np.float64] | None = None
         self.timestep = 0.0
 
@@ -57,7 +53,7 @@ class FirstStep:
         """Take the norms of the two halves of a call's output, [ε_0; ε_c], in the order of diffusers."""
         if self.norms is not None or threading.get_ident() != self._thread:
             return
-        predictions, (prompts, images) = output[0].detach(), self._shape
+        predictions, prompts, images = output[0].detach(), self._prompts, self._images
         if len(predictions) != 2 * prompts * images:
             raise InputError(
                 f"The UNet's first call had {len(predictions)} rows for {prompts * images} images, not two for each: "

@@ -69,9 +69,9 @@ def judged(scores: Scores, row: int, prompt: str | None, over: Done) -> GuardVer
     """Return the verdict on one of the scored embeddings; `over` is what is done to memorized ones."""
     score, threshold, memorized = _entry(scores, row)
     norm = float(scores.norm[row])
-    reason = (
-        f"score {compare(score, threshold)} threshold {threshold:.4g}" if norm else "the empty prompt has no guidance"
-    )
+    reason = "the empty prompt has no guidance"
+    if norm:
+        reason = f"score {compare(score, threshold)} threshold {threshold:.4g}"
     return GuardVerdict(prompt, over if memorized else "passed", score, norm, threshold, reason)
 
 
