@@ -43,6 +43,8 @@ class Call:
             raise InputError("Give either prompt or prompt_embeds, and not both: one of them says what to generate.")
         if not isinstance(prompt, str | list | None):
             raise InputError(f"The prompt is {type(prompt).__name__}: give a string, a list of them, or prompt_embeds.")
+        if not (embeddings is None or hasattr(embeddings, "detach")):
+            raise InputError(f"prompt_embeds is {type(embeddings).__name__}: give a torch tensor, as to the pipeline.")
         self.prompts: list[Any] = [None] * len(embeddings) if prompt is None else _listed(prompt)
         self.images = int(self.get("num_images_per_prompt") or 1)
         self.text_only = prompt is not None and self._read_as_by_the_engine()
@@ -57,7 +59,8 @@ class Call:
         self, rows: Sequence[int] | slice = slice(None)
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """Return the prompts' embeddings as the pipeline will take them, [B, L, D], and SDXL's pooled ones, [B, P]."""
-        tensors = self._encode()
+        given = self.get("prompt_embeds") is not None
+        tensors = self._bound.arguments if given else self._encode()
         pooled = tensors.get("pooled_prompt_embeds")
         return _numpy(tensors["prompt_embeds"])[rows], None if pooled is None else _numpy(pooled)[rows]
 

@@ -82,22 +82,18 @@ class GuardedPipeline:
     detector, and a UNet.
     """
 
-    __slots__ = ("_detector", "_first_step", "_mitigator", "_over", "_pipe")
-
     def __init__(self, pipe: Any, detector: Detector, action: Action, first_step: float | None):
         """Take what `guard` has checked."""
-        own = {
-            "_pipe": pipe,
-            "_detector": detector,
-            "_over": "flagged" if action == "flag" else "blocked",  # what is done to memorized prompts
-            "_first_step": first_step,
-            "_mitigator": Mitigator.for_detector(detector) if action == "mitigate" else None,
-        }
-        for name, value in own.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(  # as attributes are otherwise set on the pipeline
+            _pipe=pipe,
+            _detector=detector,
+            _over="flagged" if action == "flag" else "blocked",  # what is done to memorized prompts
+            _first_step=first_step,
+            _mitigator=Mitigator.for_detector(detector) if action == "mitigate" else None,
+        )
 
     def __getattr__(self, name: str) -> Any:
-        if name in GuardedPipeline.__slots__:  # not yet set, while it is being copied
+        if "_pipe" not in self.__dict__:  # while it is being copied
             raise AttributeError(name)
         return getattr(self._pipe, name)
 

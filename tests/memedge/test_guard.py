@@ -1,10 +1,13 @@
 """The guard around real diffusers pipelines: the same pictures, or none; its verdicts; its hook; every mistake."""
 
 import copy as copying
+import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -67,48 +70,62 @@ def mean_norms(output: torch.Tensor, prompts: int) -> list[float]:
     return (cond - uncond).flatten(1).norm(dim=1).reshape(prompts, -1).mean(1).tolist()
 
 
+class Model(NamedTuple):
+    """A pipeline, a detector on its engine, and prompts that are and are not memorized to that detector."""
+
+    pipe: Any
+    detector: Detector
+    clean: list[str]
+    memorized: list[str]
+
+
+def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
+    """Calibrate a random model's engine to the norm, so that the upper two of four prompts are memorized."""
+    prompts = ["a star", "zebra on skis", "two cats", "moon"]
+    norms = Detector.load(engine).score(prompts).norm
+    order = np.argsort(norms)
+    threshold = float(norms[order[1:3]].mean())
+    edit_manifest(engine, lambda m: m.update(calibrations={"cpu-fp32": GIVEN | {"threshold": threshold}}))
+    return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
+
+
 @pytest.fixture(scope="module")
-def emoji():
-    """A pipeline of the embedded model, whose scheduler tests replace."""
-    return make_pipe(StableDiffusionPipeline)
+def model(checkpoint, engine, tmp_path_factory):
+    calibrated = shutil.copytree(engine, tmp_path_factory.mktemp("calibrated") / "engine")
+    return Model(make_pipe(StableDiffusionPipeline, checkpoint), *calibrate(calibrated))
 
 
 @pytest.fixture
-def pipe(emoji):
-    """The same with its own scheduler, and without a hook on its UNet before and after."""
-    emoji.scheduler = DDIMScheduler.from_pretrained(EMOJI / "scheduler")
-    assert not emoji.unet._forward_hooks
-    yield emoji
-    assert not emoji.unet._forward_hooks
+def small(model, checkpoint):
+    """The random model, with its own scheduler, and without a hook on its UNet before and after."""
+    model.pipe.scheduler = DDIMScheduler.from_pretrained(checkpoint / "scheduler")
+    assert not model.pipe.unet._forward_hooks
+    yield model
+    assert not model.pipe.unet._forward_hooks
 
 
 @pytest.fixture(scope="module")
-def random_pipe(checkpoint):
-    """A pipeline of the random checkpoint."""
-    return make_pipe(StableDiffusionPipeline, checkpoint)
+def emoji(detector):
+    """The embedded model, which has truly memorized pictures."""
+    return Model(make_pipe(StableDiffusionPipeline), detector, CLEAN, MEMORIZED)
 
 
 @pytest.fixture(scope="module")
 def sdxl(tmp_path_factory):
-    """A random SDXL pipeline, and its engine, calibrated to the norm: the last two of four prompts are memorized."""
+    """A random SDXL model."""
     folder = tmp_path_factory.mktemp("sdxl")
     checkpoint = make(folder / "checkpoint", "sdxl")
     export(checkpoint, folder / "engine")
-    prompts = ["a star", "zebra on skis", "two cats", "moon"]
-    norms = Detector.load(folder / "engine").score(prompts).norm
-    order = np.argsort(norms)
-    threshold = float(norms[order[1:3]].mean())
-    edit_manifest(folder / "engine", lambda m: m.update(calibrations={"cpu-fp32": GIVEN | {"threshold": threshold}}))
-    pipe = make_pipe(StableDiffusionXLPipeline, checkpoint)
-    return pipe, Detector.load(folder / "engine"), [prompts[i] for i in order]
+    return Model(make_pipe(StableDiffusionXLPipeline, checkpoint), *calibrate(folder / "engine"))
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-def test_others_are_the_bare_pipelines(pipe, detector, kind):
+def test_others_are_the_bare_pipelines(small, kind):
     """In a mixed batch too, bit by bit, with schedulers that draw noise at each step too."""
+    pipe, detector, clean, memorized = small
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
-    prompts = [CLEAN[0], MEMORIZED[0], CLEAN[1]]
-    options = {"num_inference_steps": 3, "num_images_per_prompt": 2, "output_type": "np"}
+    prompts = [clean[0], memorized[0], clean[1]]
+    options = {"num_inference_steps": 4, "num_images_per_prompt": 2, "output_type": "np"}
     bare = pipe(prompts, generator=seeded(), **options).images
     with recorded(pipe.unet) as calls:
         result = guard(pipe, detector)(prompts, generator=seeded(), **options)
@@ -126,12 +143,13 @@ def test_others_are_the_bare_pipelines(pipe, detector, kind):
 
 
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
-def test_nothing_blocked(pipe, detector, output_type):
+def test_nothing_blocked(small, output_type):
+    pipe, detector, clean, _ = small
     options = {"num_inference_steps": 2, "output_type": output_type, "negative_prompt": ["red", ""]}
     generators = [seeded(i) for i in range(4)]
-    bare = pipe(CLEAN, generator=generators, num_images_per_prompt=2, **options)
+    bare = pipe(clean, generator=generators, num_images_per_prompt=2, **options)
     generators = [seeded(i) for i in range(4)]
-    result = guard(pipe, detector)(CLEAN, generator=generators, num_images_per_prompt=2, **options)
+    result = guard(pipe, detector)(clean, generator=generators, num_images_per_prompt=2, **options)
     assert actions(result) == ["passed", "passed"]
     assert len(result.images) == 4
     assert all(map(same, result.images, bare.images))
@@ -141,23 +159,25 @@ def test_nothing_blocked(pipe, detector, output_type):
         assert all(isinstance(image, Image.Image) for image in result.images)
 
 
-def test_all_blocked(pipe, detector):
+def test_all_blocked(small):
     """Nothing is generated; each verdict is the detector's."""
+    pipe, detector, _, memorized = small
     with recorded(pipe.unet) as calls:
-        result = guard(pipe, detector, "block")(MEMORIZED, num_images_per_prompt=3)
+        result = guard(pipe, detector, "block")(memorized, num_images_per_prompt=3)
     assert calls == []
     assert result.images == [None] * 6 and result.output is None
-    for own, verdict in zip(result.verdicts, detector.detect(MEMORIZED), strict=True):
+    for own, verdict in zip(result.verdicts, detector.detect(memorized), strict=True):
         assert (own.prompt, own.score, own.norm) == (verdict.prompt, verdict.score, verdict.norm)
         assert (own.action, own.threshold, own.reason) == ("blocked", verdict.threshold, verdict.reason)
         assert own.mitigation is None
-    single = guard(pipe, detector)(MEMORIZED[0], num_inference_steps=2)
+    single = guard(pipe, detector)(memorized[0], num_inference_steps=2)
     assert single.images == [None] and actions(single) == ["blocked"]
 
 
-def test_flag(pipe, detector):
+def test_flag(small):
     """Flagged ones are generated as asked for."""
-    prompts = [MEMORIZED[0], CLEAN[0]]
+    pipe, detector, clean, memorized = small
+    prompts = [memorized[0], clean[0]]
     bare = pipe(prompts, num_inference_steps=2, generator=seeded(), guidance_scale=1, output_type="np").images
     result = guard(pipe, detector, "flag")(
         prompts, num_inference_steps=2, generator=seeded(), guidance_scale=1, output_type="np"
@@ -166,8 +186,9 @@ def test_flag(pipe, detector):
     assert all(map(same, result.images, bare))
 
 
-def test_callbacks_and_rescaling(pipe, detector):
+def test_callbacks_and_rescaling(small):
     """What a call does at each step stays as it is."""
+    pipe, detector, clean, _ = small
     seen = []
 
     def end(_pipe, step, _timestep, tensors):
@@ -175,23 +196,25 @@ def test_callbacks_and_rescaling(pipe, detector):
         return {"latents": tensors["latents"] * 0.9}
 
     options = {"num_inference_steps": 3, "guidance_rescale": 0.7, "callback_on_step_end": end, "output_type": "latent"}
-    bare = pipe(CLEAN, 32, 32, generator=seeded(), **options).images
-    result = guard(pipe, detector)(CLEAN, 32, 32, generator=seeded(), **options)
+    bare = pipe(clean, 8, 8, generator=seeded(), **options).images
+    result = guard(pipe, detector)(clean, 8, 8, generator=seeded(), **options)
     assert seen == [0, 1, 2] * 2
     assert all(map(same, result.images, bare))
 
 
-def test_given_latents(pipe, detector):
-    latents = torch.randn(2, 4, 32, 32, generator=seeded())
+def test_given_latents(small):
+    pipe, detector, clean, memorized = small
+    latents = torch.randn(2, 4, 8, 8, generator=seeded())
     options = {"latents": latents, "num_inference_steps": 2, "output_type": "latent"}
-    bare = pipe([CLEAN[0], MEMORIZED[0]], **options).images
-    result = guard(pipe, detector)([CLEAN[0], MEMORIZED[0]], **options)
+    bare = pipe([clean[0], memorized[0]], **options).images
+    result = guard(pipe, detector)([clean[0], memorized[0]], **options)
     assert same(result.images[0], bare[0]) and result.images[1] is None
 
 
-def test_embeddings(pipe, detector):
+def test_embeddings(small):
     """Embeddings are scored as such; the blocked one is replaced by the other."""
-    prompts = [MEMORIZED[0], CLEAN[0]]
+    pipe, detector, clean, memorized = small
+    prompts = [memorized[0], clean[0]]
     with torch.no_grad():
         states, uncond = pipe.encode_prompt(prompts, "cpu", 1, True)
     options = {"num_inference_steps": 2, "output_type": "np", "negative_prompt_embeds": uncond}
@@ -208,28 +231,27 @@ def test_embeddings(pipe, detector):
     np.testing.assert_allclose(scores.score, detector.score(prompts).score, rtol=1e-4)
 
 
-def test_what_the_unet_gets_is_scored(pipe, detector):
-    """Not the text alone, where more than the text decides: layers left out, and learnt words."""
-    result = guard(pipe, detector, "flag")(CLEAN, clip_skip=1, num_inference_steps=2, output_type="latent")
+def test_learnt_words(emoji):
+    """What textual inversion adds, the engine's tokenizer does not know: the pipeline's own embeddings are scored."""
+    pipe = make_pipe(StableDiffusionPipeline)
+    prompt = "picture of a crossed <learnt>"
     with torch.no_grad():
-        skipped = pipe.encode_prompt(CLEAN, "cpu", 1, False, clip_skip=1)[0]
-    expected = detector.score_embeddings(skipped.numpy())
-    assert [v.score for v in result.verdicts] == expected.score.tolist()
-    assert [v.prompt for v in result.verdicts] == CLEAN
-    own = make_pipe(StableDiffusionPipeline)
-    with torch.no_grad():
-        concept = own.text_encoder.get_input_embeddings().weight[own.tokenizer(MEMORIZED[0]).input_ids[2]].clone()
-    own.load_textual_inversion(concept[None], token="<Learnt>")
-    result = guard(own, detector)("small <learnt> with pen drawing", num_inference_steps=2)
-    assert actions(result) == ["blocked"]
-    assert detector.detect(["small <learnt> with pen drawing"])[0].memorized is False
+        ids = pipe.tokenizer("picture of a crossed fingers").input_ids
+        concept = pipe.text_encoder.get_input_embeddings().weight[ids[5]].clone()
+    pipe.load_textual_inversion(concept[None], token="<learnt>")
+    result = guard(pipe, emoji.detector)(prompt, num_inference_steps=2)
+    expected = emoji.detector.score(["picture of a crossed fingers"])
+    assert expected.memorized[0] and actions(result) == ["blocked"]
+    assert result.verdicts[0].score == pytest.approx(expected.score[0], rel=1e-4)
+    assert emoji.detector.score([prompt]).score[0] != pytest.approx(expected.score[0], rel=1e-2)
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
-def test_first_step_is_the_norm(pipe, detector, kind):
+def test_first_step_is_the_norm(small, kind):
     """By torch, from the UNet's own first output; the pictures are the bare pipeline's, with no call added."""
+    pipe, detector, clean, memorized = small
     pipe.scheduler = kind.from_config(pipe.scheduler.config)
-    prompts = [CLEAN[0], MEMORIZED[0]]
+    prompts = [clean[0], memorized[0]]
     options = {
         "num_inference_steps": 5,
         "num_images_per_prompt": 2,
@@ -251,28 +273,30 @@ def test_first_step_is_the_norm(pipe, detector, kind):
     assert all(v.score is None and f"timestep {calls[0].timestep:g}" in v.reason for v in result.verdicts)
 
 
-def test_first_step_ends_the_run(pipe, detector):
+def test_first_step_ends_the_run(small):
     """After one call, if all are over the threshold; not to flag them; and the threshold itself is over it."""
+    pipe, detector, _, memorized = small
     with recorded(pipe.unet) as calls:
-        bare = pipe(MEMORIZED, num_inference_steps=4, generator=seeded(), output_type="np").images
+        bare = pipe(memorized, num_inference_steps=4, generator=seeded(), output_type="np").images
         norms = mean_norms(calls[0].output, 2)
         del calls[:]
         options = {"num_inference_steps": 4, "output_type": "np"}
-        result = guard(pipe, detector, first_step=min(norms) * (1 - 1e-6))(MEMORIZED, generator=seeded(), **options)
+        result = guard(pipe, detector, first_step=min(norms) * (1 - 1e-6))(memorized, generator=seeded(), **options)
         assert len(calls) == 1
         assert result.images == [None, None] and result.output is None and actions(result) == ["blocked"] * 2
         exact = guard(pipe, detector, first_step=result.verdicts[0].norm)
-        assert actions(exact(MEMORIZED[0], generator=seeded(), num_inference_steps=4)) in (["blocked"], ["passed"])
+        assert actions(exact(memorized[0], generator=seeded(), num_inference_steps=4)) in (["blocked"], ["passed"])
         flagged = guard(pipe, detector, "flag", first_step=min(norms) * (1 - 1e-6))
-        result = flagged(MEMORIZED, generator=seeded(), **options)
+        result = flagged(memorized, generator=seeded(), **options)
     assert actions(result) == ["flagged"] * 2 and all(map(same, result.images, bare))
-    again = pipe(MEMORIZED, num_inference_steps=4, generator=seeded(), output_type="np").images
+    again = pipe(memorized, num_inference_steps=4, generator=seeded(), output_type="np").images
     assert all(map(same, again, bare))  # an ended run leaves nothing behind
 
 
-def test_first_step_of_embeddings(pipe, detector):
+def test_first_step_of_embeddings(small):
+    pipe, detector, _, memorized = small
     with torch.no_grad():
-        states, uncond = pipe.encode_prompt(MEMORIZED, "cpu", 1, True)
+        states, uncond = pipe.encode_prompt(memorized, "cpu", 1, True)
     result = guard(pipe, detector, first_step=0.1)(
         prompt_embeds=states, negative_prompt_embeds=uncond, num_inference_steps=2
     )
@@ -281,39 +305,40 @@ def test_first_step_of_embeddings(pipe, detector):
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
 @pytest.mark.parametrize("karras", [False, True])
-def test_first_step_of_v_prediction(random_pipe, copy, kind, karras):
+def test_first_step_of_v_prediction(small, copy, kind, karras):
     """Scaled to ε by ᾱ of the scheduler's own first σ, also between two trained timesteps."""
     edit_manifest(copy, lambda m: m.update(prediction_type="v_prediction"))
     options = {"use_karras_sigmas": True} if karras and kind is not DDIMScheduler else {}
-    random_pipe.scheduler = kind.from_config(random_pipe.scheduler.config, prediction_type="v_prediction", **options)
-    with recorded(random_pipe.unet) as calls:
-        result = guard(random_pipe, Detector.load(copy), "flag", first_step=1.0)(
+    small.pipe.scheduler = kind.from_config(small.pipe.scheduler.config, prediction_type="v_prediction", **options)
+    with recorded(small.pipe.unet) as calls:
+        result = guard(small.pipe, Detector.load(copy), "flag", first_step=1.0)(
             ["a star", "moon"], num_inference_steps=3, output_type="latent"
         )
     if kind is DDIMScheduler:
-        alpha = float(random_pipe.scheduler.alphas_cumprod[int(calls[0].timestep)])
+        alpha = float(small.pipe.scheduler.alphas_cumprod[int(calls[0].timestep)])
     else:
-        sigma = float(random_pipe.scheduler.sigmas[0])
+        sigma = float(small.pipe.scheduler.sigmas[0])
         alpha = 1 / (1 + sigma**2)
     expected = np.array(mean_norms(calls[0].output, 2)) * alpha**0.5 / (1 - alpha)
     assert [v.norm for v in result.verdicts] == pytest.approx(expected, rel=1e-3)
 
 
-def test_no_signal_at_the_first_step(random_pipe, copy):
+def test_no_signal_at_the_first_step(small, copy):
     edit_manifest(copy, lambda m: m.update(prediction_type="v_prediction"))
-    random_pipe.scheduler = DDIMScheduler.from_config(
-        random_pipe.scheduler.config,
+    small.pipe.scheduler = DDIMScheduler.from_config(
+        small.pipe.scheduler.config,
         prediction_type="v_prediction",
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
     )
     with pytest.raises(InputError, match="zero terminal SNR"):
-        guard(random_pipe, Detector.load(copy), first_step=1.0)("a star", num_inference_steps=2)
-    assert not random_pipe.unet._forward_hooks
+        guard(small.pipe, Detector.load(copy), first_step=1.0)("a star", num_inference_steps=2)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-def test_hook_is_removed_after_errors(pipe, detector, error):
+def test_hook_is_removed_after_errors(small, error):
+    pipe, detector = small[:2]
+
     def end(*_):
         assert len(pipe.unet._forward_hooks) == 1
         raise error
@@ -321,15 +346,16 @@ def test_hook_is_removed_after_errors(pipe, detector, error):
     with pytest.raises(error):
         guard(pipe, detector, first_step=1e9)("a star", num_inference_steps=2, callback_on_step_end=end)
     assert not pipe.unet._forward_hooks
-    with pytest.raises(ValueError, match="divisible by 8"):
-        guard(pipe, detector, first_step=1e9)("a star", height=31)
+    with pytest.raises(TypeError, match="should be the same type to `prompt`"):
+        guard(pipe, detector, first_step=1e9)("a star", negative_prompt=["a", "b"])
     assert not pipe.unet._forward_hooks
-    latents = torch.full((1, 4, 32, 32), torch.nan)
+    latents = torch.full((1, 4, 8, 8), torch.nan)
     with pytest.raises(NotFiniteError):
         guard(pipe, detector, first_step=1e9)("a star", latents=latents, num_inference_steps=2)
 
 
-def test_first_step_without_its_halves(pipe, detector):
+def test_first_step_without_its_halves(small):
+    pipe, detector, clean, _ = small
     guarded = guard(pipe, detector, first_step=1.0)
     for scale in (1, 0.0):
         with pytest.raises(InputError, match=f"guidance_scale is {scale}, so there is no guidance"):
@@ -339,35 +365,37 @@ def test_first_step_without_its_halves(pipe, detector):
         do_classifier_free_guidance = False
 
     with pytest.raises(InputError, match="had 2 rows for 2 images, not two for each"):
-        guard(Unguided(**pipe.components, requires_safety_checker=False), detector, first_step=1.0)(CLEAN)
+        guard(Unguided(**pipe.components, requires_safety_checker=False), detector, first_step=1.0)(clean)
 
 
-def test_threads_that_share_a_unet(pipe, detector):
+def test_threads_that_share_a_unet(small):
     """A guard sees its own thread's call, and not what another calls the same UNet with in the meantime."""
+    pipe, detector, clean, _ = small
     other = pipe.__class__(**(pipe.components | {"scheduler": copying.deepcopy(pipe.scheduler)}))
     inside = []
 
     def encode(*args, **kwargs):
         """Before its first call, let another thread run all of its own."""
         thread = threading.Thread(
-            target=lambda: inside.extend(other([*CLEAN, "a star"], num_inference_steps=2, output_type="latent").images)
+            target=lambda: inside.extend(other([*clean, "a star"], num_inference_steps=2, output_type="latent").images)
         )
         thread.start()
         thread.join()
         return type(pipe).encode_prompt(pipe, *args, **kwargs)
 
-    expected = guard(pipe, detector, "flag", first_step=1.0)(CLEAN[0], generator=seeded(), num_inference_steps=2)
+    expected = guard(pipe, detector, "flag", first_step=1.0)(clean[0], generator=seeded(), num_inference_steps=2)
     pipe.encode_prompt = encode
     try:
-        result = guard(pipe, detector, "flag", first_step=1.0)(CLEAN[0], generator=seeded(), num_inference_steps=2)
+        result = guard(pipe, detector, "flag", first_step=1.0)(clean[0], generator=seeded(), num_inference_steps=2)
     finally:
         del pipe.encode_prompt
     assert len(inside) == 3
     assert result.verdicts == expected.verdicts
 
 
-def test_unet_whose_hooks_do_not_run(pipe, detector):
+def test_unet_whose_hooks_do_not_run(small):
     """As of some that are compiled: the pictures are not handed out unseen."""
+    pipe, detector = small[:2]
     run = type(pipe.unet).forward
     pipe.unet = Wrapped(pipe.unet)
     try:
@@ -383,7 +411,7 @@ class Wrapped(torch.nn.Module):
 
     def __init__(self, inner: torch.nn.Module):
         super().__init__()
-        self.inner, self.config, self.dtype = inner, inner.config, inner.dtype
+        self.inner, self.config, self.dtype, self.device = inner, inner.config, inner.dtype, inner.device
 
     def __call__(self, *args, **kwargs):
         return self.inner.forward(*args, **kwargs)
@@ -391,14 +419,17 @@ class Wrapped(torch.nn.Module):
 
 def test_sdxl(sdxl):
     """Scored as text, as embeddings with pooled ones, and with a second prompt; in a batch with a blocked one."""
-    pipe, detector, prompts = sdxl
+    pipe, detector, clean, memorized = sdxl
     options = {"num_inference_steps": 2, "output_type": "np"}
-    mixed = [prompts[3], prompts[0]]
+    mixed = [memorized[1], clean[0]]
     bare = pipe(mixed, generator=seeded(), **options).images
     result = guard(pipe, detector)(mixed, generator=seeded(), **options)
     assert actions(result) == ["blocked", "passed"]
     assert result.images[0] is None and same(result.images[1], bare[1])
-    assert actions(guard(pipe, detector)(prompts, prompt_2=prompts, **options)) == ["passed"] * 2 + ["blocked"] * 2
+    assert (
+        actions(guard(pipe, detector)(clean + memorized, prompt_2=clean + memorized, **options))
+        == ["passed"] * 2 + ["blocked"] * 2
+    )
 
     with torch.no_grad():
         states, uncond, pooled, uncond_pooled = pipe.encode_prompt(mixed, device="cpu", num_images_per_prompt=1)
@@ -419,6 +450,14 @@ def test_sdxl(sdxl):
     assert [v.score for v in result.verdicts] == expected.score.tolist()
     assert [v.action == "flagged" for v in result.verdicts] == expected.memorized.tolist()
 
+    # A layer that is left out is not in the engine's.
+    result = guard(pipe, detector, "flag")(mixed, clip_skip=1, **options)
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(mixed, device="cpu", num_images_per_prompt=1, clip_skip=1)
+    expected = detector.score_embeddings(states.numpy(), pooled.numpy())
+    assert [v.score for v in result.verdicts] == expected.score.tolist()
+    assert [v.prompt for v in result.verdicts] == mixed
+
     with recorded(pipe.unet) as calls:
         result = guard(pipe, detector, first_step=1e9)(mixed, generator=seeded(), num_images_per_prompt=2, **options)
     assert [v.norm for v in result.verdicts] == pytest.approx(mean_norms(calls[0].output, 2), rel=1e-5)
@@ -427,7 +466,7 @@ def test_sdxl(sdxl):
 def test_pictures_to_pictures(detector):
     """Prompts are scored there as anywhere; the first step, which does not start from noise, is not measured."""
     pipe = make_pipe(StableDiffusionImg2ImgPipeline)
-    picture = Image.new("RGB", (32, 32), "red")
+    picture = Image.new("RGB", (8, 8), "red")
     prompts = [CLEAN[0], MEMORIZED[0]]
     options = {"image": [picture] * 2, "num_inference_steps": 4, "output_type": "np"}
     bare = pipe(prompts, generator=seeded(), **options).images
@@ -443,9 +482,10 @@ def test_pictures_to_pictures(detector):
     assert actions(result) == ["passed", "blocked"]
 
 
-def test_mitigate(pipe, detector):
+def test_mitigate(emoji):
     """Generated from embeddings that score under the threshold; clean ones, bit by bit, from their own."""
-    prompts = [CLEAN[0], MEMORIZED[0], MEMORIZED[0]]
+    pipe, detector, clean, memorized = emoji
+    prompts = [clean[0], memorized[0], memorized[0]]
     options = {"num_inference_steps": 2, "output_type": "np", "negative_prompt": ["", "red", ""]}
     bare = pipe(prompts, generator=seeded(), **options).images
     with recorded(pipe.unet) as calls:
@@ -464,23 +504,24 @@ def test_mitigate(pipe, detector):
         assert verdict.mitigation.after == pytest.approx(found.score[0], rel=1e-4)
         assert "mitigated: score " in verdict.reason
     assert result.verdicts[0].mitigation is None
-    assert actions(guard(pipe, detector, "mitigate")(CLEAN[0], num_inference_steps=1)) == ["passed"]
+    assert actions(guard(pipe, detector, "mitigate")(clean[0], num_inference_steps=1)) == ["passed"]
 
 
-def test_mitigation_that_fails(pipe, detector, monkeypatch):
+def test_mitigation_that_fails(small, monkeypatch):
     """Not under the threshold, or not for the caller's own detector, or of no text: none of it passes."""
+    pipe, detector, clean, memorized = small
     guarded = guard(pipe, detector, "mitigate")
     mitigator, embedding = type(guarded._mitigator), guarded._mitigator.embedding
-    prompts, options = [MEMORIZED[0], CLEAN[0]], {"num_inference_steps": 1, "output_type": "latent"}
+    prompts, options = [memorized[0], clean[0]], {"num_inference_steps": 1, "output_type": "latent"}
     bare = pipe(prompts, generator=seeded(), **options).images
 
-    monkeypatch.setattr(mitigator, "embedding", lambda _, prompt: embedding(prompt, steps=0))
+    monkeypatch.setattr(mitigator, "embedding", lambda _, prompt: embedding(prompt, steps=1, learning_rate=1e-6))
     result = guarded(prompts, generator=seeded(), **options)
     assert actions(result) == ["blocked", "passed"] and result.images[0] is None and same(result.images[1], bare[1])
     assert "; not mitigated: score" in result.verdicts[0].reason and not result.verdicts[0].mitigation.succeeded
-    assert guarded(MEMORIZED[0], **options).output is None
+    assert guarded(memorized[0], **options).output is None
 
-    unmoved = replace(embedding(MEMORIZED[0], steps=0), succeeded=True)
+    unmoved = replace(embedding(memorized[0], steps=1, learning_rate=1e-6), succeeded=True)
     monkeypatch.setattr(mitigator, "embedding", lambda *_: unmoved)
     result = guarded(prompts, generator=seeded(), **options)
     assert actions(result) == ["blocked", "passed"] and result.images[0] is None and same(result.images[1], bare[1])
@@ -495,10 +536,10 @@ def test_mitigation_that_fails(pipe, detector, monkeypatch):
 
 def test_mitigate_sdxl(sdxl):
     """The pooled embeddings take part."""
-    pipe, detector, prompts = sdxl
+    pipe, detector, clean, memorized = sdxl
     with recorded(pipe.unet) as calls:
         result = guard(pipe, detector, "mitigate")(
-            [prompts[2], prompts[0]], num_inference_steps=1, output_type="latent"
+            [memorized[0], clean[0]], num_inference_steps=1, output_type="latent"
         )
     assert actions(result) == ["mitigated", "passed"]
     mitigation = result.verdicts[0].mitigation
@@ -519,8 +560,9 @@ def test_half_precision(detector):
     assert [v.norm for v in result.verdicts] == pytest.approx(mean_norms(calls[0].output, 2), rel=1e-5)
 
 
-def test_is_the_pipeline(pipe, detector):
+def test_is_the_pipeline(small):
     """Attributes are the pipeline's, to read and to set; what moves it stays guarded."""
+    pipe, detector = small[:2]
     guarded = guard(pipe, detector)
     assert guarded.unet is pipe.unet and guarded.components == pipe.components
     guarded.scheduler = EulerDiscreteScheduler.from_config(guarded.scheduler.config)
@@ -543,12 +585,14 @@ def test_is_the_pipeline(pipe, detector):
         ({"first_step": float("inf")}, "first_step is inf"),
     ],
 )
-def test_wrong_options(pipe, detector, options, words):
+def test_wrong_options(small, options, words):
+    pipe, detector = small[:2]
     with pytest.raises(InputError, match=words):
         guard(pipe, detector, **options)
 
 
-def test_wrong_pipelines(pipe, random_pipe, detector, engine):
+def test_wrong_pipelines(pipe, random_small, engine):
+    pipe, detector = small[:2]
     random = Detector.load(engine)
     for wrong, words in [
         ("a pipe", "takes a diffusers pipeline, not str"),
@@ -562,26 +606,27 @@ def test_wrong_pipelines(pipe, random_pipe, detector, engine):
         guard(pipe, engine)
     with pytest.raises(InputError, match="its width of prompt embeddings is 96, and not 24"):
         guard(pipe, random)
-    random_pipe.scheduler = DDIMScheduler.from_config(random_pipe.scheduler.config, prediction_type="epsilon")
+    small.pipe.scheduler = DDIMScheduler.from_config(small.pipe.scheduler.config, prediction_type="epsilon")
     with pytest.raises(InputError, match="is not calibrated for cpu-fp32, so there are no verdicts"):
-        guard(random_pipe, random)
-    assert actions(guard(random_pipe, random, first_step=1e9)("a star", num_inference_steps=1)) == ["passed"]
+        guard(small.pipe, random)
+    assert actions(guard(small.pipe, random, first_step=1e9)("a star", num_inference_steps=1)) == ["passed"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
         ({}, InputError, "either prompt or prompt_embeds"),
-        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 24, 96)}, InputError, "either prompt or prompt_embeds"),
+        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 16, 24)}, InputError, "either prompt or prompt_embeds"),
         ({"prompt": 7}, InputError, "prompt is int"),
         ({"prompt": ["a", None]}, InputError, "Prompt 2 is NoneType"),
         ({"prompt": []}, InputError, "no prompts"),
         ({"prompt": "a", "return_dict": False}, InputError, "leave return_dict=False out"),
-        ({"prompt": "a", "size": 7}, TypeError, "size"),
-        ({"prompt_embeds": torch.zeros(1, 77, 96)}, InputError, "this engine takes"),
+        ({"prompt_embeds": [[0.0]]}, InputError, "prompt_embeds is list: give a torch tensor"),
+        ({"prompt_embeds": torch.zeros(1, 77, 24)}, InputError, "this engine takes"),
     ],
 )
-def test_wrong_calls(pipe, detector, arguments, error, words):
+def test_wrong_calls(small, arguments, error, words):
+    pipe, detector = small[:2]
     with pytest.raises(error, match=words):
         guard(pipe, detector)(**arguments)
 
