@@ -161,7 +161,7 @@ def native_core():
 
 
 setup(
-    packages=["memedge", "memedge.detectors", "memedge.engine", "memedge.export"],
+    packages=["memedge", "memedge.detectors", "memedge.engine", "memedge.export", "memedge.integrations"],
     package_dir={"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"},
     include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
     package_data={"memedge": ["data/**/*", "py.typed"]},

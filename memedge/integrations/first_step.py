@@ -1,0 +1,90 @@
+"""The norm of the guidance in a pipeline's own first step: no pass of the UNet is added (METHODS.md §1, free norm)."""
+
+import threading
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.errors import InputError
+from memedge.engine.manifest import PredictionType
+from memedge.guidance import guidance_stats
+
+
+class AllOver(Exception):  # noqa: N818
+    """Every prompt's norm is over the threshold, so that no further step is worth its time."""
+
+
+class FirstStep:
+    """Within `with`, watches a pipeline's UNet for its first call.
+
+    Only calls by the thread that entered count: another thread's pipeline may share the UNet.
+
+    Attributes:
+        norms: float64 [B], each prompt's mean of ‖Δ‖₂ over its images, in ε; None before the first call.
+        timestep: that of the first call.
+    """
+
+    def __init__(
+        self, pipe: Any, prompts: int, images: int, prediction_type: PredictionType, stop_at: float | None = None
+    ):
+        """Take a pipeline that is to generate `images` images of each of the prompts.
+
+        Args:
+            stop_at: if no norm is under it, AllOver is raised from the first call.
+        """
+        self._pipe, self._prompts, self._images = pipe, prompts, images
+        self._prediction_type, self._stop_at = prediction_type, stop_at
+        self.norms: npt.NDArray[np.float64] | None = None
+        self.timestep = 0.0
+
+    def __enter__(self) -> "FirstStep":
+        self._thread = threading.get_ident()
+        self._hook = self._pipe.unet.register_forward_hook(self._see, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+
+    def _see(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Take the norms of the two halves of a call's output, [ε_0; ε_c], in the order of diffusers."""
+        if self.norms is not None or threading.get_ident() != self._thread:
+            return
+        predictions, prompts, images = output[0].detach(), self._prompts, self._images
+        if len(predictions) != 2 * prompts * images:
+            raise InputError(
+                f"The UNet's first call had {len(predictions)} rows for {prompts * images} images, not two for each: "
+                "first_step needs classifier-free guidance in one call; leave it out to have the prompts scored."
+            )
+        self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
+        # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
+        uncond, cond = predictions.contiguous().cpu().chunk(2)
+        stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
+        self.norms = stats.norm.reshape(prompts, images).mean(1)
+        if self._stop_at is not None and (self.norms >= self._stop_at).all():
+            raise AllOver
+
+    def measured(self) -> npt.NDArray[np.float64]:
+        """Return `norms`; raises InputError if there was no call, as of a UNet that is compiled without its hooks."""
+        if self.norms is None:
+            raise InputError(
+                "The UNet's first call could not be seen, as its hooks did not run (a compiled UNet may have none): "
+                "leave first_step out to have the prompts scored, or guard the pipeline uncompiled."
+            )
+        return self.norms
+
+    def _alpha_cumprod(self) -> float | None:
+        """Return ᾱ at the timestep, which may lie between two trained ones; None where it is not needed."""
+        if self._prediction_type == "epsilon":
+            return None
+        trained = self._pipe.scheduler.alphas_cumprod.double().cpu().numpy()
+        alpha = float(np.interp(self.timestep, np.arange(len(trained)), trained))
+        if not 0 < alpha < 1:
+            raise InputError(
+                f"At the first step, timestep {self.timestep:g}, the latents hold no signal (zero terminal SNR), so "
+                "the norm says nothing there: leave first_step out to have the prompts scored."
+            )
+        return alpha

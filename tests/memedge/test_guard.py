@@ -1,0 +1,645 @@
+"""The guard around real diffusers pipelines: the same pictures, or none; its verdicts; its hook; every mistake."""
+
+import copy as copying
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UniPCMultistepScheduler,
+)
+from engines import PROVENANCE, edit_manifest
+from guarded import EMOJI, make_pipe, recorded
+from PIL import Image
+from pipelines import make
+
+from memedge import Detector, InputError
+from memedge.engine.errors import NotFiniteError
+from memedge.export.export import export
+from memedge.integrations.diffusers import GuardedOutput, guard
+
+MEMORIZED = ["small locked with pen drawing", "the left luggage sign"]
+CLEAN = ["cute ship", "a briefcase"]
+SCHEDULERS = [
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+    PNDMScheduler,
+]
+# diffusers 0.42.1 with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+GIVEN = {"gamma_norm": 1.0, "gamma_alignment": 0.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
+
+
+def seeded(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b) -> bool:
+    """Whether two images, arrays or tensors are equal bit by bit."""
+    return type(a) is type(b) and np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def actions(result: GuardedOutput) -> list[str]:
+    return [verdict.action for verdict in result.verdicts]
+
+
+def mean_norms(output: torch.Tensor, prompts: int) -> list[float]:
+    """‖Δ‖ by its definition, from the two halves of a UNet's output: the mean over each prompt's images."""
+    uncond, cond = output.chunk(2)
+    return (cond - uncond).flatten(1).norm(dim=1).reshape(prompts, -1).mean(1).tolist()
+
+
+class Model(NamedTuple):
+    """A pipeline, a detector on its engine, and prompts that are and are not memorized to that detector."""
+
+    pipe: Any
+    detector: Detector
+    clean: list[str]
+    memorized: list[str]
+
+
+def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
+    """Calibrate a random model's engine to the norm, so that the upper two of four prompts are memorized."""
+    prompts = ["a star", "zebra on skis", "two cats", "moon"]
+    norms = Detector.load(engine).score(prompts).norm
+    order = np.argsort(norms)
+    threshold = float(norms[order[1:3]].mean())
+    edit_manifest(engine, lambda m: m.update(calibrations={"cpu-fp32": GIVEN | {"threshold": threshold}}))
+    return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint, engine, tmp_path_factory):
+    calibrated = shutil.copytree(engine, tmp_path_factory.mktemp("calibrated") / "engine")
+    return Model(make_pipe(StableDiffusionPipeline, checkpoint), *calibrate(calibrated))
+
+
+@pytest.fixture
+def small(model, checkpoint):
+    """The random model, with its own scheduler, and without a hook on its UNet before and after."""
+    model.pipe.scheduler = DDIMScheduler.from_pretrained(checkpoint / "scheduler")
+    assert not model.pipe.unet._forward_hooks
+    yield model
+    assert not model.pipe.unet._forward_hooks
+
+
+@pytest.fixture(scope="module")
+def emoji(detector):
+    """The embedded model, which has truly memorized pictures."""
+    return Model(make_pipe(StableDiffusionPipeline), detector, CLEAN, MEMORIZED)
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory):
+    """A random SDXL model."""
+    folder = tmp_path_factory.mktemp("sdxl")
+    checkpoint = make(folder / "checkpoint", "sdxl")
+    export(checkpoint, folder / "engine")
+    return Model(make_pipe(StableDiffusionXLPipeline, checkpoint), *calibrate(folder / "engine"))
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_others_are_the_bare_pipelines(small, kind):
+    """In a mixed batch too, bit by bit, with schedulers that draw noise at each step too."""
+    pipe, detector, clean, memorized = small
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    prompts = [clean[0], memorized[0], clean[1]]
+    options = {"num_inference_steps": 4, "num_images_per_prompt": 2, "output_type": "np"}
+    bare = pipe(prompts, generator=seeded(), **options).images
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector)(prompts, generator=seeded(), **options)
+    assert actions(result) == ["passed", "blocked", "passed"]
+    assert [image is None for image in result.images] == [False, False, True, True, False, False]
+    assert all(same(image, own) for image, own in zip(result.images, bare, strict=True) if image is not None)
+    assert result.output.images is not bare and result.output.images[2:4] == [None, None]
+    # The memorized one's picture was not only withheld, but never made.
+    uncond, cond = calls[0].output.chunk(2)
+    with recorded(pipe.unet) as own:
+        pipe(prompts, generator=seeded(), **options)
+    theirs = own[0].output.chunk(2)
+    assert torch.equal(uncond, theirs[0])
+    assert [torch.equal(a, b) for a, b in zip(cond, theirs[1], strict=True)] == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_nothing_blocked(small, output_type):
+    pipe, detector, clean, _ = small
+    options = {"num_inference_steps": 2, "output_type": output_type, "negative_prompt": ["red", ""]}
+    generators = [seeded(i) for i in range(4)]
+    bare = pipe(clean, generator=generators, num_images_per_prompt=2, **options)
+    generators = [seeded(i) for i in range(4)]
+    result = guard(pipe, detector)(clean, generator=generators, num_images_per_prompt=2, **options)
+    assert actions(result) == ["passed", "passed"]
+    assert len(result.images) == 4
+    assert all(map(same, result.images, bare.images))
+    assert type(result.output) is type(bare) and type(result.output.images) is type(bare.images)
+    assert not any(map(same, result.images, result.images[1:]))
+    if output_type == "pil":
+        assert all(isinstance(image, Image.Image) for image in result.images)
+
+
+def test_all_blocked(small):
+    """Nothing is generated; each verdict is the detector's."""
+    pipe, detector, _, memorized = small
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, "block")(memorized, num_images_per_prompt=3)
+    assert calls == []
+    assert result.images == [None] * 6 and result.output is None
+    for own, verdict in zip(result.verdicts, detector.detect(memorized), strict=True):
+        assert (own.prompt, own.score, own.norm) == (verdict.prompt, verdict.score, verdict.norm)
+        assert (own.action, own.threshold, own.reason) == ("blocked", verdict.threshold, verdict.reason)
+        assert own.mitigation is None
+    single = guard(pipe, detector)(memorized[0], num_inference_steps=2)
+    assert single.images == [None] and actions(single) == ["blocked"]
+
+
+def test_flag(small):
+    """Flagged ones are generated as asked for."""
+    pipe, detector, clean, memorized = small
+    prompts = [memorized[0], clean[0]]
+    bare = pipe(prompts, num_inference_steps=2, generator=seeded(), guidance_scale=1, output_type="np").images
+    result = guard(pipe, detector, "flag")(
+        prompts, num_inference_steps=2, generator=seeded(), guidance_scale=1, output_type="np"
+    )
+    assert actions(result) == ["flagged", "passed"]
+    assert all(map(same, result.images, bare))
+
+
+def test_callbacks_and_rescaling(small):
+    """What a call does at each step stays as it is."""
+    pipe, detector, clean, _ = small
+    seen = []
+
+    def end(_pipe, step, _timestep, tensors):
+        seen.append(step)
+        return {"latents": tensors["latents"] * 0.9}
+
+    options = {"num_inference_steps": 3, "guidance_rescale": 0.7, "callback_on_step_end": end, "output_type": "latent"}
+    bare = pipe(clean, 8, 8, generator=seeded(), **options).images
+    result = guard(pipe, detector)(clean, 8, 8, generator=seeded(), **options)
+    assert seen == [0, 1, 2] * 2
+    assert all(map(same, result.images, bare))
+
+
+def test_given_latents(small):
+    pipe, detector, clean, memorized = small
+    latents = torch.randn(2, 4, 8, 8, generator=seeded())
+    options = {"latents": latents, "num_inference_steps": 2, "output_type": "latent"}
+    bare = pipe([clean[0], memorized[0]], **options).images
+    result = guard(pipe, detector)([clean[0], memorized[0]], **options)
+    assert same(result.images[0], bare[0]) and result.images[1] is None
+
+
+def test_embeddings(small):
+    """Embeddings are scored as such; the blocked one is replaced by the other."""
+    pipe, detector, clean, memorized = small
+    prompts = [memorized[0], clean[0]]
+    with torch.no_grad():
+        states, uncond = pipe.encode_prompt(prompts, "cpu", 1, True)
+    options = {"num_inference_steps": 2, "output_type": "np", "negative_prompt_embeds": uncond}
+    bare = pipe(prompt_embeds=states, generator=seeded(), **options).images
+    given = states.clone()
+    result = guard(pipe, detector)(prompt_embeds=given, generator=seeded(), **options)
+    assert torch.equal(given, states)
+    assert result.images[0] is None and same(result.images[1], bare[1])
+    scores = detector.score_embeddings(states.numpy())
+    assert [v.score for v in result.verdicts] == scores.score.tolist()
+    assert [v.prompt for v in result.verdicts] == [None, None]
+    assert result.verdicts[0].reason.startswith("score ") and "≥ threshold" in result.verdicts[0].reason
+    assert "< threshold" in result.verdicts[1].reason
+    np.testing.assert_allclose(scores.score, detector.score(prompts).score, rtol=1e-4)
+
+
+def test_learnt_words(emoji):
+    """What textual inversion adds, the engine's tokenizer does not know: the pipeline's own embeddings are scored."""
+    pipe = make_pipe(StableDiffusionPipeline)
+    prompt = "picture of a crossed <learnt>"
+    with torch.no_grad():
+        ids = pipe.tokenizer("picture of a crossed fingers").input_ids
+        concept = pipe.text_encoder.get_input_embeddings().weight[ids[5]].clone()
+    pipe.load_textual_inversion(concept[None], token="<learnt>")
+    result = guard(pipe, emoji.detector)(prompt, num_inference_steps=2)
+    expected = emoji.detector.score(["picture of a crossed fingers"])
+    assert expected.memorized[0] and actions(result) == ["blocked"]
+    assert result.verdicts[0].score == pytest.approx(expected.score[0], rel=1e-4)
+    assert emoji.detector.score([prompt]).score[0] != pytest.approx(expected.score[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_first_step_is_the_norm(small, kind):
+    """By torch, from the UNet's own first output; the pictures are the bare pipeline's, with no call added."""
+    pipe, detector, clean, memorized = small
+    pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    prompts = [clean[0], memorized[0]]
+    options = {
+        "num_inference_steps": 5,
+        "num_images_per_prompt": 2,
+        "output_type": "np",
+        "negative_prompt": ["", "red"],
+    }
+    with recorded(pipe.unet) as calls:
+        bare = pipe(prompts, generator=seeded(), **options).images
+    norms = mean_norms(calls[0].output, 2)
+    assert norms[0] < norms[1]
+    guarded = guard(pipe, detector, first_step=sum(norms) / 2)
+    with recorded(pipe.unet) as again:
+        result = guarded(prompts, generator=seeded(), **options)
+    assert len(again) == len(calls) and all(torch.equal(a.output, b.output) for a, b in zip(calls, again, strict=True))
+    assert [v.norm for v in result.verdicts] == pytest.approx(norms, rel=1e-5)
+    assert actions(result) == ["passed", "blocked"]
+    assert all(map(same, result.images[:2], bare[:2])) and result.images[2:] == [None, None]
+    assert {v.threshold for v in result.verdicts} == {sum(norms) / 2}
+    assert all(v.score is None and f"timestep {calls[0].timestep:g}" in v.reason for v in result.verdicts)
+
+
+def test_first_step_ends_the_run(small):
+    """After one call, if all are over the threshold; not to flag them; and the threshold itself is over it."""
+    pipe, detector, _, memorized = small
+    with recorded(pipe.unet) as calls:
+        bare = pipe(memorized, num_inference_steps=4, generator=seeded(), output_type="np").images
+        norms = mean_norms(calls[0].output, 2)
+        del calls[:]
+        options = {"num_inference_steps": 4, "output_type": "np"}
+        result = guard(pipe, detector, first_step=min(norms) * (1 - 1e-6))(memorized, generator=seeded(), **options)
+        assert len(calls) == 1
+        assert result.images == [None, None] and result.output is None and actions(result) == ["blocked"] * 2
+        exact = guard(pipe, detector, first_step=result.verdicts[0].norm)
+        assert actions(exact(memorized[0], generator=seeded(), num_inference_steps=4)) in (["blocked"], ["passed"])
+        flagged = guard(pipe, detector, "flag", first_step=min(norms) * (1 - 1e-6))
+        result = flagged(memorized, generator=seeded(), **options)
+    assert actions(result) == ["flagged"] * 2 and all(map(same, result.images, bare))
+    again = pipe(memorized, num_inference_steps=4, generator=seeded(), output_type="np").images
+    assert all(map(same, again, bare))  # an ended run leaves nothing behind
+
+
+def test_first_step_of_embeddings(small):
+    pipe, detector, _, memorized = small
+    with torch.no_grad():
+        states, uncond = pipe.encode_prompt(memorized, "cpu", 1, True)
+    result = guard(pipe, detector, first_step=0.1)(
+        prompt_embeds=states, negative_prompt_embeds=uncond, num_inference_steps=2
+    )
+    assert result.images == [None, None] and [v.prompt for v in result.verdicts] == [None, None]
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
+@pytest.mark.parametrize("karras", [False, True])
+def test_first_step_of_v_prediction(small, copy, kind, karras):
+    """Scaled to ε by ᾱ of the scheduler's own first σ, also between two trained timesteps."""
+    edit_manifest(copy, lambda m: m.update(prediction_type="v_prediction"))
+    options = {"use_karras_sigmas": True} if karras and kind is not DDIMScheduler else {}
+    small.pipe.scheduler = kind.from_config(small.pipe.scheduler.config, prediction_type="v_prediction", **options)
+    with recorded(small.pipe.unet) as calls:
+        result = guard(small.pipe, Detector.load(copy), "flag", first_step=1.0)(
+            ["a star", "moon"], num_inference_steps=3, output_type="latent"
+        )
+    if kind is DDIMScheduler:
+        alpha = float(small.pipe.scheduler.alphas_cumprod[int(calls[0].timestep)])
+    else:
+        sigma = float(small.pipe.scheduler.sigmas[0])
+        alpha = 1 / (1 + sigma**2)
+    expected = np.array(mean_norms(calls[0].output, 2)) * alpha**0.5 / (1 - alpha)
+    assert [v.norm for v in result.verdicts] == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_signal_at_the_first_step(small, copy):
+    edit_manifest(copy, lambda m: m.update(prediction_type="v_prediction"))
+    small.pipe.scheduler = DDIMScheduler.from_config(
+        small.pipe.scheduler.config,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    with pytest.raises(InputError, match="zero terminal SNR"):
+        guard(small.pipe, Detector.load(copy), first_step=1.0)("a star", num_inference_steps=2)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_hook_is_removed_after_errors(small, error):
+    pipe, detector = small[:2]
+
+    def end(*_):
+        assert len(pipe.unet._forward_hooks) == 1
+        raise error
+
+    with pytest.raises(error):
+        guard(pipe, detector, first_step=1e9)("a star", num_inference_steps=2, callback_on_step_end=end)
+    assert not pipe.unet._forward_hooks
+    with pytest.raises(TypeError, match="should be the same type to `prompt`"):
+        guard(pipe, detector, first_step=1e9)("a star", negative_prompt=["a", "b"])
+    assert not pipe.unet._forward_hooks
+    latents = torch.full((1, 4, 8, 8), torch.nan)
+    with pytest.raises(NotFiniteError):
+        guard(pipe, detector, first_step=1e9)("a star", latents=latents, num_inference_steps=2)
+
+
+def test_first_step_without_its_halves(small):
+    pipe, detector, clean, _ = small
+    guarded = guard(pipe, detector, first_step=1.0)
+    for scale in (1, 0.0):
+        with pytest.raises(InputError, match=f"guidance_scale is {scale}, so there is no guidance"):
+            guarded("a star", guidance_scale=scale)
+
+    class Unguided(StableDiffusionPipeline):
+        do_classifier_free_guidance = False
+
+    with pytest.raises(InputError, match="had 2 rows for 2 images, not two for each"):
+        guard(Unguided(**pipe.components, requires_safety_checker=False), detector, first_step=1.0)(clean)
+
+
+def test_threads_that_share_a_unet(small):
+    """A guard sees its own thread's call, and not what another calls the same UNet with in the meantime."""
+    pipe, detector, clean, _ = small
+    other = pipe.__class__(**(pipe.components | {"scheduler": copying.deepcopy(pipe.scheduler)}))
+    inside = []
+
+    def encode(*args, **kwargs):
+        """Before its first call, let another thread run all of its own."""
+        thread = threading.Thread(
+            target=lambda: inside.extend(other([*clean, "a star"], num_inference_steps=2, output_type="latent").images)
+        )
+        thread.start()
+        thread.join()
+        return type(pipe).encode_prompt(pipe, *args, **kwargs)
+
+    expected = guard(pipe, detector, "flag", first_step=1.0)(clean[0], generator=seeded(), num_inference_steps=2)
+    pipe.encode_prompt = encode
+    try:
+        result = guard(pipe, detector, "flag", first_step=1.0)(clean[0], generator=seeded(), num_inference_steps=2)
+    finally:
+        del pipe.encode_prompt
+    assert len(inside) == 3
+    assert result.verdicts == expected.verdicts
+
+
+def test_unet_whose_hooks_do_not_run(small):
+    """As of some that are compiled: the pictures are not handed out unseen."""
+    pipe, detector = small[:2]
+    run = type(pipe.unet).forward
+    pipe.unet = Wrapped(pipe.unet)
+    try:
+        with pytest.raises(InputError, match="could not be seen"):
+            guard(pipe, detector, first_step=1e9)("a star", num_inference_steps=2)
+    finally:
+        pipe.unet = pipe.unet.inner
+    assert type(pipe.unet).forward is run
+
+
+class Wrapped(torch.nn.Module):
+    """Calls another module's forward, past all hooks."""
+
+    def __init__(self, inner: torch.nn.Module):
+        super().__init__()
+        self.inner, self.config, self.dtype, self.device = inner, inner.config, inner.dtype, inner.device
+
+    def __call__(self, *args, **kwargs):
+        return self.inner.forward(*args, **kwargs)
+
+
+def test_sdxl(sdxl):
+    """Scored as text, as embeddings with pooled ones, and with a second prompt; in a batch with a blocked one."""
+    pipe, detector, clean, memorized = sdxl
+    options = {"num_inference_steps": 2, "output_type": "np"}
+    mixed = [memorized[1], clean[0]]
+    bare = pipe(mixed, generator=seeded(), **options).images
+    result = guard(pipe, detector)(mixed, generator=seeded(), **options)
+    assert actions(result) == ["blocked", "passed"]
+    assert result.images[0] is None and same(result.images[1], bare[1])
+    assert (
+        actions(guard(pipe, detector)(clean + memorized, prompt_2=clean + memorized, **options))
+        == ["passed"] * 2 + ["blocked"] * 2
+    )
+
+    with torch.no_grad():
+        states, uncond, pooled, uncond_pooled = pipe.encode_prompt(mixed, device="cpu", num_images_per_prompt=1)
+    given = {"prompt_embeds": states, "pooled_prompt_embeds": pooled}
+    given |= {"negative_prompt_embeds": uncond, "negative_pooled_prompt_embeds": uncond_pooled}
+    result = guard(pipe, detector)(generator=seeded(), **given, **options)
+    assert actions(result) == ["blocked", "passed"] and same(result.images[1], bare[1])
+    with pytest.raises(InputError, match="needs pooled prompt embeddings"):
+        guard(pipe, detector)(prompt_embeds=states)
+
+    # Each encoder reads its own prompt, and so neither alone is what is scored.
+    swapped = pipe(mixed, prompt_2=mixed[::-1], generator=seeded(), **options).images
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(mixed, prompt_2=mixed[::-1], device="cpu", num_images_per_prompt=1)
+    result = guard(pipe, detector, "flag")(mixed, prompt_2=mixed[::-1], generator=seeded(), **options)
+    assert all(map(same, result.images, swapped))
+    expected = detector.score_embeddings(states.numpy(), pooled.numpy())
+    assert [v.score for v in result.verdicts] == expected.score.tolist()
+    assert [v.action == "flagged" for v in result.verdicts] == expected.memorized.tolist()
+
+    # A layer that is left out is not in the engine's.
+    result = guard(pipe, detector, "flag")(mixed, clip_skip=1, **options)
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(mixed, device="cpu", num_images_per_prompt=1, clip_skip=1)
+    expected = detector.score_embeddings(states.numpy(), pooled.numpy())
+    assert [v.score for v in result.verdicts] == expected.score.tolist()
+    assert [v.prompt for v in result.verdicts] == mixed
+
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, first_step=1e9)(mixed, generator=seeded(), num_images_per_prompt=2, **options)
+    assert [v.norm for v in result.verdicts] == pytest.approx(mean_norms(calls[0].output, 2), rel=1e-5)
+
+
+def test_pictures_to_pictures(detector):
+    """Prompts are scored there as anywhere; the first step, which does not start from noise, is not measured."""
+    pipe = make_pipe(StableDiffusionImg2ImgPipeline)
+    picture = Image.new("RGB", (8, 8), "red")
+    prompts = [CLEAN[0], MEMORIZED[0]]
+    options = {"image": [picture] * 2, "num_inference_steps": 4, "output_type": "np"}
+    bare = pipe(prompts, generator=seeded(), **options).images
+    result = guard(pipe, detector)(prompts, generator=seeded(), **options)
+    assert actions(result) == ["passed", "blocked"]
+    assert same(result.images[0], bare[0]) and result.images[1] is None
+    with pytest.raises(InputError, match="starts from a picture, not from noise alone"):
+        guard(pipe, detector, first_step=1.0)
+    inpaint = StableDiffusionInpaintPipeline.from_pipe(pipe)
+    result = guard(inpaint, detector)(
+        prompts, image=[picture] * 2, mask_image=picture.convert("L"), height=32, width=32, num_inference_steps=4
+    )
+    assert actions(result) == ["passed", "blocked"]
+
+
+def test_mitigate(emoji):
+    """Generated from embeddings that score under the threshold; clean ones, bit by bit, from their own."""
+    pipe, detector, clean, memorized = emoji
+    prompts = [clean[0], memorized[0], memorized[0]]
+    options = {"num_inference_steps": 2, "output_type": "np", "negative_prompt": ["", "red", ""]}
+    bare = pipe(prompts, generator=seeded(), **options).images
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, "mitigate")(prompts, generator=seeded(), **options)
+    assert actions(result) == ["passed", "mitigated", "mitigated"]
+    assert same(result.images[0], bare[0]) and not same(result.images[1], bare[1])
+    states = calls[0].states.chunk(2)[1]
+    assert torch.equal(states[1], states[2])
+    found = detector.score_embeddings(states[1:].numpy())
+    assert not found.memorized.any()
+    before = detector.score(prompts)
+    for verdict in result.verdicts[1:]:
+        assert verdict.score == pytest.approx(before.score[1], rel=1e-5)
+        assert verdict.mitigation.succeeded
+        assert verdict.mitigation.before == pytest.approx(before.score[1], rel=1e-4)
+        assert verdict.mitigation.after == pytest.approx(found.score[0], rel=1e-4)
+        assert "mitigated: score " in verdict.reason
+    assert result.verdicts[0].mitigation is None
+    assert actions(guard(pipe, detector, "mitigate")(clean[0], num_inference_steps=1)) == ["passed"]
+
+
+def test_mitigation_that_fails(small, monkeypatch):
+    """Not under the threshold, or not for the caller's own detector, or of no text: none of it passes."""
+    pipe, detector, clean, memorized = small
+    guarded = guard(pipe, detector, "mitigate")
+    mitigator, embedding = type(guarded._mitigator), guarded._mitigator.embedding
+    prompts, options = [memorized[0], clean[0]], {"num_inference_steps": 1, "output_type": "latent"}
+    bare = pipe(prompts, generator=seeded(), **options).images
+
+    monkeypatch.setattr(mitigator, "embedding", lambda _, prompt: embedding(prompt, steps=1, learning_rate=1e-6))
+    result = guarded(prompts, generator=seeded(), **options)
+    assert actions(result) == ["blocked", "passed"] and result.images[0] is None and same(result.images[1], bare[1])
+    assert "; not mitigated: score" in result.verdicts[0].reason and not result.verdicts[0].mitigation.succeeded
+    assert guarded(memorized[0], **options).output is None
+
+    unmoved = replace(embedding(memorized[0], steps=1, learning_rate=1e-6), succeeded=True)
+    monkeypatch.setattr(mitigator, "embedding", lambda *_: unmoved)
+    result = guarded(prompts, generator=seeded(), **options)
+    assert actions(result) == ["blocked", "passed"] and result.images[0] is None and same(result.images[1], bare[1])
+    assert "mitigated, but still score" in result.verdicts[0].reason
+
+    with torch.no_grad():
+        states, uncond = pipe.encode_prompt(prompts, "cpu", 1, True)
+    result = guarded(prompt_embeds=states, negative_prompt_embeds=uncond, generator=seeded(), **options)
+    assert actions(result) == ["blocked", "passed"] and same(result.images[1], bare[1])
+    assert "only text that the engine's own text encoder reads can be mitigated" in result.verdicts[0].reason
+
+
+def test_mitigate_sdxl(sdxl):
+    """The pooled embeddings take part."""
+    pipe, detector, clean, memorized = sdxl
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, "mitigate")(
+            [memorized[0], clean[0]], num_inference_steps=1, output_type="latent"
+        )
+    assert actions(result) == ["mitigated", "passed"]
+    mitigation = result.verdicts[0].mitigation
+    np.testing.assert_array_equal(calls[0].states[2].numpy(), mitigation.states)
+    assert not detector.score_embeddings(mitigation.states[None], mitigation.pooled[None]).memorized.any()
+
+
+def test_half_precision(detector):
+    """The pipeline's own rounding of mitigated embeddings is in what is scored."""
+    pipe = make_pipe(StableDiffusionPipeline).to(torch.bfloat16)
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, "mitigate")(MEMORIZED[0], num_inference_steps=1, output_type="latent")
+    if actions(result) == ["mitigated"]:
+        assert calls[0].states.dtype == torch.bfloat16
+        assert not detector.score_embeddings(calls[0].states[1:].float().numpy()).memorized.any()
+    with recorded(pipe.unet) as calls:
+        result = guard(pipe, detector, "flag", first_step=1.0)(CLEAN, num_inference_steps=1, output_type="latent")
+    assert [v.norm for v in result.verdicts] == pytest.approx(mean_norms(calls[0].output, 2), rel=1e-5)
+
+
+def test_is_the_pipeline(small):
+    """Attributes are the pipeline's, to read and to set; what moves it stays guarded."""
+    pipe, detector = small[:2]
+    guarded = guard(pipe, detector)
+    assert guarded.unet is pipe.unet and guarded.components == pipe.components
+    guarded.scheduler = EulerDiscreteScheduler.from_config(guarded.scheduler.config)
+    assert isinstance(pipe.scheduler, EulerDiscreteScheduler)
+    assert guarded.to("cpu") is guarded
+    assert copying.copy(guarded).unet is pipe.unet
+    with pytest.raises(AttributeError, match="nothing"):
+        guarded.nothing  # noqa: B018
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    with pytest.raises(InputError, match="its prediction type is 'v_prediction', and not 'epsilon'"):
+        guarded("a star")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"action": "refuse"}, "no action='refuse': use 'block', 'mitigate' or 'flag'"),
+        ({"action": "mitigate", "first_step": 1.0}, "leave first_step out"),
+        *(({"first_step": bad}, "first_step is .*: give a threshold") for bad in (0, -1.0, float("nan"), "3", True)),
+        ({"first_step": float("inf")}, "first_step is inf"),
+    ],
+)
+def test_wrong_options(small, options, words):
+    pipe, detector = small[:2]
+    with pytest.raises(InputError, match=words):
+        guard(pipe, detector, **options)
+
+
+def test_wrong_pipelines(pipe, random_small, engine):
+    pipe, detector = small[:2]
+    random = Detector.load(engine)
+    for wrong, words in [
+        ("a pipe", "takes a diffusers pipeline, not str"),
+        (guard(pipe, detector), "not GuardedPipeline"),
+        (DiffusionPipeline(), "DiffusionPipeline has no UNet"),
+        (DDPMPipeline(pipe.unet, pipe.scheduler), "DDPMPipeline has no UNet that prompts guide"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            guard(wrong, detector)
+    with pytest.raises(InputError, match="takes a Detector, not PosixPath"):
+        guard(pipe, engine)
+    with pytest.raises(InputError, match="its width of prompt embeddings is 96, and not 24"):
+        guard(pipe, random)
+    small.pipe.scheduler = DDIMScheduler.from_config(small.pipe.scheduler.config, prediction_type="epsilon")
+    with pytest.raises(InputError, match="is not calibrated for cpu-fp32, so there are no verdicts"):
+        guard(small.pipe, random)
+    assert actions(guard(small.pipe, random, first_step=1e9)("a star", num_inference_steps=1)) == ["passed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({}, InputError, "either prompt or prompt_embeds"),
+        ({"prompt": "a", "prompt_embeds": torch.zeros(1, 16, 24)}, InputError, "either prompt or prompt_embeds"),
+        ({"prompt": 7}, InputError, "prompt is int"),
+        ({"prompt": ["a", None]}, InputError, "Prompt 2 is NoneType"),
+        ({"prompt": []}, InputError, "no prompts"),
+        ({"prompt": "a", "return_dict": False}, InputError, "leave return_dict=False out"),
+        ({"prompt_embeds": [[0.0]]}, InputError, "prompt_embeds is list: give a torch tensor"),
+        ({"prompt_embeds": torch.zeros(1, 77, 24)}, InputError, "this engine takes"),
+    ],
+)
+def test_wrong_calls(small, arguments, error, words):
+    pipe, detector = small[:2]
+    with pytest.raises(error, match=words):
+        guard(pipe, detector)(**arguments)
+
+
+def test_loads_neither_torch_nor_diffusers(tmp_path):
+    """Until a pipeline is guarded; and without diffusers that is one sentence."""
+    code = (
+        "import sys; sys.modules['diffusers'] = None\n"
+        "from memedge.integrations.diffusers import guard; from memedge import Detector\n"
+        "assert 'torch' not in sys.modules\n"
+        "try: guard(None, None)\nexcept ImportError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == (
+        "The guard needs 'diffusers', which is not installed: run `python -m pip install 'memedge[export]'`.\n"
+    )
