@@ -1,7 +1,9 @@
 """The border to whatever executes the graphs: what a backend does, and the choice of provider."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +94,18 @@ class Backend(ABC):
             f"Provider {self.provider!r} computes on the engine's own noise only, and this needs other latents: use "
             "provider 'cpu' or 'cuda'."
         )
+
+    def evaluate(
+        self,
+        name: str,  # noqa: ARG002
+        inputs: Mapping[str, npt.NDArray[Any]],  # noqa: ARG002
+    ) -> list[npt.NDArray[Any]]:
+        """Return all outputs of another of the engine's graphs, a file's name; the cached inputs need not be given.
+
+        Raises:
+            ProviderError: this backend runs the text encoder and the UNet alone.
+        """
+        raise ProviderError(f"Provider {self.provider!r} computes no gradients: use provider 'cpu' or 'cuda'.")
 
 
 def open_backend(directory: EngineDirectory, provider: str, precision: str | None, threads: int | None) -> Backend:

@@ -1,14 +1,19 @@
 """Derivatives of an engine's statistics in prompt embeddings, and of its guidance in the noise (METHODS.md §2, 3)."""
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Floats
+from memedge.engine.backend import Floats, Indices
+from memedge.engine.directory import GRADIENT, NOISE_GRADIENT
+from memedge.engine.errors import NotFiniteError, ProviderError
+from memedge.engine.passes import Engine
 
 Array = npt.NDArray[np.float32]
+GRADIENT_PROVIDERS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -55,3 +60,102 @@ class Gradients(Protocol):
         Raises:
             NotFiniteError: something of it is NaN or infinity.
         """
+
+
+class OnnxGradients:
+    """See Gradients: by the engine's own gradient graphs (export/gradient.py), in its provider and precision.
+
+    Each graph is loaded when it is first used, with weights of its own in memory.
+    """
+
+    def __init__(self, engine: Engine):
+        """Take an opened engine.
+
+        Raises:
+            ProviderError: a provider other than cpu and cuda, or an engine without gradient graphs.
+        """
+        manifest, backend = engine.directory.manifest, engine.backend
+        if backend.provider not in GRADIENT_PROVIDERS:
+            raise ProviderError(
+                f"Provider {backend.provider!r} computes no gradients: use provider 'cpu' or 'cuda', or give the "
+                "checkpoint."
+            )
+        if GRADIENT not in manifest.files:
+            raise ProviderError(
+                f"{engine.directory.path} has no {GRADIENT}, which gradients need: export the model again in fp32 or "
+                "fp16, or give the checkpoint."
+            )
+        self._engine = engine
+        self._uncond = backend.memory.download(engine.uncond)
+        self._empty = backend.memory.download(engine.encode(engine.tokenize([""])[0]).tensor)
+
+    def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:
+        engine, draws = self._engine, self._engine.draws
+        rows = draws if alignment_weight == 0 else 2 * draws
+        per_row = np.zeros((2, rows), dtype=np.float32)
+        per_row[0, :draws] = norm_weight * engine.directory.manifest.norm_factor / draws
+        per_row[1, draws:] = alignment_weight / draws
+        found = np.zeros_like(states)
+        values = np.empty((2, len(states) * rows))
+        for start in range(0, values.shape[1], engine.rows_per_call):
+            block = slice(start, start + engine.rows_per_call)
+            place, row = np.divmod(np.arange(values.shape[1])[block], rows)
+            some = slice(place[0], place[-1] + 1)
+            norm, cosine, gradient = self._engine.backend.evaluate(
+                GRADIENT,
+                {
+                    "states": states[some],
+                    "prompt": place - place[0],
+                    "row": row,
+                    "uncond": self._uncond,
+                    "norm_weight": per_row[0, row],
+                    "cosine_weight": per_row[1, row],
+                    "selection": _one_hot(place - place[0]),
+                },
+            )
+            values[:, block] = norm, cosine
+            found[some] += gradient
+        _check_finite(values, found)
+        values = values.reshape(2, len(states), rows)
+        return Gradient(
+            norm=values[0, :, :draws].mean(axis=1) * engine.directory.manifest.norm_factor,
+            alignment=values[1, :, draws:].mean(axis=1) if rows > draws else np.full(len(states), np.nan),
+            states=found,
+        )
+
+    def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
+        engine, manifest = self._engine, self._engine.directory.manifest
+        if manifest.prediction_type == "v_prediction":
+            # Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ.
+            cotangent = np.float32(sqrt(manifest.alphas_cumprod[0])) * cotangent
+        both = np.stack([states, self._empty[0]])
+        found = np.empty_like(latents)
+        most = max(1, engine.rows_per_call // 2)
+        for start in range(0, len(latents), most):
+            block = slice(start, start + most)
+            count = len(latents[block])
+            prompt, row = np.divmod(np.arange(2 * count), count)
+            (found[block],) = engine.backend.evaluate(
+                NOISE_GRADIENT,
+                {
+                    "states": both,
+                    "prompt": prompt,
+                    "row": row,
+                    "sample": latents[block],
+                    "timestep": np.full(count, manifest.timesteps[0]),
+                    "cotangent": np.concatenate([cotangent[block], -cotangent[block]]),
+                    "selection": _one_hot(row),
+                },
+            )
+        _check_finite(found)
+        return found
+
+
+def _one_hot(index: Indices) -> Array:
+    """Return the matrix [K, R] that adds up rows [R] by an index [R] below K."""
+    return (np.arange(index.max() + 1)[:, None] == index).astype(np.float32)
+
+
+def _check_finite(*arrays: npt.NDArray[np.floating]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise NotFiniteError("A gradient holds NaN or infinity: run the model in a higher precision.")

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
 import threading
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,8 @@ class OrtBackend(Backend):
         self._text_encoder = self._session(folder / TEXT_ENCODER)
         self._unet = self._session(folder / UNET)
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
+        self._sessions: dict[str, Any] = {}  # of other graphs, by file name
+        self._loading = threading.Lock()
         self._own = threading.local()  # sessions may be shared between threads, bindings not
         self._options = onnxruntime.RunOptions()
         # Only `Memory.download` has to wait.
@@ -88,20 +90,34 @@ class OrtBackend(Backend):
     ) -> Tensor:
         memory = self._memory
         if not hasattr(self._own, "free"):
-            self._own.free = self._prefix.io_binding(), self._unet.io_binding()
+            self._own.free = self._further(PREFIX).io_binding(), self._unet.io_binding()
         prefix, unet = self._own.free
         # The UNet takes 2n rows; those that are not filled are not asked for.
         cached = {name: memory.empty(tensor.shape, tensor.dtype) for name, tensor in self._cached.items()}
         filled = {name: part(tensor, 0, len(latents)) for name, tensor in cached.items()}
         given = {"sample": memory.upload(latents), "timestep": memory.upload(np.full(len(latents), timestep))}
-        self._call(prefix, self._prefix, given, filled, len(latents))
+        self._call(prefix, self._further(PREFIX), given, filled, len(latents))
         rows = {"states": states, "prompt": memory.upload(prompt), "row": memory.upload(row)}
         return self._run(unet, self._unet, {**rows, **cached}, len(row))
 
-    @cached_property
-    def _prefix(self) -> Any:
-        """The graph that computes the UNet's cached inputs, loaded when it is first asked for."""
-        return self._session(self._folder / PREFIX)
+    def evaluate(self, name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        session = self._further(name)
+        binding = session.io_binding()
+        given = {name: self._memory.upload(array) for name, array in inputs.items()}  # alive till the call is done
+        for value in session.get_inputs():
+            self._bind(binding.bind_input, value.name, given.get(value.name) or self._cached[value.name])
+        for value in session.get_outputs():
+            binding.bind_output(value.name)  # on the host, where ONNX Runtime finds room for it
+        self._run_bound(session, binding, None, len(inputs["row"]))
+        outputs: list[npt.NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return outputs
+
+    def _further(self, name: str) -> Any:
+        """Return the session of another graph, loaded when it is first asked for."""
+        with self._loading:
+            if name not in self._sessions:
+                self._sessions[name] = self._session(self._folder / name)
+            return self._sessions[name]
 
     def _predict(self, states: Tensor, prompt: Indices, row: Tensor) -> Tensor:
         inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}
@@ -184,9 +200,12 @@ class OrtBackend(Backend):
             self._bind(binding.bind_input, name, tensor)
         for name, tensor in outputs.items():
             self._bind(binding.bind_output, name, tensor)
+        self._run_bound(session, binding, self._options, rows)
+
+    def _run_bound(self, session: Any, binding: Any, options: Any, rows: int) -> None:
         try:
             with self._memory.current():
-                session.run_with_iobinding(binding, self._options)
+                session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = str(error).strip().splitlines()[0]
             raise EngineError(

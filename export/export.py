@@ -39,7 +39,7 @@ from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
 from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export import cost, graphs, half, int8, linear, ranges, simulate, upsample
+from memedge.export import cost, gradient, graphs, half, int8, linear, ranges, simulate, upsample
 from memedge.export.checkpoint import Checkpoint, latent_shape
 from memedge.export.drift import drift, scores
 from memedge.export.load import load_checkpoint
@@ -190,6 +190,12 @@ def _write(
     if precision == "fp16":
         cached = _to_half(folder, cached, ids, states, progress)
 
+    notes = noise.notes
+    if precision != "int8":  # whose rounding has no gradient
+        progress("differentiating the UNet")
+        if missing := gradient.write(folder):
+            notes += (f"There are no gradients, so no mitigation without the checkpoint: {missing}.",)
+
     progress("caching the unconditional predictions")
     prediction = engine_epsilon(OrtBackend(folder, cached, precision, HostMemory()), ids, draws)
     tensors = {"sample": sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
@@ -224,7 +230,7 @@ def _write(
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
         drift=measured,
         preset=preset,
-        notes=noise.notes,
+        notes=notes,
         pooled_width=pooled_width,
     )
     write_manifest(folder, manifest)
