@@ -1,16 +1,17 @@
-"""Does mitigation work, what does it leave of the prompt, and what does it cost: the embedded model's memorized captions.
+"""Does mitigation work, what does it leave of the prompt, what does it cost: the embedded model's memorized captions.
 
     python bench/mitigation.py DATA_DIR [--full] [--sheet bench/mitigation.png] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), a
 few of each group; with --full all of them, those of the calibration split included. Each method is followed by 8
-generations from 8 seeds that it has not seen (bench/tiny/generate.py); SAIL's generations start from its own noise, made
-from 8 other seeds.
+generations from 8 seeds that it has not seen (bench/tiny/generate.py); those of SAIL start from the noise that it made
+from 8 other seeds, a draw each.
 
 - nothing: the caption as it is.
 - k random words: at random places of the caption (Somepalli et al., 2023).
 - norm: the embeddings moved until ‖Δ‖ is at a target (Wen et al.). score: until the detector's score is below a target
-  (Asthana & Belagiannis). Both on the engine's own noise.
+  (Asthana & Belagiannis). Both on the engine's own noise. "near": with the distance from the caption's own embeddings
+  penalised.
 - SAIL: the noise moved (Jeon et al.).
 
 Columns: replicas, the share of generations with a similarity of at least 0.8 to one training picture, as
@@ -32,6 +33,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +58,17 @@ from generate import denoise, similarity  # noqa: E402
 from label import MAJORITY, REPLICA, SEEDS, training_pictures  # noqa: E402
 from model import Model  # noqa: E402
 
+Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
-FEW = {"memorized": 8, "partly": 2, "template": 3}  # captions without --full
-WORDS = (1, 2, 4)
-NORM_TARGETS = (1.4, 1.0)
-SCORE_TARGETS = (None, 1.8)  # None: the calibrated threshold
+FEW = {"memorized": 6, "partly": 1, "template": 2}  # captions without --full
+WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
+EMBEDDINGS: dict[str, dict[str, Any]] = {
+    "norm ≤ 1": {"loss": "norm", "target": 1.0},
+    "norm ≤ 1, near": {"loss": "norm", "target": 1.0, "distance_weight": 10.0},
+    "score < threshold": {},
+    "score ≤ 1.8": {"target": 1.8},
+    "score ≤ 1.8, near": {"target": 1.8, "distance_weight": 10.0},
+}
 STEPS = 20
 SAIL_STEPS = 10
 POSES = 32  # of each drawing, in the gallery
@@ -148,7 +156,7 @@ class Run:
     """
 
     pictures: torch.Tensor
-    results: list[Mitigation] | list[MitigatedNoise]
+    results: Results
     seconds: float
     norms: tuple[float, float]
 
@@ -199,13 +207,7 @@ class Bench:
         seconds = float(np.median([seconds for _, seconds in found]))
         return self._run(self.encode(prompt), noise, [result for result, _ in found], seconds)
 
-    def _run(
-        self,
-        states: torch.Tensor,
-        noise: torch.Tensor,
-        results: list[Mitigation] | list[MitigatedNoise],
-        seconds: float,
-    ) -> Run:
+    def _run(self, states: torch.Tensor, noise: torch.Tensor, results: Results, seconds: float) -> Run:
         norms = self.norm(states, self.own_noise), self.norm(states, noise)
         return Run(self.pictures(states, noise), results, seconds, norms)
 
@@ -266,20 +268,16 @@ def summarise(method: str, runs: list[Run], judged: list[Judged]) -> Row:
     )
 
 
-def methods(bench: Bench) -> dict[str, Callable[[str], Run]]:
+def methods(bench: Bench, full: bool) -> dict[str, Callable[[str], Run]]:
     """Return what is compared, by name."""
     vocabulary = sorted({word for caption in bench.data.captions for word in caption.text.split() if word.isalpha()})
-    found: dict[str, Callable[[str], Run]] = {"nothing": bench.prompt}
-    for count in WORDS:
-        name = f"{count} random word{'s' * (count > 1)}"
-        found[name] = lambda prompt, count=count: bench.prompt(random_words(prompt, count, vocabulary, 0))
-    for target in NORM_TARGETS:
-        found[f"norm ≤ {target:g}"] = lambda prompt, target=target: bench.embedding(prompt, loss="norm", target=target)
-    for target in SCORE_TARGETS:
-        name = "score < threshold" if target is None else f"score ≤ {target:g}"
-        found[name] = lambda prompt, target=target: bench.embedding(prompt, loss="score", target=target)
-    found["SAIL"] = bench.sail
-    return found
+
+    def with_words(count: int, prompt: str) -> Run:
+        return bench.prompt(random_words(prompt, count, vocabulary, 0))
+
+    words = {f"{count} random word{'s' * (count > 1)}": partial(with_words, count) for count in WORDS[full]}
+    embeddings = {name: partial(bench.embedding, **options) for name, options in EMBEDDINGS.items()}
+    return {"nothing": bench.prompt, **words, **embeddings, "SAIL": bench.sail}
 
 
 def chosen(data: Emoji, full: bool) -> list[int]:
@@ -304,15 +302,14 @@ def checks(bench: Bench, gallery: Gallery, captions: list[int]) -> list[Row]:
     runs = [bench.prompt(data.captions[i].text) for i in frequent]
     noise = data.to_rgba(bench.noise)
     nothing = Run(noise, [], float("nan"), (float("nan"), float("nan")))
+    judged = [judge(data, gallery, i, run.pictures) for i, run in zip(frequent, runs, strict=True)]
     return [
-        summarise(
-            "(frequent)", runs, [judge(data, gallery, i, r.pictures) for i, r in zip(frequent, runs, strict=True)]
-        ),
+        summarise("(frequent)", runs, judged),
         summarise("(noise)", [nothing] * len(captions), [judge(data, gallery, i, noise) for i in captions]),
     ]
 
 
-SHOWN = ("nothing", "4 random words", "norm ≤ 1", "score ≤ 1.8", "SAIL")
+SHOWN = ("nothing", "2 random words", "norm ≤ 1, near", "score ≤ 1.8, near", "SAIL")
 SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12
@@ -364,7 +361,7 @@ def sources(prompts: list[str], by_torch: Mitigator, by_graphs: Mitigator) -> li
     }
     found = []
     for name, call in calls.items():
-        pairs = [[timed(lambda m=m, p=p: call(m, p))[1] for m in (by_torch, by_graphs)] for p in prompts][1:]
+        pairs = [[timed(partial(call, m, p))[1] for m in (by_torch, by_graphs)] for p in prompts][1:]
         both = np.median(pairs, axis=0)
         found.append(Source(name, *map(float, both), float(np.median([a / b for a, b in pairs]))))
     return found
@@ -387,7 +384,7 @@ def main() -> None:
     console = Console(width=160)
     rows = checks(bench, gallery, captions)
     runs: dict[str, list[Run]] = {}
-    for name, method in methods(bench).items():
+    for name, method in methods(bench, arguments.full).items():
         start = time.perf_counter()
         runs[name] = [method(data.captions[i].text) for i in captions]
         judged = [judge(data, gallery, i, run.pictures) for i, run in zip(captions, runs[name], strict=True)]
