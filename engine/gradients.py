@@ -116,10 +116,10 @@ class OnnxGradients:
             values[:, block] = norm, cosine
             found[some] += gradient
         _check_finite(values, found)
-        values = values.reshape(2, len(states), rows)
+        norms, cosines = values.reshape(2, len(states), rows)
         return Gradient(
-            norm=values[0, :, :draws].mean(axis=1) * engine.directory.manifest.norm_factor,
-            alignment=values[1, :, draws:].mean(axis=1) if rows > draws else np.full(len(states), np.nan),
+            norm=norms[:, :draws].mean(axis=1) * engine.directory.manifest.norm_factor,
+            alignment=cosines[:, draws:].mean(axis=1) if rows > draws else np.full(len(states), np.nan),
             states=found,
         )
 
@@ -153,7 +153,8 @@ class OnnxGradients:
 
 def _one_hot(index: Indices) -> Array:
     """Return the matrix [K, R] that adds up rows [R] by an index [R] below K."""
-    return (np.arange(index.max() + 1)[:, None] == index).astype(np.float32)
+    matrix: Array = (np.arange(index.max() + 1)[:, None] == index).astype(np.float32)
+    return matrix
 
 
 def _check_finite(*arrays: npt.NDArray[np.floating]) -> None:

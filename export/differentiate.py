@@ -47,7 +47,8 @@ class _Tape(Appender):
         self._nodes = list(graph)
         for node in self._nodes:
             if any(value in self._dependent for value in node.inputs):
-                self._dependent.update(node.outputs)
+                # A shape depends on no value of what it is the shape of.
+                self._dependent.update(v for v in node.outputs if v.dtype is None or v.dtype.is_floating_point())
         self._gradients: dict[ir.Value, ir.Value] = {}
 
     def backward(self, output: ir.Value, gradient: ir.Value) -> ir.Value:
@@ -60,7 +61,7 @@ class _Tape(Appender):
                 raise NotDifferentiableError(f"no rule for {node.domain or 'ai.onnx'}::{node.op_type} ({node.name})")
             for index, value in enumerate(node.inputs):
                 if value in self._dependent:
-                    self._accumulate(value, rule(self, node, index))  # type: ignore[arg-type]  # None is never there
+                    self._accumulate(value, rule(self, node, index))
         if self._source not in self._gradients:
             raise NotDifferentiableError(f"{output.name} does not depend on {self._source.name}")
         return self._gradients[self._source]
@@ -275,11 +276,22 @@ def _depth_to_space(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
 
 
 def _gather(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
-    """Add up the rows that were taken from the same place: a product with the index's one-hot matrix."""
     data, rows = _input(node, 0), _input(node, 1)
+    axis = node.attributes.get_int("axis", 0) % len(shape_of(data))
+    _plain(node, index == 0, "an index that depends on the source")
+    if axis == 0:
+        return _rows_taken(tape, node, data, rows)
+    number = _constant(rows)
+    _plain(node, number.ndim == 0, "several places of an axis other than the first")
+    shape, size = shape_of(data), int(shape_of(data)[axis])
+    apart = tape.reshaped(tape.of(node.outputs[0]), [*shape[:axis], 1, *shape[axis + 1 :]])
+    return tape.padded(apart, axis, int(number) % size, shape)
+
+
+def _rows_taken(tape: _Tape, node: ir.Node, data: ir.Value, rows: ir.Value) -> ir.Value:
+    """Add up the rows that were taken from the same place: a product with the index's one-hot matrix."""
     while rows not in tape.selections and (maker := rows.producer()) is not None and maker.op_type == "Reshape":
         rows = _input(maker, 0)
-    _plain(node, index == 0 and node.attributes.get_int("axis", 0) == 0, "an axis other than the first")
     _plain(node, rows in tape.selections, f"an index that is not known, {rows.name}")
     shape = shape_of(data)
     width = math.prod(int(size) for size in shape[1:])

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, UNET
-from memedge.export.append import Appender, Axes, NotDifferentiableError
+from memedge.export.append import Appender, Axes, NotDifferentiableError, shape_of
 from memedge.export.differentiate import differentiate
 from memedge.export.expand import expand
 from memedge.export.half import HALF
@@ -46,12 +46,12 @@ def _of_states(model: ir.Model) -> ir.Model:
     graph = model.graph
     states, prompt, row = (_input(graph, name) for name in ("states", "prompt", "row"))
     prediction = graph.outputs[0]
-    rows, *latent = prediction.shape  # type: ignore[misc]
+    rows, *latent = shape = shape_of(prediction)
     uncond = _add_input(graph, "uncond", ["cached", *latent])
     weights = [_add_input(graph, f"{name}_weight", [rows]) for name in ("norm", "cosine")]
     selection = _add_input(graph, "selection", ["prompts", rows])
     loss = Appender(graph, "loss")
-    zero = loss.node("Gather", [uncond, row], prediction.shape, axis=0)
+    zero = loss.node("Gather", [uncond, row], shape, axis=0)
     delta = loss.node("Sub", [prediction, zero])
     norm = _length(loss, delta, (1, 2, 3), 1e-30)
     lengths = [_length(loss, value, (1,), 1e-8) for value in (zero, delta)]
@@ -84,9 +84,9 @@ def _of_noise(folder: Path) -> ir.Model:
     _join(graph, prefix.graph)
     expand(model)
     sample, row, prediction = _input(graph, "sample"), _input(graph, "row"), graph.outputs[0]
-    rows = prediction.shape[0]  # type: ignore[index]
-    cotangent = _add_input(graph, "cotangent", list(prediction.shape))  # type: ignore[arg-type]
-    selection = _add_input(graph, "selection", [LATENTS, rows])
+    shape = shape_of(prediction)
+    cotangent = _add_input(graph, "cotangent", shape)
+    selection = _add_input(graph, "selection", [LATENTS, shape[0]])
     gradient = _through(graph, prediction, cotangent, sample, {row: selection})
     graph.outputs.clear()
     _add_output(graph, "gradient", gradient)
@@ -109,8 +109,8 @@ def _join(graph: ir.Graph, prefix: ir.Graph) -> None:
     for stored in [value for value in graph.inputs if value.name in cached]:
         stored.replace_all_uses_with(cached[stored.name])
         graph.inputs.remove(stored)
-    for value in (*weights, *(value for node in nodes for value in node.outputs)):
-        value.name = f"prefix.{value.name}"
+    for named in (*weights, *nodes, *(value for node in nodes for value in node.outputs)):
+        named.name = f"prefix.{named.name}"
     for weight in weights:
         graph.register_initializer(weight)
     graph.inputs.extend(inputs)

@@ -68,15 +68,15 @@ class TorchGradients:
         return Gradient(means[:, 0], alignment, gradient)
 
     def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
-        cond = torch.tensor(states)[None]
-        found = np.empty_like(latents)
-        for block in self._blocks(len(latents)):
-            count = len(block)
-            leaf = torch.tensor(latents[block], requires_grad=True)
-            both = torch.cat([cond.expand(count, -1, -1), self._empty.expand(count, -1, -1)])
-            output = self._unet(leaf.repeat(2, 1, 1, 1), self._timesteps[0].expand(2 * count), both)
-            delta = self._scale * (output[:count] - output[count:])
-            found[block] = torch.autograd.grad(delta, leaf, torch.from_numpy(cotangent[block]))[0].numpy()
+        x, c = torch.tensor(latents), torch.tensor(cotangent)
+        pair = torch.cat([torch.tensor(states)[None], self._empty])
+        parts: list[torch.Tensor] = []
+        for block in self._blocks(len(x)):
+            leaf, count = x[block].requires_grad_(), len(block)
+            timestep = self._timesteps[0].expand(2 * count)
+            cond, uncond = self._unet(leaf.repeat(2, 1, 1, 1), timestep, pair.repeat_interleave(count, dim=0)).chunk(2)
+            parts += torch.autograd.grad(self._scale * (cond - uncond), leaf, c[block])
+        found: Array = torch.cat(parts).numpy()
         _check_finite(found)
         return found
 
@@ -86,7 +86,8 @@ class TorchGradients:
 
     def _blocks(self, count: int) -> Iterator[torch.Tensor]:
         """Yield the numbers 0 … count − 1, as many at a time as one call takes rows."""
-        yield from torch.arange(count).split(self._rows)
+        for start in range(0, count, self._rows):
+            yield torch.arange(start, min(start + self._rows, count))
 
 
 def _check_finite(*arrays: npt.NDArray[np.floating]) -> None:

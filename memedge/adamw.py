@@ -3,6 +3,8 @@
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.errors import NotFiniteError
+
 BETAS = 0.9, 0.999
 EPSILON = 1e-8
 
@@ -14,16 +16,24 @@ class AdamW:
 
     def __init__(self, learning_rate: float, weight_decay: float = 0.01):
         self._rate, self._decay = learning_rate, weight_decay
-        self._first = self._second = np.float32(0)
+        self._first: Array = np.zeros((), dtype=np.float32)
+        self._second = self._first
         self._steps = 0
 
     def step(self, values: Array, gradient: Array) -> Array:
-        """Return the values after one more step."""
+        """Return the values after one more step.
+
+        Raises:
+            NotFiniteError: they are beyond float32.
+        """
         first, second = BETAS
         self._steps += 1
-        self._first = np.asarray(first * self._first + (1 - first) * gradient)
-        self._second = np.asarray(second * self._second + (1 - second) * gradient * gradient)
-        mean = self._first / (1 - first**self._steps)
-        root = np.sqrt(self._second / (1 - second**self._steps))
-        moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
+        with np.errstate(all="ignore"):  # what is not finite is an error below
+            self._first = first * self._first + (1 - first) * gradient
+            self._second = second * self._second + (1 - second) * gradient * gradient
+            mean = self._first / (1 - first**self._steps)
+            root = np.sqrt(self._second / (1 - second**self._steps))
+            moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
+        if not np.isfinite(moved).all():
+            raise NotFiniteError("The steps lead to values beyond float32: use a smaller learning rate.")
         return moved

@@ -96,6 +96,13 @@ def detect(
 @app.command()
 def explain(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="One prompt, in quotes.")],
+    method: Annotated[
+        Literal["mask", "gradient"],
+        typer.Option(
+            "--method",
+            help="How much the score falls when a word is masked, or how steeply the norm changes with its embeddings.",
+        ),
+    ] = "mask",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")
     ] = None,
@@ -105,14 +112,14 @@ def explain(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say which words of a prompt carry its score: how much it falls when each is masked."""
+    """Say which words of a prompt carry its score."""
     if output:
         from memedge.plot import check_plot
 
         check_plot(output, "--output")
     detector = load(engine, provider, precision, threads)
     with show.progress_bar("masking") as progress:
-        explanation = detector.explain(prompt, progress=progress)
+        explanation = detector.explain(prompt, method, progress=progress)
     show.print_json(explanation) if json else show.print_explanation(explanation, detector.info)
     if output:
         from memedge.heat import draw

@@ -23,7 +23,7 @@ from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
 from memedge.engine.reduction import check_options
 from memedge.engine.tuning import best_rows_per_call
-from memedge.explain import Explanation, Kind, Masks, Method
+from memedge.explain import Explanation, Kind, Masks, Method, by_gradient
 from memedge.results import Scores, Verdict
 from memedge.verdicts import make_verdicts
 
@@ -220,16 +220,21 @@ class Detector:
         Args:
             prompt: one prompt.
             method: "mask": how much the score falls when a word is masked, or a token alone (explain.Masks). A prompt
-                of k words takes k + 1 times what `score` takes, and some more for words of several tokens.
+                of k words takes k + 1 times what `score` takes, and some more for words of several tokens. "gradient":
+                how steeply the norm changes with a word's embeddings (explain.by_gradient). It takes a forward and a
+                backward pass per draw, and says less: see Masks.
             progress: called with (scored, total) maskings.
 
         Raises:
             InputError: something that is not text, or an unknown method.
+            ProviderError: "gradient" on an engine or a provider that has no gradients.
             NotFiniteError: the model produced NaN or infinity.
         """
         if method not in get_args(Method):
-            raise InputError(f"There is no method={method!r}: use 'mask'.")
+            raise InputError(f"There is no method={method!r}: use 'mask' or 'gradient'.")
         (prompt,) = checked_prompts([prompt])
+        if method == "gradient":
+            return self._explain_by_gradient(prompt)
         masks = Masks(self._engine.tokenizer, prompt)
         calibration, preset = self._info.calibration, self._info.manifest.preset
         kind: Kind = "calibrated" if calibration else "published" if preset else "norm"
@@ -253,6 +258,20 @@ class Detector:
             words=masks.words(scores),
             method=method,
             passes=len(masks.ids) * (self._engine.passes if weights else self._engine.draws),
+        )
+
+    def _explain_by_gradient(self, prompt: str) -> Explanation:
+        states = self._engine.encode(self._engine.tokenize([prompt])[0])
+        array = self._engine.backend.memory.download(states.tensor)
+        found = self._gradients.statistics(array, norm_weight=1.0, alignment_weight=0.0)
+        return Explanation(
+            prompt=prompt,
+            score=0.0 if states.empty[0] else float(found.norm[0]),
+            kind="norm",
+            threshold=None,
+            words=by_gradient(self._engine.tokenizer, prompt, found.states[0, : self._info.manifest.tokens]),
+            method="gradient",
+            passes=self._engine.draws,
         )
 
     def _options(self, alignment: Alignment | None, operands: Operands | None) -> tuple[Alignment, Operands]:

@@ -159,18 +159,19 @@ class Masks:
         return self._words.rate(fall)
 
 
-def by_gradient(tokenizer: engine_tokenizer.PromptTokenizer, prompt: str, gradient: Floats) -> tuple[Word, ...]:
-    """Return the words of a prompt, given ∂(norm) / ∂(prompt embeddings), [K, D] (Wen et al., METHODS.md §2).
+def by_gradient(
+    tokenizer: engine_tokenizer.PromptTokenizer, prompt: str, gradient: npt.NDArray[np.float32]
+) -> tuple[Word, ...]:
+    """Return the words of a prompt, given ∂(norm) / ∂(its states), [L, D] (Wen et al., METHODS.md §2).
 
     A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂; a word's that of
-    the rows of all its tokens. What later tokens, EOS and padding took over from a word in the text encoder is not
-    attributed to it, nor is anything of SDXL's pooled state.
+    the rows of all its tokens. What the text encoder carried from a word into later rows is not attributed to it.
     """
-    words, tokens = Words(tokenizer.tokens(prompt), prompt), tokenizer.length
+    words = Words(tokenizer.tokens(prompt), prompt)
 
     def norm(span: Span) -> float | None:
-        rows = sorted({place % tokens for place in words.places(span)})  # SDXL's tokenizers share the rows
-        return float(np.linalg.norm(gradient[rows])) if rows else None
+        rows = sorted({place % len(gradient) for place in words.places(span)})  # SDXL's two tokenizers share them
+        return float(np.linalg.norm(gradient[rows].astype(np.float64))) if rows else None
 
     return words.rate(norm)
 

@@ -8,13 +8,19 @@ from memedge.engine import atomic
 from memedge.explain import Explanation
 
 Colour = tuple[int, int, int]
+LABELS = {
+    "mask": "how much the score falls when the word is masked",
+    "gradient": "how steeply the norm changes with the word's embeddings",
+}
 WHITE, RED, BLUE = (255, 255, 255), (214, 64, 48), (56, 120, 200)
 
 
 def scale(explanation: Explanation) -> float:
-    """Return the significance of the deepest colour: none is deep in a prompt far below the threshold."""
+    """Return the significance of the deepest colour: of maskings none is deep in a prompt far below the threshold."""
     found = [abs(word.significance) for word in explanation.words if word.significance is not None]
-    return max(abs(explanation.score), abs(explanation.threshold or 0), *found, 1e-12)
+    if explanation.method == "mask":  # a gradient is no share of the score
+        found += [abs(explanation.score), abs(explanation.threshold or 0)]
+    return max(found, default=0) or 1e-12
 
 
 def colour(significance: float, deepest: float) -> Colour:
@@ -46,7 +52,7 @@ def draw(explanation: Explanation, path: Path) -> bool:
     axes.set_ylim(max(1, len(read)) - 0.4, -0.6)
     axes.margins(x=0.15)
     axes.axvline(0, color="#333333", linewidth=0.8)
-    axes.set_xlabel("how much the score falls when the word is masked")
+    axes.set_xlabel(LABELS[explanation.method])
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     unread = len(explanation.words) - len(read)

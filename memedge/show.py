@@ -92,8 +92,9 @@ def print_explanation(explanation: "Explanation", info: "EngineInfo") -> None:
         console.print(line, soft_wrap=True)
         console.print(table)
     title = heat.title(explanation)
-    say(f"{title[0].upper()}{title[1:]}, on {info.key}; {explanation.passes} passes.")
-    if explanation.kind == "norm":
+    backward = f", {explanation.passes} backward" if explanation.method == "gradient" else ""
+    say(f"{title[0].upper()}{title[1:]}, on {info.key}; {explanation.passes} passes{backward}.")
+    if explanation.method == "mask" and explanation.kind == "norm":
         say("It is the norm alone: this engine is not calibrated, and nobody published weights for it.")
 
 

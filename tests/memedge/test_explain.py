@@ -194,7 +194,7 @@ def test_batches_change_nothing(engine):
         ((["a star"],), "Prompt 1 is list, not text"),
         ((None,), "not text"),
         (("\ud800",), "UTF-8"),
-        (("a star", "magic"), "no method='magic': use 'mask'"),
+        (("a star", "magic"), "no method='magic': use 'mask' or 'gradient'"),
     ],
 )
 def test_mistakes(detector, arguments, words):

@@ -1,0 +1,129 @@
+"""The gradient graphs: in agreement with torch's autograd, light, and not there where they cannot be."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from engines import edit_manifest
+from torch_denoiser import EMOJI
+
+from memedge.detector import EMBEDDED_ENGINE
+from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, UNET
+from memedge.engine.errors import ProviderError
+from memedge.engine.gradients import OnnxGradients
+from memedge.engine.passes import Engine
+from memedge.export import gradient
+from memedge.export.export import export
+from memedge.export.torch_gradients import TorchGradients
+
+PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More gain nothing on so small a model, and wait for each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference of a row, relative to the row's largest value."""
+    axes = tuple(range(1, expected.ndim))
+    return float((np.abs(found - expected).max(axis=axes) / np.abs(expected).max(axis=axes)).max())
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Engine:
+    return Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
+
+
+def agree(engine: Engine, checkpoint: str, tolerance: float) -> None:
+    onnx, autograd = OnnxGradients(engine), TorchGradients(engine, checkpoint)
+    states = engine.backend.memory.download(engine.encode(engine.tokenize(PROMPTS)[0]).tensor)
+    for weights in [(1.0, 0.0), (0.7, -6.0), (0.0, 1.0)]:
+        found, expected = (source.statistics(states, *weights).states for source in (onnx, autograd))
+        assert difference(found, expected) < tolerance
+    generator = np.random.default_rng(0)
+    latents, cotangent = generator.standard_normal((2, 5, *engine.directory.manifest.latent_shape), dtype=np.float32)
+    found, expected = (source.noise(states[0], latents, cotangent) for source in (onnx, autograd))
+    assert difference(found, expected) < tolerance
+
+
+def test_agreement_with_autograd(embedded):
+    agree(embedded, str(EMOJI), 2e-4)
+
+
+@pytest.mark.slow
+def test_agreement_in_fp16(tmp_path):
+    """Of a trained model, rounded to fp16: its gradients point where the float32 ones do."""
+    export(EMOJI, tmp_path / "engine", precision="fp16")
+    agree(Engine.open(tmp_path / "engine", "cpu", None, 1), str(EMOJI), 0.1)
+
+
+def test_batches_change_nothing(embedded):
+    states = embedded.backend.memory.download(embedded.encode(embedded.tokenize(PROMPTS)[0]).tensor)
+    single = Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
+    single.rows_per_call = 1
+    one, many = (OnnxGradients(engine).statistics(states, 0.7, -6.0) for engine in (single, embedded))
+    np.testing.assert_allclose(one.norm, many.norm, rtol=1e-5)
+    assert difference(one.states, many.states) < 1e-4
+
+
+def test_weights_stay_where_they_are():
+    """The graph of the states reads the UNet's own file; each of both is small beside it."""
+    model = ir.load(EMBEDDED_ENGINE / GRADIENT)
+    outside = {v.const_value.location for v in model.graph.initializers.values() if hasattr(v.const_value, "location")}
+    assert outside == {f"{UNET}.data"}
+    sizes = [(EMBEDDED_ENGINE / name).stat().st_size for name in (GRADIENT, NOISE_GRADIENT)]
+    assert sum(sizes) < 0.15 * (EMBEDDED_ENGINE / f"{UNET}.data").stat().st_size
+
+
+def test_the_embedded_engines_graphs_are_reproduced(tmp_path):
+    for path in EMBEDDED_ENGINE.iterdir():
+        if path.is_file() and "gradient" not in path.name:
+            (tmp_path / path.name).symlink_to(path)
+    assert gradient.write(tmp_path) is None
+    for name in (GRADIENT, NOISE_GRADIENT):
+        assert (tmp_path / name).read_bytes() == (EMBEDDED_ENGINE / name).read_bytes()
+
+
+def test_an_operator_without_a_rule(copy):
+    """Nothing is written, and what is missing is named."""
+    for name in (GRADIENT, NOISE_GRADIENT):
+        (copy / name).unlink()
+    model = ir.load(copy / UNET)
+    next(node for node in model.graph if node.op_type == "Sigmoid").op_type = "HardSigmoid"
+    ir.save(model, copy / UNET)
+    assert "no rule for ai.onnx::HardSigmoid" in (gradient.write(copy) or "")
+    assert not list(copy.glob("*gradient*"))
+
+
+def test_engines_and_providers_without_gradients(copy):
+    def forget(manifest):
+        for name in (GRADIENT, NOISE_GRADIENT):
+            del manifest["files"][name]
+
+    edit_manifest(copy, forget)
+    with pytest.raises(ProviderError, match=r"has no gradient\.onnx, which gradients need: export the model again"):
+        OnnxGradients(Engine.open(copy, "cpu", None, 1))
+    with pytest.raises(ProviderError, match="Provider 'openvino' computes no gradients: use provider 'cpu' or 'cuda'"):
+        OnnxGradients(Engine.open(EMBEDDED_ENGINE, "openvino", "fp32", 1))
+    with pytest.raises(ProviderError, match="Provider 'openvino' computes no gradients"):
+        Engine.open(EMBEDDED_ENGINE, "openvino", "fp32", 1).backend.evaluate(GRADIENT, {})
+
+
+def test_no_torch_is_needed():
+    code = """
+import sys
+from memedge import Mitigator
+found = Mitigator.from_engine(provider="cpu", threads=1).embedding("picture of a crossed fingers")
+assert found.succeeded and found.iterations > 0, found
+assert not {"torch", "onnx", "transformers", "diffusers"} & set(sys.modules), sorted(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
