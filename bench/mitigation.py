@@ -60,14 +60,14 @@ from model import Model  # noqa: E402
 
 Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
-FEW = {"memorized": 6, "partly": 1, "template": 2}  # captions without --full
+FEW = {"memorized": 4, "partly": 1, "template": 1}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
 EMBEDDINGS: dict[str, dict[str, Any]] = {
-    "norm ≤ 1": {"loss": "norm", "target": 1.0},
-    "norm ≤ 1, near": {"loss": "norm", "target": 1.0, "distance_weight": 10.0},
-    "score < threshold": {},
-    "score ≤ 1.8": {"target": 1.8},
-    "score ≤ 1.8, near": {"target": 1.8, "distance_weight": 10.0},
+    "norm to 1": {"loss": "norm", "target": 1.0},
+    "norm to 1, near": {"loss": "norm", "target": 1.0, "distance_weight": 10.0},
+    "score to threshold": {},
+    "score to 1.8": {"target": 1.8},
+    "score to 1.8, near": {"target": 1.8, "distance_weight": 10.0},
 }
 STEPS = 20
 SAIL_STEPS = 10
@@ -309,7 +309,7 @@ def checks(bench: Bench, gallery: Gallery, captions: list[int]) -> list[Row]:
     ]
 
 
-SHOWN = ("nothing", "2 random words", "norm ≤ 1, near", "score ≤ 1.8, near", "SAIL")
+SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to 1.8, near", "SAIL")
 SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12
@@ -333,7 +333,7 @@ def sheet(data: Emoji, captions: list[int], runs: dict[str, list[Run]]) -> Image
         training = training_pictures(data, caption)
         memory = replicated(runs["nothing"][row].pictures, training)[1]
         counts = [int(replicated(runs[name][row].pictures, training)[0].sum()) for name in SHOWN]
-        draw.text((8, y + 10), data.captions[caption].text[:32], "black", text)
+        draw.text((8, y + 10), data.captions[caption].text[:27], "black", text)
         draw.text((8, y + 32), f"replicas of {SEEDS}: " + "  ".join(map(str, counts)), "dimgrey", text)
         shown = [training[memory][None], *(runs[name][row].pictures[:EACH] for name in SHOWN)]
         for x, pictures in zip(left, shown, strict=True):
