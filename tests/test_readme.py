@@ -32,6 +32,22 @@ def test_free_norm():
     np.testing.assert_allclose(names["stats"].norm, [16, 16, 16])
 
 
+def test_mitigation():
+    names: dict = {}
+    exec(blocks("python")[2], names)
+    assert names["result"].succeeded
+    assert names["noise"].shape == (4, 32, 32)
+
+
+def test_guard(detector):
+    from diffusers import StableDiffusionPipeline
+    from guarded import make_pipe
+
+    names = {"pipe": make_pipe(StableDiffusionPipeline), "detector": detector}
+    exec(blocks("python")[3], names)
+    assert [image is None for image in names["result"].images] == [True, False]
+
+
 @pytest.fixture(scope="module")
 def folder(checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
