@@ -9,9 +9,9 @@ from 8 other seeds, a draw each.
 
 - nothing: the caption as it is.
 - k random words: at random places of the caption (Somepalli et al., 2023).
-- norm: the embeddings moved until ‖Δ‖ is at a target (Wen et al.). score: until the detector's score is below a target
-  (Asthana & Belagiannis). Both on the engine's own noise. "near": with the distance from the caption's own embeddings
-  penalised.
+- norm: the embeddings moved until ‖Δ‖ is at a target (Wen et al.). score: until the detector's score is at a target,
+  its threshold or the median of clean calibration captions (Asthana & Belagiannis). Both on the engine's own noise.
+  "near": with the distance from the caption's own embeddings penalised; "score ≤ 1.09, near" is the default.
 - SAIL: the noise moved (Jeon et al.).
 
 Columns: replicas, the share of generations with a similarity of at least 0.8 to one training picture, as
@@ -63,13 +63,12 @@ CHECKPOINT = TINY / "emoji"
 FEW = {"memorized": 4, "partly": 1, "template": 1}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
 EMBEDDINGS: dict[str, dict[str, Any]] = {
-    "norm to 1": {"loss": "norm", "target": 1.0},
-    "norm to 1, near": {"loss": "norm", "target": 1.0, "distance_weight": 10.0},
-    "score to threshold": {},
-    "score to 1.8": {"target": 1.8},
-    "score to 1.8, near": {"target": 1.8, "distance_weight": 10.0},
+    "norm ≤ 1": {"loss": "norm", "target": 1.0, "distance_weight": 0.0},
+    "norm ≤ 1, near": {"loss": "norm", "target": 1.0},
+    "score ≤ threshold": {"target": 3.443, "distance_weight": 0.0},
+    "score ≤ 1.09": {"target": 1.09, "distance_weight": 0.0},
+    "score ≤ 1.09, near": {},
 }
-STEPS = 20
 SAIL_STEPS = 10
 POSES = 32  # of each drawing, in the gallery
 POOL = 4  # pixels of a picture that the gallery takes the mean of, each way
@@ -194,7 +193,7 @@ class Bench:
 
     def embedding(self, prompt: str, **options: Any) -> Run:
         """Generate for a prompt's mitigated embeddings."""
-        result, seconds = timed(lambda: self.mitigator.embedding(prompt, steps=STEPS, **options))
+        result, seconds = timed(lambda: self.mitigator.embedding(prompt, **options))
         return self._run(torch.from_numpy(result.states[None]), self.noise, [result], seconds)
 
     def sail(self, prompt: str) -> Run:

@@ -80,7 +80,8 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (METHODS.md §1).
 
     It holds for one backend and precision, one kind of alignment and one pair of cosine operands. At most a share
-    `target_fpr` of the clean prompts that it was fitted to reach the threshold. `strength` is scikit-learn's C, the
+    `target_fpr` of the clean prompts that it was fitted to reach the threshold; half of them have a score of at most
+    `clean_score`, None in engines that were calibrated before it was stored. `strength` is scikit-learn's C, the
     inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
     """
 
@@ -97,6 +98,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     date: str
     fitted_by: str
     conformal: Conformal | None = None
+    clean_score: float | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -248,6 +250,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
     numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold, c.strength)]
+    numbers += [c.clean_score for c in calibrations if c.clean_score is not None]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
     published = (manifest.preset.gamma_norm, manifest.preset.gamma_alignment) if manifest.preset else ()
     intervals = [c.conformal for c in calibrations if c.conformal]

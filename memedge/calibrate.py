@@ -150,6 +150,7 @@ def _describe(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fitted_by=f"memedge {memedge.__version__}",
         conformal=conformal_interval(features[:, 1], gamma, OPEN_VERDICTS) if enough else None,
+        clean_score=float(np.median((features @ (1.0, gamma))[~sample.memorized])),
     )
 
 

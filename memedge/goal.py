@@ -7,12 +7,11 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision import decide, score_bounds
+from memedge.decision import score_bounds
 from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Alignment, Operands
 from memedge.engine.passes import Engine
-from memedge.engine.precision import BATCH
 
 Loss = Literal["score", "norm"]
 Array = npt.NDArray[np.float32]
@@ -33,7 +32,7 @@ class Goal:
     """A loss and its target, for one engine.
 
     Attributes:
-        target: the calibrated threshold, which is to be undercut by more than rounding, or the value that was given.
+        target: what was given, or the calibration's clean_score: what half of the clean prompts do not exceed.
         calibration: for what runs, or None.
         weights: of norm and alignment in the loss.
         rows: how many conditional UNet evaluations one of the loss takes.
@@ -43,13 +42,13 @@ class Goal:
         """Take the calibration for what runs.
 
         Raises:
-            InputError: an unknown loss; no γ, no threshold or no target where one is needed; a target that cannot be.
+            InputError: an unknown loss; no γ or no target where one is needed; a target that cannot be.
         """
         if loss not in get_args(Loss):
             raise InputError(f"There is no loss={loss!r}: use 'score' or 'norm'.")
         if target is not None and not math.isfinite(target):
             raise InputError(f"target is {target}: give a finite number.")
-        self._engine, self._given, self._is_norm = engine, target is not None, loss == "norm"
+        self._engine, self._is_norm = engine, loss == "norm"
         path, manifest, self._key = engine.directory.path, engine.directory.manifest, engine.backend.key
         self.calibration = manifest.calibrations.get(self._key)
         self._gamma = self.calibration or manifest.preset
@@ -73,12 +72,12 @@ class Goal:
             )
         self.rows, self.weights = engine.passes, (self._gamma.gamma_norm, self._gamma.gamma_alignment)
         if target is None:
-            if self.calibration is None:
+            if self.calibration is None or self.calibration.clean_score is None:
                 raise InputError(
-                    f"{path} is not calibrated for {self._key}, so there is no threshold to come under: run `memedge "
-                    "calibrate`, or give a target."
+                    f"{path} holds no score of clean prompts for {self._key} to come down to: run `memedge calibrate`, "
+                    "or give a target."
                 )
-            target = self.calibration.threshold
+            target = self.calibration.clean_score
         self.target = target
 
     def measure(self, states: Array, steps: int) -> Measured:
@@ -90,12 +89,7 @@ class Goal:
         norms, aligned = self._engine.statistics(embedded, *self._cosine)
         assert self._gamma is not None
         score = float(score_bounds(self._gamma, norms, aligned, aligned)[0][0])
-        if self._given or self.calibration is None:
-            reached = score <= self.target
-        else:
-            # The empty prompt is never memorized, whatever the threshold.
-            noise = BATCH[self._engine.backend.precision]
-            reached = norms[0] == 0 or not np.any(decide(self.calibration, norms, aligned, aligned, noise))
+        reached = score <= self.target or norms[0] == 0
         return Measured(states, steps, float(norms[0]), score, bool(reached))
 
     def verdict(self, measured: Measured) -> tuple[float | None, bool | None, int]:
@@ -114,14 +108,13 @@ class Goal:
         """Say what came of `steps` steps."""
         still = "; the score is still that of a memorized prompt" if memorized and after.reached else ""
         name = "norm" if self._is_norm else "score"
-        target = f"target {self.target:.4g}" if self._given else f"threshold {self.target:.4g}"
-        sign = "≤" if self._given else "<"
+        target = f"target {self.target:.4g}"
         if before.norm == 0:
             return "the empty prompt has no guidance, and nothing to lower"
         if before.reached:
-            return f"{name} {before.loss:.4g} {sign} {target} without a change{still}"
+            return f"{name} {before.loss:.4g} ≤ {target} without a change{still}"
         if after.reached:
-            return f"{name} {before.loss:.4g} → {after.loss:.4g} {sign} {target}, in {_count(after.steps)}{still}"
+            return f"{name} {before.loss:.4g} → {after.loss:.4g} ≤ {target}, in {_count(after.steps)}{still}"
         found = f"the lowest of {_count(steps)}, which began at {before.loss:.4g}"
         return f"{name} {after.loss:.4g} does not come down to {target} ({found}): allow more steps"
 

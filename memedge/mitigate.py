@@ -33,7 +33,7 @@ class Mitigation:
         states: float32 [L, D], the embeddings; that of BOS is the prompt's own.
         pooled: float32 [P], SDXL's pooled embeddings; None in other models.
         loss: "score" or "norm": what `target`, `before` and `after` are values of.
-        target: what it was to come down to. The calibrated threshold is to be undercut, by more than rounding.
+        target: what it was to come down to.
         before, after: its values of the prompt and of `states`, both by a forward pass of the engine.
         score: the score of `states`, or None if there is no γ.
         threshold: the calibrated threshold of scores, or None.
@@ -155,9 +155,9 @@ class Mitigator:
         target: float | None = None,
         *,
         loss: Loss = "score",
-        steps: int = 10,
+        steps: int = 40,
         learning_rate: float = 0.05,
-        distance_weight: float = 0.0,
+        distance_weight: float = 5.0,
     ) -> Mitigation:
         """Move a prompt's embeddings until its score, or its norm, is at the target (Wen et al., METHODS.md §2).
 
@@ -167,14 +167,17 @@ class Mitigator:
 
         Args:
             prompt: one prompt.
-            target: what the loss is to come down to. Default: below the calibrated threshold, for loss="score".
+            target: what the loss is to come down to. Default, for loss="score": the median of the clean prompts that
+                the engine was calibrated on. The threshold would not do: what scores just below it is no longer
+                called memorized, but most of it still replicates (README, bench/mitigation.py).
             loss: "score", as the detector's: γ_norm · norm + γ_align · alignment; or "norm".
-            steps: at most so many.
+            steps: at most so many. The papers' 10 are for targets that leave more of the memory.
             learning_rate: AdamW's.
-            distance_weight: what is added to the loss that steps descend, times (‖e − e_c‖₂ / ‖e_c‖₂)².
+            distance_weight: what is added to the loss that steps descend, times (‖e − e_c‖₂ / ‖e_c‖₂)². The papers have
+                none, 0; with it more of the prompt is left at the same target, after more steps.
 
         Raises:
-            InputError: something that is not text; a number that cannot be; no γ, no threshold or no target where one
+            InputError: something that is not text; a number that cannot be; no γ or no target where one
                 is needed.
             ProviderError: the engine has no gradients that can be computed here.
             NotFiniteError: the model or its derivatives gave NaN or infinity.
