@@ -30,7 +30,7 @@ def check_model(pipe: Any, manifest: Manifest) -> None:
 
 def check_first_step(pipe: Any, threshold: Any) -> None:
     """Raise InputError unless the threshold is a positive number, and the pipeline starts from noise alone."""
-    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 < threshold < math.inf:
+    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 < float(threshold) < math.inf:
         raise InputError(f"first_step is {threshold!r}: give a threshold of the norm, a number above 0.")
     if "strength" in inspect.signature(pipe.__call__).parameters:
         raise InputError(
