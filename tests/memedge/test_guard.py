@@ -89,6 +89,15 @@ def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
     return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """On models this small, torch's threads wait for each other, measured for 17 s instead of 0.2 s on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def model(checkpoint, engine, tmp_path_factory):
     calibrated = shutil.copytree(engine, tmp_path_factory.mktemp("calibrated") / "engine")
@@ -231,19 +240,19 @@ def test_embeddings(small):
     np.testing.assert_allclose(scores.score, detector.score(prompts).score, rtol=1e-4)
 
 
-def test_learnt_words(emoji):
+def test_learnt_words(small, checkpoint):
     """What textual inversion adds, the engine's tokenizer does not know: the pipeline's own embeddings are scored."""
-    pipe = make_pipe(StableDiffusionPipeline)
-    prompt = "picture of a crossed <learnt>"
+    pipe, prompt = make_pipe(StableDiffusionPipeline, checkpoint), small.memorized[0]
     with torch.no_grad():
-        ids = pipe.tokenizer("picture of a crossed fingers").input_ids
-        concept = pipe.text_encoder.get_input_embeddings().weight[ids[5]].clone()
+        first = pipe.tokenizer(prompt).input_ids[1]  # a character, with this tokenizer
+        concept = pipe.text_encoder.get_input_embeddings().weight[first].clone()
     pipe.load_textual_inversion(concept[None], token="<learnt>")
-    result = guard(pipe, emoji.detector)(prompt, num_inference_steps=2)
-    expected = emoji.detector.score(["picture of a crossed fingers"])
-    assert expected.memorized[0] and actions(result) == ["blocked"]
-    assert result.verdicts[0].score == pytest.approx(expected.score[0], rel=1e-4)
-    assert emoji.detector.score([prompt]).score[0] != pytest.approx(expected.score[0], rel=1e-2)
+    learnt = f"<learnt>{prompt[1:]}"
+    result = guard(pipe, small.detector)(learnt, num_inference_steps=2)
+    plain = small.detector.score([prompt, learnt])
+    assert actions(result) == ["blocked"] and result.verdicts[0].prompt == learnt
+    assert result.verdicts[0].score == pytest.approx(plain.score[0], rel=1e-4)
+    assert plain.score[1] != pytest.approx(plain.score[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)
@@ -393,17 +402,26 @@ def test_threads_that_share_a_unet(small):
     assert result.verdicts == expected.verdicts
 
 
-def test_unet_whose_hooks_do_not_run(small):
-    """As of some that are compiled: the pictures are not handed out unseen."""
-    pipe, detector = small[:2]
-    run = type(pipe.unet).forward
-    pipe.unet = Wrapped(pipe.unet)
+def test_compiled_unet(small):
+    """By torch.compile it is measured as any; compiled in place, or called past its hooks, it is not: an error."""
+    pipe, detector, clean, _ = small
+    options = {"num_inference_steps": 1, "output_type": "latent"}
+    plain = pipe.unet
+    expected = guard(pipe, detector, "flag", first_step=1.0)(clean, generator=seeded(), **options)
+    guarded = guard(pipe, detector, "flag", first_step=1.0)
     try:
+        pipe.unet = torch.compile(plain, backend="eager")
+        result = guarded(clean, generator=seeded(), **options)
+        pipe.unet = copying.deepcopy(plain)
+        pipe.unet.compile(backend="eager")
+        with pytest.raises(InputError, match="is compiled in place"):
+            guarded(clean, **options)
+        pipe.unet = Wrapped(plain)
         with pytest.raises(InputError, match="could not be seen"):
-            guard(pipe, detector, first_step=1e9)("a star", num_inference_steps=2)
+            guarded(clean, **options)
     finally:
-        pipe.unet = pipe.unet.inner
-    assert type(pipe.unet).forward is run
+        pipe.unet = plain
+    assert [v.norm for v in result.verdicts] == pytest.approx([v.norm for v in expected.verdicts], rel=1e-4)
 
 
 class Wrapped(torch.nn.Module):
