@@ -29,11 +29,16 @@ def check_model(pipe: Any, manifest: Manifest) -> None:
 
 
 def check_first_step(pipe: Any, threshold: Any) -> None:
-    """Raise InputError unless the threshold is a positive number, and the pipeline starts from noise alone."""
-    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 < threshold < math.inf:
+    """Raise InputError unless the threshold is a positive number, and the first step's norm can be had and means it."""
+    if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 < float(threshold) < math.inf:
         raise InputError(f"first_step is {threshold!r}: give a threshold of the norm, a number above 0.")
     if "strength" in inspect.signature(pipe.__call__).parameters:
         raise InputError(
             f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: leave "
             "first_step out to have the prompts scored."
+        )
+    if getattr(pipe.unet, "_compiled_call_impl", None) is not None:  # it would be compiled anew with every hook
+        raise InputError(
+            "The UNet is compiled in place, where no hook can see its calls: use pipe.unet = torch.compile(pipe.unet), "
+            "or leave first_step out to have the prompts scored."
         )

@@ -159,6 +159,7 @@ class GuardedPipeline:
 
     def _watch(self, call: Call, threshold: float) -> GuardedOutput:
         """Generate, and judge by the norm of the pipeline's own first step."""
+        check_first_step(self._pipe, threshold)
         scale = call.get("guidance_scale")
         if not (scale or 0) > 1:
             raise InputError(

@@ -68,11 +68,11 @@ class FirstStep:
             raise AllOver
 
     def measured(self) -> npt.NDArray[np.float64]:
-        """Return `norms`; raises InputError if there was no call, as of a UNet that is compiled without its hooks."""
+        """Return `norms`; raises InputError if no call was seen, as of what is in a UNet's place and has no hooks."""
         if self.norms is None:
             raise InputError(
-                "The UNet's first call could not be seen, as its hooks did not run (a compiled UNet may have none): "
-                "leave first_step out to have the prompts scored, or guard the pipeline uncompiled."
+                "The UNet's first call could not be seen, as its hooks did not run: leave first_step out to have the "
+                "prompts scored."
             )
         return self.norms
 

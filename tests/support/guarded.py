@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
 EMOJI = Path(__file__).parents[2] / "bench" / "tiny" / "emoji"
 
@@ -26,13 +26,13 @@ def make_pipe(kind: type[DiffusionPipeline], folder: Path = EMOJI, **more: Any) 
         "vae": vae,
         "unet": UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        "tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer"),
         "scheduler": DDIMScheduler.from_pretrained(folder / "scheduler"),
     }
     if (folder / "text_encoder_2").is_dir():
         second = folder / "text_encoder_2"
         parts["text_encoder_2"] = CLIPTextModelWithProjection.from_pretrained(second, dtype=torch.float32)
-        parts["tokenizer_2"] = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+        parts["tokenizer_2"] = AutoTokenizer.from_pretrained(folder / "tokenizer_2")
     else:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     pipe = kind(**parts, **more)
