@@ -60,7 +60,7 @@ from model import Model  # noqa: E402
 
 Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
-FEW = {"memorized": 4, "partly": 1, "template": 1}  # captions without --full
+FEW = {"memorized": 8, "partly": 2, "template": 2}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
 EMBEDDINGS: dict[str, dict[str, Any]] = {
     "norm ≤ 1": {"loss": "norm", "target": 1.0, "distance_weight": 0.0},

@@ -89,7 +89,7 @@ class Goal:
         norms, aligned = self._engine.statistics(embedded, *self._cosine)
         assert self._gamma is not None
         score = float(score_bounds(self._gamma, norms, aligned, aligned)[0][0])
-        reached = score <= self.target or norms[0] == 0
+        reached = score <= self.target
         return Measured(states, steps, float(norms[0]), score, bool(reached))
 
     def verdict(self, measured: Measured) -> tuple[float | None, bool | None, int]:

@@ -140,14 +140,20 @@ class Mitigator:
 
     @staticmethod
     def for_detector(detector: Detector) -> "Mitigator":
-        """Return one on a detector's engine: its very own if it runs on cuda or cpu, else the same opened on cpu.
+        """Return one on a detector's engine, to lower its scores as far as clean prompts'.
+
+        It is the detector's very own engine if that runs on cuda or cpu, else the same opened on cpu.
 
         Raises:
-            EngineError: the engine cannot run on cpu.
+            InputError: the engine is not calibrated for cuda or cpu, or without the score of clean prompts.
+            EngineError: the engine cannot run on cpu, or has no gradients.
         """
         if detector.info.provider in PROVIDERS:
-            return Mitigator(detector._engine, detector._gradients)
-        return Mitigator.from_engine(detector.info.path, "cpu", detector.info.threads)
+            mitigator = Mitigator(detector._engine, detector._gradients)
+        else:
+            mitigator = Mitigator.from_engine(detector.info.path, "cpu", detector.info.threads)
+        Goal(mitigator._engine, "score", None)  # says now what it would say of the first prompt
+        return mitigator
 
     def embedding(
         self,

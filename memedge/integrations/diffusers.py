@@ -40,7 +40,8 @@ def guard(
             `first_step`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that memedge.mitigate has
-            moved under the threshold, checked by `detector` once more as the pipeline takes them, else block.
+            moved until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
+            block.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
 

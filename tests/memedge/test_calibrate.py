@@ -135,6 +135,7 @@ def test_provenance(folder, lists, scored):
     again = calibrate(folder, MEMORIZED, iter(CLEAN), provider="cpu").calibration
     assert again.memorized.sha256 == found.memorized.sha256
     assert (again.gamma_alignment, again.threshold) == (found.gamma_alignment, found.threshold)
+    assert found.clean_score == pytest.approx(np.median(Detector.load(folder, "cpu").score(CLEAN).score), rel=1e-4)
 
 
 def test_prompts_count_once(folder):

@@ -116,22 +116,23 @@ def test_adamw_is_torchs(decay):
             np.testing.assert_allclose(values, plain.detach().numpy(), rtol=0, atol=2e-6)
 
 
-def test_below_the_threshold(mitigator, detector, own):
+def test_as_low_as_clean_prompts(mitigator, detector, own):
     """The detector itself no longer calls it memorized, and everything that is said of it is so."""
     found = mitigator.embedding(MEMORIZED)
     before, after = detector.score([MEMORIZED]), detector.score_embeddings(found.states[None])
     assert before.memorized[0] and not after.memorized[0]
     assert (found.before, found.after) == (before.score[0], after.score[0])
-    assert found.target == found.threshold == detector.info.calibration.threshold
-    assert found.after == found.score < found.threshold
+    calibration = detector.info.calibration
+    assert (found.target, found.threshold) == (calibration.clean_score, calibration.threshold)
+    assert found.after == found.score <= found.target < found.threshold
     assert (found.succeeded, found.memorized, found.truncated, found.loss) == (True, False, False, "score")
     assert found.states.dtype == np.float32 and found.states.shape == own.shape and found.pooled is None
     assert (found.states[0] == own[0]).all()  # BOS
     assert (found.states[1:] != own[1:]).any(axis=1).all()
-    assert 1 <= found.iterations <= 10
+    assert 1 <= found.iterations <= 40
     assert found.distance == pytest.approx(distance(found.states, own), rel=1e-6)
     assert (found.passes, found.backward_passes) == (2 + 4 * found.iterations, 2 * found.iterations)
-    assert f"in {found.iterations} steps" in found.reason and "threshold 3.443" in found.reason
+    assert f"in {found.iterations} steps" in found.reason and "≤ target 1.09" in found.reason
     assert torch.from_dlpack(found.states[None]).shape == (1, 24, 96)
 
 
@@ -174,7 +175,7 @@ def test_a_loss_at_the_target_is_no_verdict(mitigator):
 def test_below_already(embedded, detector):
     """Nothing is done to it, and no derivative taken."""
     fake = Fake(np.zeros_like)
-    found = Mitigator(embedded, fake).embedding(CLEAN)
+    found = Mitigator(embedded, fake).embedding(CLEAN, target=2.0)
     assert (fake.calls, found.iterations, found.distance, found.passes, found.backward_passes) == (0, 0, 0, 2, 0)
     assert found.succeeded and not found.memorized
     assert found.before == found.after == detector.score([CLEAN]).score[0]
@@ -196,7 +197,7 @@ def test_failure_is_said(mitigator, detector):
     assert (found.succeeded, found.memorized, found.iterations) == (False, True, 1)
     assert found.after == detector.score_embeddings(found.states[None]).score[0] > found.threshold
     assert found.after < found.before
-    assert "does not come down to threshold" in found.reason and "allow more steps" in found.reason
+    assert "does not come down to target 1.09" in found.reason and "allow more steps" in found.reason
 
 
 def test_best_is_returned(mitigator, gradients, embedded, own):
@@ -214,8 +215,9 @@ def test_best_is_returned(mitigator, gradients, embedded, own):
 
 
 def test_distance_penalty(mitigator):
-    free = mitigator.embedding(MEMORIZED, target=-100.0)
-    held = mitigator.embedding(MEMORIZED, target=-100.0, distance_weight=100.0)
+    free, held = (
+        mitigator.embedding(MEMORIZED, target=-100.0, steps=10, distance_weight=weight) for weight in (0.0, 100.0)
+    )
     assert held.distance < free.distance / 2
     assert free.after < held.after < held.before
 
@@ -268,10 +270,10 @@ def detector_with(engine, mitigator) -> Detector:
 
 
 def test_published_weights(copied, gradients):
-    """With γ and no threshold there is a score to lower, to a target that is given."""
+    """With γ and no calibration there is a score to lower, to a target that is given."""
     engine = uncalibrate(copied, {"family": "a family", "gamma_norm": 1.0, "gamma_alignment": 2.0})
     mitigator = Mitigator(engine, gradients)
-    with pytest.raises(InputError, match="so there is no threshold to come under: run `memedge calibrate`, or give a"):
+    with pytest.raises(InputError, match="to come down to: run `memedge calibrate`, or give a target"):
         mitigator.embedding(MEMORIZED)
     before = Detector(engine).score([MEMORIZED]).score[0]
     found = mitigator.embedding(MEMORIZED, target=before - 0.5)
