@@ -11,7 +11,7 @@ from 8 other seeds, a draw each.
 - k random words: at random places of the caption (Somepalli et al., 2023).
 - norm: the embeddings moved until ‖Δ‖ is at a target (Wen et al.). score: until the detector's score is at a target,
   its threshold or the median of clean calibration captions (Asthana & Belagiannis). Both on the engine's own noise.
-  "near": with the distance from the caption's own embeddings penalised; "score ≤ 1.09, near" is the default.
+  "near": with the distance from the caption's own embeddings penalised; "score to 1.09, near" is the default.
 - SAIL: the noise moved (Jeon et al.).
 
 Columns: replicas, the share of generations with a similarity of at least 0.8 to one training picture, as
@@ -63,11 +63,11 @@ CHECKPOINT = TINY / "emoji"
 FEW = {"memorized": 8, "partly": 2, "template": 2}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
 EMBEDDINGS: dict[str, dict[str, Any]] = {
-    "norm ≤ 1": {"loss": "norm", "target": 1.0, "distance_weight": 0.0},
-    "norm ≤ 1, near": {"loss": "norm", "target": 1.0},
-    "score ≤ threshold": {"target": 3.443, "distance_weight": 0.0},
-    "score ≤ 1.09": {"target": 1.09, "distance_weight": 0.0},
-    "score ≤ 1.09, near": {},
+    "norm to 1": {"loss": "norm", "target": 1.0, "distance_weight": 0.0},
+    "norm to 1, near": {"loss": "norm", "target": 1.0},
+    "score to threshold": {"target": 3.443, "distance_weight": 0.0},
+    "score to 1.09": {"target": 1.09, "distance_weight": 0.0},
+    "score to 1.09, near": {},
 }
 SAIL_STEPS = 10
 POSES = 32  # of each drawing, in the gallery
@@ -308,7 +308,7 @@ def checks(bench: Bench, gallery: Gallery, captions: list[int]) -> list[Row]:
     ]
 
 
-SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to 1.8, near", "SAIL")
+SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to 1.09, near", "SAIL")
 SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12
@@ -389,9 +389,9 @@ def main() -> None:
         judged = [judge(data, gallery, i, run.pictures) for i, run in zip(captions, runs[name], strict=True)]
         rows.append(summarise(name, runs[name], judged))
         console.print(f"{name}: {time.perf_counter() - start:.0f} s for {len(captions)} captions")
+    show(console, rows)
     if arguments.sheet:
         sheet(data, captions, runs).save(arguments.sheet, optimize=True)
-    show(console, rows)
     timings = sources([data.captions[i].text for i in captions[:6]], by_torch, by_graphs)
     for timing in timings:
         console.print(

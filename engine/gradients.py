@@ -83,6 +83,8 @@ class OnnxGradients:
                 "fp16, or give Mitigator.from_engine the checkpoint."
             )
         self._engine = engine
+        # A backward pass keeps what a forward one lets go: with fewer rows it takes about as much memory.
+        self._rows = max(1, engine.rows_per_call // 4)
         self._uncond = backend.memory.download(engine.uncond)
         self._empty = backend.memory.download(engine.encode(engine.tokenize([""])[0]).tensor)
 
@@ -94,11 +96,11 @@ class OnnxGradients:
         per_row[1, draws:] = alignment_weight / draws
         found = np.zeros_like(states)
         values = np.empty((2, len(states) * rows))
-        for start in range(0, values.shape[1], engine.rows_per_call):
-            block = slice(start, start + engine.rows_per_call)
+        for start in range(0, values.shape[1], self._rows):
+            block = slice(start, start + self._rows)
             place, row = np.divmod(np.arange(values.shape[1])[block], rows)
             some = slice(place[0], place[-1] + 1)
-            norm, cosine, gradient = self._engine.backend.evaluate(
+            norm, cosine, gradient = engine.backend.evaluate(
                 GRADIENT,
                 {
                     "states": states[some],
@@ -122,28 +124,26 @@ class OnnxGradients:
 
     def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
         engine, manifest = self._engine, self._engine.directory.manifest
-        if manifest.prediction_type == "v_prediction":
-            # Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ.
-            cotangent = np.float32(sqrt(manifest.alphas_cumprod[0])) * cotangent
-        both = np.stack([states, self._empty[0]])
-        found = np.empty_like(latents)
-        most = max(1, engine.rows_per_call // 2)
-        for start in range(0, len(latents), most):
-            block = slice(start, start + most)
-            count = len(latents[block])
-            prompt, row = np.divmod(np.arange(2 * count), count)
-            (found[block],) = engine.backend.evaluate(
-                NOISE_GRADIENT,
-                {
-                    "states": both,
-                    "prompt": prompt,
-                    "row": row,
-                    "sample": latents[block],
-                    "timestep": np.full(count, manifest.timesteps[0]),
-                    "cotangent": np.concatenate([cotangent[block], -cotangent[block]]),
-                    "selection": _one_hot(row),
-                },
-            )
+        # Of ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v the last term is in both halves of Δ.
+        scale = sqrt(manifest.alphas_cumprod[0]) if manifest.prediction_type == "v_prediction" else 1.0
+        found = np.zeros_like(latents)
+        for start in range(0, len(latents), self._rows):
+            block = slice(start, start + self._rows)
+            row = np.arange(len(latents[block]))
+            for one, factor in ((states[None], scale), (self._empty, -scale)):
+                (gradient,) = engine.backend.evaluate(
+                    NOISE_GRADIENT,
+                    {
+                        "states": one,
+                        "prompt": np.zeros_like(row),
+                        "row": row,
+                        "sample": latents[block],
+                        "timestep": np.full(len(row), manifest.timesteps[0]),
+                        "cotangent": np.float32(factor) * cotangent[block],
+                        "selection": _one_hot(row),
+                    },
+                )
+                found[block] += gradient
         _check_finite(found)
         return found
 

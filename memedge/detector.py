@@ -17,7 +17,7 @@ from memedge.decision import Floats, decide, score_bounds
 from memedge.early import Outcome, evaluate
 from memedge.embeddings import pack
 from memedge.engine.errors import InputError
-from memedge.engine.gradients import Gradients
+from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
 from memedge.engine.passes import Engine, States
 from memedge.engine.precision import BATCH as BATCH_NOISE
@@ -118,8 +118,6 @@ class Detector:
 
     @cached_property
     def _gradients(self) -> Gradients:
-        from memedge.engine.gradients import OnnxGradients
-
         return OnnxGradients(self._engine)
 
     @property

@@ -13,7 +13,7 @@ from memedge.detector import EMBEDDED_ENGINE, Detector, checked_prompts
 from memedge.embeddings import unpack
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.errors import InputError, ProviderError
-from memedge.engine.gradients import Gradients
+from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import read_manifest
 from memedge.engine.passes import Engine
 from memedge.goal import Array, Goal, Loss
@@ -136,7 +136,7 @@ class Mitigator:
         if provider not in PROVIDERS:
             raise ProviderError(f"Provider {provider!r} computes no derivatives: use 'cuda', 'cpu' or 'auto'.")
         engine = Engine.open(folder, provider, None, threads)
-        return Mitigator(engine, _from_checkpoint(engine, checkpoint) if checkpoint else _from_graphs(engine))
+        return Mitigator(engine, _from_checkpoint(engine, checkpoint) if checkpoint else OnnxGradients(engine))
 
     @staticmethod
     def for_detector(detector: Detector) -> "Mitigator":
@@ -334,12 +334,6 @@ def _automatic(path: Path) -> str:
 
         return "cuda" if probe.missing_for("cuda") is None else "cpu"
     return "cpu"
-
-
-def _from_graphs(engine: Engine) -> Gradients:
-    from memedge.engine.gradients import OnnxGradients  # here: a checkpoint needs none
-
-    return OnnxGradients(engine)
 
 
 def _from_checkpoint(engine: Engine, checkpoint: str) -> Gradients:

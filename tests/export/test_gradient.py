@@ -6,7 +6,6 @@ import sys
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from engines import edit_manifest
 from torch_denoiser import EMOJI
 
@@ -20,15 +19,6 @@ from memedge.export.export import export
 from memedge.export.torch_gradients import TorchGradients
 
 PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More gain nothing on so small a model, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -141,6 +131,8 @@ def test_no_torch_is_needed():
     code = """
 import sys
 from memedge import Mitigator
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 found = Mitigator.from_engine(provider="cpu", threads=1).embedding("picture of a crossed fingers")
 assert found.succeeded and found.iterations > 0, found
 assert not {"torch", "onnx", "transformers", "diffusers"} & set(sys.modules), sorted(sys.modules)

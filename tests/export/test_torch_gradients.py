@@ -22,6 +22,8 @@ from memedge.export.export import export
 from memedge.export.origin import load_unet
 from memedge.export.torch_gradients import TorchGradients
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
 WEIGHTS = [(1.0, 0.0), (0.7, -6.0), (0.0, 1.0)]
 
@@ -38,15 +40,6 @@ class Model:
     def statistics(self, states: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
         norm, aligned = self.engine.statistics(self.engine.embed(states), "channel", "uncond_delta")
         return weights[0] * norm + weights[1] * aligned
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More gain nothing on so small models, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=["emoji", "velocity", pytest.param("sdxl", marks=pytest.mark.slow)])

@@ -25,18 +25,11 @@ from memedge.engine.manifest import Schedule
 from memedge.engine.passes import Engine
 from memedge.metrics import auc
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPTS = ["money with wings sticker", "", "a red bicycle"]
 PAIRS = {"": ("uncond", "delta"), "-cond-uncond": ("cond", "uncond"), "-cond-delta": ("cond", "delta")}
 ALIGNMENTS = [f"alignment{pair}{flat}" for pair in PAIRS for flat in ("", "-flat")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More gain nothing on so small models, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

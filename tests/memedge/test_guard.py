@@ -47,7 +47,10 @@ SCHEDULERS = [
     PNDMScheduler,
 ]
 # diffusers 0.42.1 with NumPy 2.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+]
 GIVEN = {"gamma_norm": 1.0, "gamma_alignment": 0.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
 
 
@@ -88,15 +91,6 @@ def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
     given = GIVEN | {"threshold": threshold, "clean_score": 0.99 * threshold}
     edit_manifest(engine, lambda m: m.update(calibrations={"cpu-fp32": given}))
     return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On models this small, torch's threads wait for each other, measured for 17 s instead of 0.2 s on busy cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,8 @@ from memedge.export.export import export
 from memedge.export.origin import load_unet
 from memedge.sail import Sail
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEMORIZED, CLEAN = "small smiling face with halo drawing", "a red bicycle"
 
 
@@ -38,15 +40,6 @@ class Fake:
 
     def noise(self, states, latents, cotangent):  # noqa: ARG002
         raise AssertionError
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More gain nothing on so small models, and wait for each other on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
