@@ -18,6 +18,7 @@ from memedge.export import gradient
 from memedge.export.export import export
 from memedge.export.torch_gradients import TorchGradients
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
 
 
@@ -131,8 +132,6 @@ def test_no_torch_is_needed():
     code = """
 import sys
 from memedge import Mitigator
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 found = Mitigator.from_engine(provider="cpu", threads=1).embedding("picture of a crossed fingers")
 assert found.succeeded and found.iterations > 0, found
 assert not {"torch", "onnx", "transformers", "diffusers"} & set(sys.modules), sorted(sys.modules)
