@@ -1,7 +1,7 @@
 """The border to whatever executes the graphs: what a backend does, and the choice of provider."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -99,11 +99,13 @@ class Backend(ABC):
         self,
         name: str,  # noqa: ARG002
         inputs: Mapping[str, npt.NDArray[Any]],  # noqa: ARG002
+        outputs: Sequence[str],  # noqa: ARG002
     ) -> list[npt.NDArray[Any]]:
-        """Return all outputs of another of the engine's graphs, a file's name; the cached inputs need not be given.
+        """Return outputs of another of the engine's graphs, a file's name; the cached inputs need not be given.
 
         Raises:
             ProviderError: this backend runs the text encoder and the UNet alone.
+            IntegrityError: ONNX Runtime refuses the graph, or it has other inputs or outputs.
         """
         raise ProviderError(f"Provider {self.provider!r} computes no gradients: use provider 'cpu' or 'cuda'.")
 

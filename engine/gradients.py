@@ -111,6 +111,7 @@ class OnnxGradients:
                     "cosine_weight": per_row[1, row],
                     "selection": _one_hot(place - place[0]),
                 },
+                ("norm", "cosine", "gradient"),
             )
             values[:, block] = norm, cosine
             found[some] += gradient
@@ -142,6 +143,7 @@ class OnnxGradients:
                         "cotangent": np.float32(factor) * cotangent[block],
                         "selection": _one_hot(row),
                     },
+                    ("gradient",),
                 )
                 found[block] += gradient
         _check_finite(found)

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,17 +103,22 @@ class OrtBackend(Backend):
         rows = {"states": states, "prompt": memory.upload(prompt), "row": memory.upload(row)}
         return self._run(unet, self._unet, {**rows, **cached}, len(row))
 
-    def evaluate(self, name: str, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+    def evaluate(
+        self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
+    ) -> list[npt.NDArray[Any]]:
         session = self._further(name)
+        asked, made = ({value.name for value in values} for values in (session.get_inputs(), session.get_outputs()))
+        if not (asked <= {*inputs, *self._cached} and set(outputs) <= made):
+            raise IntegrityError(f"{self._folder / name} is not the graph that it should be: export the engine again.")
         binding = session.io_binding()
-        given = {name: self._memory.upload(array) for name, array in inputs.items()}  # alive till the call is done
-        for value in session.get_inputs():
-            self._bind(binding.bind_input, value.name, given.get(value.name) or self._cached[value.name])
-        for value in session.get_outputs():
-            binding.bind_output(value.name)  # on the host, where ONNX Runtime finds room for it
+        given = {**self._cached, **{value: self._memory.upload(array) for value, array in inputs.items()}}
+        for value in asked:
+            self._bind(binding.bind_input, value, given[value])
+        for value in outputs:
+            binding.bind_output(value)  # on the host, where ONNX Runtime finds room for it
         self._run_bound(session, binding, None, len(inputs["row"]))
-        outputs: list[npt.NDArray[Any]] = binding.copy_outputs_to_cpu()
-        return outputs
+        found: list[npt.NDArray[Any]] = binding.copy_outputs_to_cpu()
+        return found
 
     def _further(self, name: str) -> Any:
         """Return the session of another graph, loaded when it is first asked for."""

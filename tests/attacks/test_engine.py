@@ -35,18 +35,26 @@ def test_fifo_does_not_block(copy):
         Detector.load(copy)
 
 
-def test_weights_outside(copy):
+@pytest.mark.parametrize("name", ["unet.onnx", "gradient.onnx"])
+def test_weights_outside(copy, name):
     """An ONNX file may name its weights by a path of its own; ONNX Runtime refuses those that leave the folder."""
     shutil.copy(copy / "unet.onnx.data", copy.parent / "weights")
-    model = onnx.load(copy / "unet.onnx", load_external_data=False)
+    model = onnx.load(copy / name, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = "../weights"
-    onnx.save(model, copy / "unet.onnx")
-    list_file(copy, "unet.onnx")
+    onnx.save(model, copy / name)
+    list_file(copy, name)
     with pytest.raises(IntegrityError, match="ONNX Runtime cannot load"):
-        Detector.load(copy)
+        Detector.load(copy).explain("a star", "gradient")
+
+
+def test_another_graph(copy):
+    shutil.copy(copy / "text_encoder.onnx", copy / "gradient.onnx")
+    list_file(copy, "gradient.onnx")
+    with pytest.raises(IntegrityError, match=r"gradient\.onnx is not the graph that it should be"):
+        Detector.load(copy).explain("a star", "gradient")
 
 
 @pytest.mark.parametrize("name", ["unet.onnx", "text_encoder.onnx", "tokenizer.json", "baseline.safetensors"])
