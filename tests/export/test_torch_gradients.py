@@ -42,7 +42,9 @@ class Model:
         return weights[0] * norm + weights[1] * aligned
 
 
-@pytest.fixture(scope="module", params=["emoji", "velocity", pytest.param("sdxl", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module", params=["emoji", *(pytest.param(n, marks=pytest.mark.slow) for n in ("velocity", "sdxl"))]
+)
 def engine(request, tmp_path_factory) -> tuple[Engine, Path]:
     """One draw of a trained model, two of a random one that predicts v, and one of SDXL's kind."""
     checkpoint, folder = EMOJI, EMBEDDED_ENGINE

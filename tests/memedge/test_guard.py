@@ -430,6 +430,7 @@ class Wrapped(torch.nn.Module):
         return self.inner.forward(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_sdxl(sdxl):
     """Scored as text, as embeddings with pooled ones, and with a second prompt; in a batch with a blocked one."""
     pipe, detector, clean, memorized = sdxl
@@ -547,6 +548,7 @@ def test_mitigation_that_fails(small, monkeypatch):
     assert "only text that the engine's own text encoder reads can be mitigated" in result.verdicts[0].reason
 
 
+@pytest.mark.slow
 def test_mitigate_sdxl(sdxl):
     """The pooled embeddings take part."""
     pipe, detector, clean, memorized = sdxl
