@@ -127,20 +127,24 @@ class OnnxGradients:
         engine, manifest = self._engine, self._engine.directory.manifest
         # Of ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v the last term is in both halves of Δ.
         scale = sqrt(manifest.alphas_cumprod[0]) if manifest.prediction_type == "v_prediction" else 1.0
-        found = np.zeros_like(latents)
-        for start in range(0, len(latents), self._rows):
-            block = slice(start, start + self._rows)
-            row = np.arange(len(latents[block]))
-            for one, factor in ((states[None], scale), (self._empty, -scale)):
+        both, signs = np.stack([states, self._empty[0]]), np.array([scale, -scale], dtype=np.float32)
+        # Both halves in one call, unless a single row is all that there is memory for.
+        calls = [[0, 1]] if self._rows > 1 else [[0], [1]]
+        found, most = np.zeros_like(latents), max(1, self._rows // 2)
+        for start in range(0, len(latents), most):
+            block = slice(start, start + most)
+            count = len(latents[block])
+            for halves in calls:
+                prompt, row = np.divmod(np.arange(len(halves) * count), count)
                 (gradient,) = engine.backend.evaluate(
                     NOISE_GRADIENT,
                     {
-                        "states": one,
-                        "prompt": np.zeros_like(row),
+                        "states": both[halves],
+                        "prompt": prompt,
                         "row": row,
                         "sample": latents[block],
-                        "timestep": np.full(len(row), manifest.timesteps[0]),
-                        "cotangent": np.float32(factor) * cotangent[block],
+                        "timestep": np.full(count, manifest.timesteps[0]),
+                        "cotangent": np.concatenate([sign * cotangent[block] for sign in signs[halves]]),
                         "selection": _one_hot(row),
                     },
                     ("gradient",),
