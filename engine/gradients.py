@@ -1,7 +1,6 @@
 """Derivatives of an engine's statistics in prompt embeddings, and of its guidance in the noise (METHODS.md §2, 3)."""
 
 from dataclasses import dataclass
-from math import sqrt
 from typing import Protocol
 
 import numpy as np
@@ -125,8 +124,7 @@ class OnnxGradients:
 
     def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
         engine, manifest = self._engine, self._engine.directory.manifest
-        # Of ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v the last term is in both halves of Δ.
-        scale = sqrt(manifest.alphas_cumprod[0]) if manifest.prediction_type == "v_prediction" else 1.0
+        scale = manifest.epsilon_factor
         both, signs = np.stack([states, self._empty[0]]), np.array([scale, -scale], dtype=np.float32)
         # Both halves in one call, unless a single row is all that there is memory for.
         calls = [[0, 1]] if self._rows > 1 else [[0], [1]]

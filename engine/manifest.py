@@ -204,6 +204,14 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             return 1.0
         return velocity_norm_factor(self.alphas_cumprod[0])
 
+    @property
+    def epsilon_factor(self) -> float:
+        """What Δ(t_norm) of the predictions is multiplied by to be that of ε: 1, or √ᾱ for v-prediction.
+
+        Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ.
+        """
+        return 1.0 if self.prediction_type == "epsilon" else math.sqrt(self.alphas_cumprod[0])
+
 
 def velocity_norm_factor(alpha_cumprod: float) -> float:
     """Return √ᾱ / (1 − ᾱ), which scales ‖v_c − v_0‖ (METHODS.md §1, v-prediction)."""

@@ -73,3 +73,21 @@ def replace(old: ir.Value, new: ir.Value) -> None:
         name, old.name = old.name, f"{old.name}.replaced"
         new.name = name
     old.replace_all_uses_with(new, replace_graph_outputs=True)
+
+
+def move(source: ir.Graph, target: ir.Graph, prefix: str, before: ir.Node | None = None) -> None:
+    """Move all nodes and weights of a graph, named with a prefix, into another: before a node of it, or to its end."""
+    nodes, weights = list(source), list(source.initializers.values())
+    source.outputs.clear()
+    source.remove(nodes)
+    source.initializers.clear()
+    for value in (*weights, *(value for node in nodes for value in node.outputs)):
+        value.name = f"{prefix}.{value.name}"
+    for node in nodes:
+        node.name = f"{prefix}.{node.name}"
+    for weight in weights:
+        target.register_initializer(weight)
+    if before is None:
+        target.extend(nodes)
+    else:
+        target.insert_before(before, nodes)

@@ -13,6 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, UNET
 from memedge.export.append import Appender, Axes, NotDifferentiableError, shape_of
+from memedge.export.build import move
 from memedge.export.differentiate import differentiate
 from memedge.export.expand import expand
 from memedge.export.half import HALF
@@ -96,27 +97,17 @@ def _of_noise(folder: Path) -> ir.Model:
 def _join(graph: ir.Graph, prefix: ir.Graph) -> None:
     """Put the prefix, for K latents, before the UNet's graph, whose cached inputs are its outputs."""
     cached = {value.name: value for value in prefix.outputs}
-    nodes, inputs, weights = list(prefix), list(prefix.inputs), list(prefix.initializers.values())
-    prefix.outputs.clear()
-    prefix.inputs.clear()
-    prefix.initializers.clear()
-    for value in (*weights, *(value for node in nodes for value in node.outputs), *inputs):
+    inputs = list(prefix.inputs)
+    for value in (*inputs, *prefix.initializers.values(), *(value for node in prefix for value in node.outputs)):
         # Its rows are latents, of which each may have several rows of the UNet.
         if value.shape is not None:
             value.shape = ir.Shape([LATENTS if str(size) == ROWS else size for size in value.shape])
-    first = graph[0]
-    prefix.remove(nodes)
+    prefix.inputs.clear()
+    move(prefix, graph, "prefix", before=graph[0])
     for stored in [value for value in graph.inputs if value.name in cached]:
         stored.replace_all_uses_with(cached[stored.name])
         graph.inputs.remove(stored)
-    for value in (*weights, *(value for node in nodes for value in node.outputs)):
-        value.name = f"prefix.{value.name}"
-    for node in nodes:
-        node.name = f"prefix.{node.name}"
-    for weight in weights:
-        graph.register_initializer(weight)
     graph.inputs.extend(inputs)
-    graph.insert_before(first, nodes)
 
 
 def _through(

@@ -16,7 +16,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
 from memedge.engine.errors import ExportError
-from memedge.export.build import constant
+from memedge.export.build import constant, move
 from memedge.export.graphs import OPSET
 from memedge.export.settle import settle, tidy
 from memedge.export.weights import check_not_pointer, reading
@@ -99,7 +99,7 @@ def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir
     if len(models) == 2:
         second, output = models[1]
         hidden, pooled, given = _output(second.graph, output), _output(second.graph, POOLED), second.graph.inputs[0]
-        _move(second.graph, graph)
+        move(second.graph, graph, "second")
         _feed(graph, given, _slice(graph, ids, "ids.second", {1: (packing.tokens, width)}))
         states = _packed(graph, ids, [states, hidden], pooled, packing)
     graph.outputs[:] = [states]
@@ -222,21 +222,6 @@ def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.V
             result = node.outputs[0]
             product = _add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
             result.replace_all_uses_with(_add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
-
-
-def _move(source: ir.Graph, target: ir.Graph) -> None:
-    """Move all of a graph's nodes and weights to the end of another one's."""
-    nodes, weights = list(source), list(source.initializers.values())
-    source.outputs.clear()
-    source.remove(nodes)
-    source.initializers.clear()
-    for value in (*weights, *(value for node in nodes for value in node.outputs)):
-        value.name = f"second.{value.name}"
-    for node in nodes:
-        node.name = f"second.{node.name}"
-    for weight in weights:
-        target.register_initializer(weight)
-    target.extend(nodes)
 
 
 def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:

@@ -47,10 +47,7 @@ class ExactSharpness:
         self._unet = load_unet(engine.directory, checkpoint)
         self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
-        alpha = manifest.alphas_cumprod[0]
-        # ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v; the last term cancels in Δ.
-        per_prediction = sqrt(alpha) if manifest.prediction_type == "v_prediction" else 1.0
-        self._scale = -per_prediction / sqrt(1 - alpha)
+        self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])
         self._timestep = manifest.timesteps[0]
         self._noise = torch.from_numpy(noise)
         self._empty = self._download(engine.encode(engine.tokenize([""])[0]))

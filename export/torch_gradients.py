@@ -1,7 +1,6 @@
 """Derivatives by torch's autograd on the checkpoint itself: for engines whose graphs have none, and to compare with."""
 
 from collections.abc import Iterator
-from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -36,9 +35,7 @@ class TorchGradients:
         noise = torch.tensor(engine.directory.baseline.sample)
         self._latents = torch.cat([noise, noise])
         self._timesteps = torch.tensor(manifest.timesteps).repeat_interleave(engine.draws)
-        alpha = manifest.alphas_cumprod[0]
-        # ε = √ᾱ v + √(1 − ᾱ) x of a model that predicts v; the last term cancels in Δ.
-        self._scale = sqrt(alpha) if manifest.prediction_type == "v_prediction" else 1.0
+        self._scale = manifest.epsilon_factor
         empty = engine.encode(engine.tokenize([""])[0])
         self._empty = torch.from_numpy(engine.backend.memory.download(empty.tensor))
         with torch.no_grad():

@@ -12,6 +12,7 @@ from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Alignment, Operands
 from memedge.engine.passes import Engine
+from memedge.plot import counted
 
 Loss = Literal["score", "norm"]
 Array = npt.NDArray[np.float32]
@@ -114,10 +115,6 @@ class Goal:
         if before.reached:
             return f"{name} {before.loss:.4g} ≤ {target} without a change{still}"
         if after.reached:
-            return f"{name} {before.loss:.4g} → {after.loss:.4g} ≤ {target}, in {_count(after.steps)}{still}"
-        found = f"the lowest of {_count(steps)}, which began at {before.loss:.4g}"
+            return f"{name} {before.loss:.4g} → {after.loss:.4g} ≤ {target}, in {counted(after.steps, 'step')}{still}"
+        found = f"the lowest of {counted(steps, 'step')}, which began at {before.loss:.4g}"
         return f"{name} {after.loss:.4g} does not come down to {target} ({found}): allow more steps"
-
-
-def _count(steps: int) -> str:
-    return f"{steps} step{'s' if steps != 1 else ''}"
