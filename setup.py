@@ -15,13 +15,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CUDA_REQUIRED = os.environ.get("MEMEDGE_REQUIRE_CUDA") == "1"
 REQUIRED = CUDA_REQUIRED or os.environ.get("MEMEDGE_REQUIRE_CORE") == "1"
 WERROR = os.environ.get("MEMEDGE_WERROR") == "1"
 WARNINGS = ["-Wall", "-Wextra", "-Werror"] if WERROR else []
+
+FOLDERS = {"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"}
 
 # Each file is compiled with its own instruction set's flags, all others with none: what runs anywhere stays so.
 ISA_FLAGS = {
@@ -45,6 +47,10 @@ NVCC_FLAGS = [
     "-Xcompiler=-fPIC,-fvisibility=hidden",
     *(["-Werror=all-warnings", "-Xcompiler=-Wall,-Wextra,-Werror"] if WERROR else []),
 ]
+
+
+def packages_in(package, folder):
+    return [package, *(f"{package}.{name}" for name in find_packages(folder))]
 
 
 def say_missing(what, reason, remedy):
@@ -161,8 +167,8 @@ def native_core():
 
 
 setup(
-    packages=["memedge", "memedge.detectors", "memedge.engine", "memedge.export", "memedge.integrations"],
-    package_dir={"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"},
+    packages=[name for package, folder in FOLDERS.items() for name in packages_in(package, folder)],
+    package_dir=FOLDERS,
     include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
     package_data={"memedge": ["data/**/*", "py.typed"]},
     # Computed or compiled here, for this machine.

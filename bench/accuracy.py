@@ -27,10 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 from memedge import Detector
-from memedge.demo import CAPTIONS
-from memedge.detector import EMBEDDED_ENGINE
 from memedge.detectors import NAMES, make
-from memedge.engine.passes import Engine
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.engine.engine import Engine
 from memedge.metrics import auc, percentiles, resample, tpr
 
 CHEAP = tuple(name for name in NAMES if name not in ("norm-50", "p-laplace", "p-laplace-image", "sharpness-exact"))

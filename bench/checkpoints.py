@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memedge import Detector
-from memedge.export.quiet import quiet
+from memedge.export.quiet_libraries import quiet
 
 PROMPTS = ["a photo of a star!", "zebra on skis, oil painting"]
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from published import FAMILIES, Published
 
-from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, EngineInfo
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Rule
+from memedge.detector import EngineInfo
 from memedge.engine.manifest import Calibration, Preset
-from memedge.evaluation import TPRS, auc_and_tprs
+from memedge.evaluation.figures import TPRS, auc_and_tprs
 from memedge.metrics import RESAMPLES, interval
 
 FIGURES = ("auc", *(f"tpr_{percent}_{convention}" for percent, convention in TPRS))
@@ -106,9 +107,7 @@ def statistics(preset: Preset | None, calibration: Calibration | None) -> list[S
 
 
 def _score(kind: str, gamma: tuple[float, float], name: str) -> Statistic:
-    norm, alignment = gamma
-    formula = f"{norm:.4g} · norm {'−' if alignment < 0 else '+'} {abs(alignment):.4g} · alignment"
-    return Statistic(kind, f"{formula} (γ {name})", gamma)
+    return Statistic(kind, f"{Rule(*gamma).formula} (γ {name})", gamma)
 
 
 def compare(

@@ -27,13 +27,13 @@ from rich.progress import track
 from rich.table import Table
 
 from memedge import Detector, MemedgeError
-from memedge.bench import measure
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import probe
-from memedge.engine.backend import ON_GPU
+from memedge.engine.engine import Engine
 from memedge.engine.memory import reduced
-from memedge.engine.passes import Engine
 from memedge.engine.precision import ENGINE
+from memedge.engine.providers import PROVIDERS
+from memedge.measure.latency import measure
 
 PROMPTS = [f"a photo of a {thing}, number {i}" for i, thing in enumerate(["cat", "red bicycle", "ship", "clock"] * 8)]
 BATCHES = (1, 4, 16)
@@ -209,7 +209,7 @@ def main() -> None:
     results, failed = {}, False
     for gpu in probe.driver().gpus:
         console.print(f"{gpu.name}, {gpu.target}, {gpu.memory / 2**30:.0f} GiB", markup=False)
-    for provider in arguments.provider or ON_GPU:
+    for provider in arguments.provider or [row.name for row in PROVIDERS.values() if row.on_gpu]:
         try:
             results[provider] = run(arguments.engine, provider, arguments.calls, console)
         except MemedgeError as error:

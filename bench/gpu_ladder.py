@@ -33,8 +33,8 @@ from rich.table import Table
 from transformers import AutoTokenizer, CLIPTextModel
 
 from memedge import Detector
-from memedge.bench import Meter, with_draws
 from memedge.engine.precision import ENGINE
+from memedge.measure.latency import Meter, with_draws
 
 SEED = 42  # of the noise, as `memedge export` draws it
 CALLS = {"published": 4, "minimal": 2}
@@ -128,7 +128,7 @@ def engine_calls(detector: Detector, prompts: list[str], draws: int, rows: list[
     """Return a whole score for each number of rows per UNet call that there are rows for."""
     calls = {}
     for count in rows:
-        engine = detector._engine
+        engine = detector.engine
         own = with_draws(engine, Meter(engine.backend, engine.draws, draws))
         own.rows_per_call = min(count or own.rows_per_call, 2 * draws * len(prompts))
         calls[f"engine, {own.rows_per_call} rows"] = partial(Detector(own).score, prompts)

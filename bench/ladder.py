@@ -36,7 +36,7 @@ from rich.table import Table
 from torch_stages import Torch
 
 from memedge import Detector
-from memedge.demo import CAPTIONS
+from memedge.embedded import CAPTIONS
 from memedge.engine.openvino import precisions
 from memedge.engine.precision import ENGINE
 
@@ -72,7 +72,7 @@ def one_pass_share(detector: Detector, early: str) -> float:
     for captions in held_out():
         verdicts = detector.detect(captions, early)
         changed = np.array([v.memorized for v in verdicts]) != detector.score(captions).memorized
-        allowed = 0 if early == "proven" else detector.info.calibration.conformal.epsilon * len(captions) + 2
+        allowed = 0 if early == "proven" else detector.info.calibration.conformal.delta * len(captions) + 2
         assert changed.sum() <= allowed, f"{changed.sum()} verdicts of early={early} differ from score()"
         shares.append(np.mean([v.passes == 1 for v in verdicts]))
     return float(shares[0] * (1 - MEMORIZED_SHARE) + shares[1] * MEMORIZED_SHARE)
@@ -91,7 +91,7 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
 
 def engine_calls(detector: Detector) -> dict[str, Callable[[], Any]]:
     """Return a whole score, and what a verdict takes that is decided after the first of two passes."""
-    engine = detector._engine
+    engine = detector.engine
     return {
         "engine": lambda: detector.score([PROMPT]),
         "one_pass": lambda: engine.norm(engine.encode(engine.tokenize([PROMPT])[0])),

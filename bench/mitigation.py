@@ -44,10 +44,9 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from memedge.demo import CAPTIONS
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
 from memedge.engine.directory import EngineDirectory
-from memedge.mitigate import MitigatedNoise, Mitigation, Mitigator
+from memedge.mitigation.mitigator import MitigatedNoise, Mitigation, Mitigator
 
 TINY = Path(__file__).parent / "tiny"
 sys.path.insert(0, str(TINY))
@@ -377,8 +376,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     data = Emoji(arguments.data)
     captions, gallery = chosen(data, arguments.full), Gallery(data)
-    by_graphs = Mitigator.from_engine(provider="cpu", threads=arguments.threads)
-    by_torch = Mitigator.from_engine(provider="cpu", threads=arguments.threads, checkpoint=str(CHECKPOINT))
+    by_graphs = Mitigator.load(provider="cpu", threads=arguments.threads)
+    by_torch = Mitigator.load(provider="cpu", threads=arguments.threads, checkpoint=str(CHECKPOINT))
     bench = Bench(data, Model.load(CHECKPOINT), by_graphs)
     console = Console(width=160)
     rows = checks(bench, gallery, captions)

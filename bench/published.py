@@ -22,7 +22,7 @@ class Family:
     not_measured: tuple[Published, ...] = ()
 
 
-FAMILIES = {  # by the name that export/presets.py gives them
+FAMILIES = {  # by the name that export/sources/presets.py gives them
     "Stable Diffusion 1.x": Family(
         "Stable Diffusion 1.4",
         {

@@ -32,14 +32,15 @@ import msgspec
 import numpy as np
 from comparison import Prompt, evaluate, markdown
 
-from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Detector
+from memedge.commands.terminal import progress_bar
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+from memedge.detector import Detector
 from memedge.engine import atomic
+from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, MemedgeError
 from memedge.engine.machine import peak_memory
 from memedge.engine.manifest import FILE_NAME, read_manifest
-from memedge.engine.passes import Engine
-from memedge.files import read_prompts
-from memedge.show import progress_bar
+from memedge.prompts.files import read_prompts
 
 FEWEST = 2  # prompts per list: of one, all resamples are the same
 

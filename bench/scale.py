@@ -2,7 +2,7 @@
 
     python bench/scale.py [--threads N] [--full] [--json FILE]
 
-Every row is memedge.job.score_file, CSV to CSV, on different prompts, in a fresh process, whose peak resident size is
+Every row is scoring.job.score_file, CSV to CSV, on different prompts, in a fresh process, whose peak resident size is
 reported; loading the engine is not in the seconds.
 - engine: the embedded engine, whole. Up to 1000 prompts, which take seconds; with --full also 100 000, which take a
   quarter of an hour or more.
@@ -28,8 +28,8 @@ from rich.table import Table
 
 from memedge import Detector
 from memedge.engine.machine import peak_memory
-from memedge.job import score_file
 from memedge.results import Scores
+from memedge.scoring.job import score_file
 
 SIZES = (10, 100, 1000)
 FILES_SIZES = (*SIZES, 10_000, 100_000)

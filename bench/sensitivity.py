@@ -36,14 +36,13 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from memedge import Detector
-from memedge.decision import Floats
-from memedge.demo import CAPTIONS
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.calibration.fitting import fit_direction, fit_threshold
+from memedge.decision.rule import Floats
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
 from memedge.engine.denoiser import Denoiser, Latents
+from memedge.engine.engine import Engine, States
 from memedge.engine.errors import ProviderError
 from memedge.engine.manifest import Alignment, Operands
-from memedge.engine.passes import Engine, States
-from memedge.fitting import fit_direction, fit_threshold
 from memedge.guidance import guidance_stats
 from memedge.metrics import auc, interval, percentiles, resample
 

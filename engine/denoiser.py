@@ -3,11 +3,12 @@
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Indices
+from memedge.engine.backend import Floats, Indices
 from memedge.engine.directory import PREFIX
+from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError, NotFiniteError, ProviderError
 from memedge.engine.memory import Tensor, part
-from memedge.engine.passes import Engine, States
+from memedge.engine.providers import check_other_latents
 
 Latents = npt.NDArray[np.float32]
 
@@ -27,7 +28,7 @@ class Denoiser:
         """Take an opened engine.
 
         Raises:
-            ProviderError: an int8 engine, or a provider other than cpu and cuda.
+            ProviderError: an int8 engine, or a provider that computes on the engine's own noise only.
         """
         self.engine = engine
         self.manifest = engine.directory.manifest
@@ -36,9 +37,10 @@ class Denoiser:
                 f"{engine.directory.path} is an {self.manifest.precision} engine, which computes on its own noise "
                 "only, and this needs other latents: export one in fp32 or fp16."
             )
+        check_other_latents(engine.backend.provider)
         self._empty = engine.encode(engine.tokenize([""])[0])
         self._alpha = dict(zip(self.manifest.schedule.timesteps, self.manifest.schedule.alphas_cumprod, strict=True))
-        # Checks the provider, and fixes what would otherwise be loaded within the first call.
+        # Loads now what would otherwise be loaded within the first call.
         self.uncond(self.noise(1), self.manifest.timesteps[0])
 
     def noise(self, draws: int, seed: int | None = None) -> Latents:
@@ -124,3 +126,10 @@ class Denoiser:
         if with_empty:
             memory.copy(self._empty.tensor, part(chosen, len(unique), 1))
         return chosen
+
+
+def norms(values: npt.NDArray[np.floating]) -> Floats:
+    """Return the L2 norm over C, H, W of [..., C, H, W], computed in float64."""
+    flat = values.reshape(*values.shape[:-3], -1).astype(np.float64)
+    found: Floats = np.linalg.norm(flat, axis=-1)
+    return found

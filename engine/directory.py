@@ -20,7 +20,7 @@ SECOND_TOKENIZER = "tokenizer_2.json"  # SDXL's
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
 PREFIX = "prefix.onnx"  # not in int8 engines, whose UNet is made for the engine's own noise
-# Not in int8 engines either, nor where the model has an operator that export/differentiate.py has no rule for.
+# Not in int8 engines either, nor where the model has an operator that export/graphs/differentiate.py has no rule for.
 GRADIENT = "gradient.onnx"
 NOISE_GRADIENT = "noise_gradient.onnx"
 BASELINE = "baseline.safetensors"

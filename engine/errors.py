@@ -31,3 +31,20 @@ class NotFiniteError(EngineError):
 
 class ExportError(MemedgeError):
     """A checkpoint cannot be exported, or its export does not agree with it."""
+
+
+def install(extra: str) -> str:
+    """Return how to install what an extra of memedge brings, for a message."""
+    return f"run `python -m pip install 'memedge[{extra}]'`"
+
+
+def not_installed(purpose: str, package: str | None, extra: str, otherwise: str = "") -> str:
+    """Return the one sentence for a package that is not installed.
+
+    Args:
+        purpose: what needs it, such as "Evaluating".
+        package: what is missing, such as ImportError.name.
+        extra: of memedge, which brings it.
+        otherwise: what else to do, such as ", or leave the checkpoint out".
+    """
+    return f"{purpose} needs {package}, which is not installed: {install(extra)}{otherwise}."

@@ -8,11 +8,11 @@ import numpy.typing as npt
 
 from memedge.engine.backend import Floats, Indices
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT
+from memedge.engine.engine import Engine
 from memedge.engine.errors import NotFiniteError, ProviderError
-from memedge.engine.passes import Engine
+from memedge.engine.providers import check_gradients
 
 Array = npt.NDArray[np.float32]
-GRADIENT_PROVIDERS = ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ class Gradients(Protocol):
 
 
 class OnnxGradients:
-    """See Gradients: by the engine's own gradient graphs (export/gradient.py), in its provider and precision.
+    """See Gradients: by the engine's own gradient graphs, in its provider and precision.
+
+    The graphs: export/graphs/gradient_graphs.py.
 
     Each graph is loaded when it is first used, with weights of its own in memory.
     """
@@ -71,15 +73,14 @@ class OnnxGradients:
         """Take an opened engine.
 
         Raises:
-            ProviderError: a provider other than cpu and cuda, or an engine without gradient graphs.
+            ProviderError: a provider without gradients, or an engine without gradient graphs.
         """
         manifest, backend = engine.directory.manifest, engine.backend
-        if backend.provider not in GRADIENT_PROVIDERS:
-            raise ProviderError(f"Provider {backend.provider!r} computes no gradients: use provider 'cpu' or 'cuda'.")
+        check_gradients(backend.provider)
         if GRADIENT not in manifest.files:
             raise ProviderError(
                 f"{engine.directory.path} has no {GRADIENT}, which gradients need: export the model again in fp32 or "
-                "fp16, or give Mitigator.from_engine the checkpoint."
+                "fp16, or give Mitigator.load the checkpoint."
             )
         self._engine = engine
         # A backward pass keeps what a forward one lets go: with fewer rows it takes about as much memory.
@@ -99,7 +100,7 @@ class OnnxGradients:
             block = slice(start, start + self._rows)
             place, row = np.divmod(np.arange(values.shape[1])[block], rows)
             some = slice(place[0], place[-1] + 1)
-            norm, cosine, gradient = engine.backend.evaluate(
+            norm, cosine, gradient = engine.backend.run_graph(
                 GRADIENT,
                 {
                     "states": states[some],
@@ -134,7 +135,7 @@ class OnnxGradients:
             count = len(latents[block])
             for halves in calls:
                 prompt, row = np.divmod(np.arange(len(halves) * count), count)
-                (gradient,) = engine.backend.evaluate(
+                (gradient,) = engine.backend.run_graph(
                     NOISE_GRADIENT,
                     {
                         "states": both[halves],

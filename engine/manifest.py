@@ -35,11 +35,14 @@ class Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Conformal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Where the alignment of prompts like the calibration's lies, but for a share ε of them (memedge/conformal.py)."""
+    """Where the alignment of prompts like the calibration's lies, but for a share δ of them.
+
+    See memedge/calibration/conformal.py.
+    """
 
     lowest: float
     highest: float
-    epsilon: float
+    delta: float = msgspec.field(name="epsilon")
     prompts: int
 
 
@@ -64,7 +67,7 @@ class Estimate(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How well prompts are told apart by what was fitted to others like them (memedge/fitting.py).
+    """How well prompts are told apart by what was fitted to others like them (memedge/calibration/fitting.py).
 
     `tpr` and `fpr` are those at the threshold that was fitted to the others for the calibration's `target_fpr`.
     """
@@ -123,7 +126,8 @@ class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Largest differences from torch in fp32 over the export's probe prompts.
 
-    Of fp16 engines: the larger of ONNX Runtime's on the CPU and those that a GPU's rounding makes (export/simulate.py).
+    Of fp16 engines: the larger of ONNX Runtime's on the CPU and those that a GPU's rounding makes
+    (export/precision/simulate_fp16.py).
     """
 
     epsilon_relative: float
@@ -163,9 +167,9 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `timesteps` and `alphas_cumprod` are (t_norm, t_cos) and ᾱ at both; `schedule` has all steps
     that both are taken from. `calibrations` is keyed by
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
-    cached inputs and the shape of one row of each (export/split.py). `drift` is there in int8 engines. `preset` is
-    there if γ was published for this kind of model. `notes` says in sentences what the export chose for this checkpoint
-    that is not usual. `pooled_width` is that of SDXL's pooled states, 0 in models that have none.
+    cached inputs and the shape of one row of each (export/graphs/prefix_split.py). `drift` is there in int8 engines.
+    `preset` is there if γ was published for this kind of model. `notes` says in sentences what the export chose for
+    this checkpoint that is not usual. `pooled_width` is that of SDXL's pooled states, 0 in models that have none.
     """
 
     schema: int
@@ -211,6 +215,11 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ.
         """
         return 1.0 if self.prediction_type == "epsilon" else math.sqrt(self.alphas_cumprod[0])
+
+
+def key_of(provider: str, precision: str) -> str:
+    """Return what calibrations, and ε_0 where it is kept, are keyed by: "<provider>-<precision>"."""
+    return f"{provider}-{precision}"
 
 
 def velocity_norm_factor(alpha_cumprod: float) -> float:
@@ -275,7 +284,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
     if not all(math.isfinite(v) for v in (*numbers, *published)):
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
-    if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.epsilon < 1 for i in intervals):
+    if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.delta < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
     if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):
         raise ManifestError(f"{path} holds a share of prompts outside [0, 1]: calibrate the engine again.")

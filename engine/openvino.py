@@ -8,6 +8,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import openvino
+from openvino import opset13 as ops
+from openvino.frontend.onnx import ConversionExtension
 
 from memedge.engine import cache
 from memedge.engine.backend import Backend, Floats, Indices
@@ -15,15 +18,7 @@ from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensor
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Tensor, reduced
-
-try:
-    import openvino
-    from openvino import opset13 as ops
-    from openvino.frontend.onnx import ConversionExtension
-except ImportError:
-    raise ProviderError(
-        "Provider 'openvino' needs OpenVINO, which is not installed: run `python -m pip install 'memedge[openvino]'`."
-    ) from None
+from memedge.engine.providers import Provider
 
 Run = Callable[[Tensors], npt.NDArray[np.float32]]
 HINTS = {"bf16": "bf16", "fp32": "f32"}
@@ -33,12 +28,27 @@ BLOCK = 16
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 
 
+def open_backend(
+    directory: EngineDirectory,
+    provider: Provider,  # noqa: ARG001
+    precision: str | None,
+    threads: int | None,
+) -> Backend:
+    """Return the backend, see opening.BackendModule."""
+    return OpenVinoBackend(directory, precision, threads)
+
+
 def precisions(own: str) -> tuple[str, ...]:
     """Return the precisions this CPU runs an engine of precision `own` in, the fastest first."""
     if own != "fp32":
         return ()
     capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if capable else ("fp32",)
+
+
+def missing(directory: EngineDirectory, provider: Provider) -> str | None:  # noqa: ARG001
+    """Return None: an engine of a precision that it runs lacks nothing."""
+    return None
 
 
 class OpenVinoBackend(Backend):

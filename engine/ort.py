@@ -7,25 +7,52 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnxruntime
 
-from memedge.engine.backend import Backend, Floats, Indices
-from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, TEXT_ENCODER, UNET, Tensors
+from memedge.engine.backend import Backend, Floats, Indices, check_own_precision
+from memedge.engine.directory import (
+    GRADIENT,
+    NOISE_GRADIENT,
+    PREFIX,
+    TEXT_ENCODER,
+    UNET,
+    EngineDirectory,
+    Tensors,
+)
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors
-from memedge.engine.memory import Memory, Tensor, part, reduced
-
-try:
-    import onnxruntime
-except ImportError:
-    raise ProviderError(
-        "Provider 'cpu' needs ONNX Runtime, which is not installed: run `python -m pip install 'memedge[cpu]'`."
-    ) from None
+from memedge.engine.memory import HostMemory, Memory, Tensor, part, reduced
+from memedge.engine.providers import Provider
 
 # What lies in memory from the forward to the backward pass comes and goes in ever other sizes, of which an arena keeps
 # more than is used: at SD 1.4's size 16.8 GB instead of 12.3, for a tenth of the time.
 GRADIENTS = (GRADIENT, NOISE_GRADIENT)
 # What ONNX Runtime calls the providers; ours are called as the memory's device.
 EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def open_backend(directory: EngineDirectory, provider: Provider, precision: str | None, threads: int | None) -> Backend:
+    """Return the backend for "cpu" or "cuda", see opening.BackendModule."""
+    check_own_precision(directory, provider.name, precision)
+    memory: Memory
+    if provider.on_gpu:
+        from memedge.engine.cuda import CudaMemory  # here, for its packages are of the extras for GPUs
+
+        memory, threads = CudaMemory(), 1
+    else:
+        memory = HostMemory(threads)
+    own = directory.manifest.precision
+    return OrtBackend(directory.path, directory.baseline.cached, own, memory, threads)
+
+
+def precisions(own: str) -> tuple[str, ...]:
+    """Return what an engine of precision `own` runs in: what it was exported in."""
+    return (own,)
+
+
+def missing(directory: EngineDirectory, provider: Provider) -> str | None:  # noqa: ARG001
+    """Return None: any engine can be run."""
+    return None
 
 
 class OrtBackend(Backend):
@@ -103,7 +130,7 @@ class OrtBackend(Backend):
         rows = {"states": states, "prompt": memory.upload(prompt), "row": memory.upload(row)}
         return self._run(unet, self._unet, {**rows, **cached}, len(row))
 
-    def evaluate(
+    def run_graph(
         self, name: str, inputs: Mapping[str, npt.NDArray[Any]], outputs: Sequence[str]
     ) -> list[npt.NDArray[Any]]:
         session = self._further(name)

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from memedge.engine import reduction
+from memedge.engine.providers import PROVIDERS, Provider
 
-ONNX_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")  # two distributions of one module
+# Distributions of one module, of which only one may be installed.
+ONNX_RUNTIMES = tuple(sorted(row.distribution for row in PROVIDERS.values() if row.module == "onnxruntime"))
 
 _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h
@@ -141,80 +143,59 @@ def installed(distribution: str) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class _Provider:
-    """What a provider is made of.
-
-    Attributes:
-        name: of the product.
-        module: which is imported.
-        binaries: its native part, the first of these that exists, in the folders beside `module`.
-        libraries: where the wheels put what the native part links, in the folders beside `module`.
-    """
-
-    name: str
-    module: str
-    binaries: tuple[str, ...]
-    libraries: str
-
-
-_PROVIDERS = {
-    "cuda": _Provider(
-        "ONNX Runtime for GPUs", "onnxruntime", ("onnxruntime/capi/libonnxruntime_providers_cuda.so",), "nvidia/*/lib"
-    ),
-    "tensorrt": _Provider(
-        "TensorRT", "tensorrt", ("tensorrt_bindings/tensorrt.so", "tensorrt/tensorrt.so"), "tensorrt_libs"
-    ),
-    "tensorrt-rtx": _Provider(
-        "TensorRT-RTX", "tensorrt_rtx", ("tensorrt_rtx_bindings/tensorrt_rtx.so",), "tensorrt_rtx_libs"
-    ),
-}
 # ONNX Runtime opens it by name when it meets the first convolution.
 _CUDNN = "libcudnn.so.9"
 
 
 def missing_for(provider: str) -> str | None:
-    """Return what a GPU provider lacks here, in one sentence that says what to do, or None if nothing does.
+    """Return what a provider lacks here, in one sentence that says what to do, or None if nothing does.
 
-    `provider` is "cuda", "tensorrt" or "tensorrt-rtx". What is reported is the first of: Python packages, the driver
+    `provider` is one of PROVIDERS. What is reported is the first of: Python packages; and for those on a GPU the driver
     and a GPU, device code in the native core, the libraries that the provider links. None is no promise: only a session
     or an engine that was opened is.
     """
-    return _missing_packages(provider) or missing_driver() or missing_device_code() or _missing_libraries(provider)
+    row = PROVIDERS[provider]
+    if not row.on_gpu:
+        return _missing_module(row)
+    return _missing_packages(row) or missing_driver() or missing_device_code() or _missing_libraries(row)
 
 
-def _missing_packages(provider: str) -> str | None:
-    known = _PROVIDERS[provider]
-    install = f"run `python -m pip install 'memedge[{provider}]'`"
-    runtimes = onnx_runtimes()
-    if provider == "cuda" and len(runtimes) > 1:
-        return (
-            "onnxruntime and onnxruntime-gpu are both installed, share one module and overwrite each other: uninstall "
-            f"both, then {install}."
-        )
-    if find_spec(known.module) is None:
-        return f"Provider {provider!r} needs {known.name}, which is not installed: {install}."
-    if provider == "cuda" and _binary(provider) is None:
-        return (
-            f"Provider 'cuda' needs onnxruntime-gpu, but what is installed is {next(iter(runtimes), 'another build')}: "
-            f"uninstall it, then {install}."
-        )
-    absent = [name for name in ("cuda-core", "cuda-bindings") if installed(name) is None]
-    if absent:
-        return f"Provider {provider!r} needs {' and '.join(absent)}: {install}."
+def _missing_module(row: Provider) -> str | None:
+    if find_spec(row.module) is None:
+        return f"Provider {row.name!r} needs {row.product}, which is not installed: {row.remedy}."
     return None
 
 
-def _missing_libraries(provider: str) -> str | None:
-    binary = _binary(provider)
+def _missing_packages(row: Provider) -> str | None:
+    runtimes = onnx_runtimes()
+    if row.distribution in ONNX_RUNTIMES and len(runtimes) > 1:
+        return (
+            "onnxruntime and onnxruntime-gpu are both installed, share one module and overwrite each other: uninstall "
+            f"both, then {row.remedy}."
+        )
+    if missing := _missing_module(row):
+        return missing
+    if row.distribution in ONNX_RUNTIMES and _binary(row) is None:
+        return (
+            f"Provider {row.name!r} needs {row.distribution}, but what is installed is "
+            f"{next(iter(runtimes), 'another build')}: uninstall it, then {row.remedy}."
+        )
+    absent = [name for name in ("cuda-core", "cuda-bindings") if installed(name) is None]
+    if absent:
+        return f"Provider {row.name!r} needs {' and '.join(absent)}: {row.remedy}."
+    return None
+
+
+def _missing_libraries(row: Provider) -> str | None:
+    binary = _binary(row)
     if binary is None:
-        return f"{_PROVIDERS[provider].name} has no native part for Linux here: install it again."
-    folders = list(_site(provider).glob(_PROVIDERS[provider].libraries))
+        return f"{row.product} has no native part for Linux here: install it again."
+    folders = list(_site(row).glob(row.libraries))
     try:
         names = linked_libraries(binary)
     except (OSError, ValueError) as error:
-        return f"{_PROVIDERS[provider].name} cannot be loaded ({error}): install it again."
-    if provider == "cuda":
+        return f"{row.product} cannot be loaded ({error}): install it again."
+    if row.distribution in ONNX_RUNTIMES:
         names = (*names, _CUDNN)
         built_for = next((int(name.rpartition(".")[2]) for name in names if name.startswith("libcudart.so.")), 0)
         supported = driver().cuda
@@ -226,20 +207,20 @@ def _missing_libraries(provider: str) -> str | None:
     absent = [name for name in names if not any((folder / name).is_file() for folder in folders) and not _loads(name)]
     if absent:
         return (
-            f"{_PROVIDERS[provider].name} needs {', '.join(absent)}, not found on this machine: run `python -m pip "
-            f"install 'memedge[{provider}]'`, or add the folder to LD_LIBRARY_PATH."
+            f"{row.product} needs {', '.join(absent)}, not found on this machine: {row.remedy}, or add the folder to "
+            "LD_LIBRARY_PATH."
         )
     return None
 
 
-def _binary(provider: str) -> Path | None:
-    paths = (_site(provider) / name for name in _PROVIDERS[provider].binaries)
+def _binary(row: Provider) -> Path | None:
+    paths = (_site(row) / name for name in row.binaries)
     return next((path for path in paths if path.is_file()), None)
 
 
-def _site(provider: str) -> Path:
+def _site(row: Provider) -> Path:
     """The folder that the provider's package lies in; wheels put their libraries into folders beside it."""
-    spec = find_spec(_PROVIDERS[provider].module)
+    spec = find_spec(row.module)
     assert spec is not None and spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0]).parent
 

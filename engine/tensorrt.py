@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from memedge.engine import plans
-from memedge.engine.backend import Backend, Floats, Indices
+from memedge.engine import plans, probe
+from memedge.engine.backend import Backend, Floats, Indices, check_own_precision
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
 from memedge.engine.probe import Gpu
-from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger
+from memedge.engine.providers import Provider
+from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger, plan_backend
 
 MakeMemory = Callable[[], Memory]
 
@@ -22,6 +23,33 @@ MakeMemory = Callable[[], Memory]
 def find_plans(directory: EngineDirectory, backend: PlanBackend, gpu: Gpu) -> plans.Plans:
     """Return the engine's plans for a GPU and the TensorRT that is installed; raises EngineError as plans.find does."""
     return plans.find(directory, backend, gpu.target, load_module(backend).__version__, gpu.name)
+
+
+def open_backend(
+    directory: EngineDirectory,
+    provider: Provider,
+    precision: str | None,
+    threads: int | None,  # noqa: ARG001
+) -> Backend:
+    """Return the backend for this machine's first GPU, see opening.BackendModule."""
+    check_own_precision(directory, provider.name, precision)
+    from memedge.engine.cuda import CudaMemory  # here, for its packages are of the extras for GPUs
+
+    return TensorRtBackend(directory, plan_backend(provider.name), CudaMemory, probe.driver().gpus[0])
+
+
+def precisions(own: str) -> tuple[str, ...]:
+    """Return what an engine of precision `own` runs in: what it was exported in."""
+    return (own,)
+
+
+def missing(directory: EngineDirectory, provider: Provider) -> str | None:
+    """Return why there are no plans of the engine for this machine's first GPU, or None if there are."""
+    try:
+        find_plans(directory, plan_backend(provider.name), probe.driver().gpus[0])
+    except EngineError as error:
+        return str(error)
+    return None
 
 
 class TensorRtBackend(Backend):

@@ -4,13 +4,9 @@ from importlib import import_module
 from typing import Any, Literal
 
 from memedge.engine.errors import ProviderError
+from memedge.engine.providers import PROVIDERS
 
 PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
-# The module, and what its product is called.
-MODULES: dict[PlanBackend, tuple[str, str]] = {
-    "tensorrt": ("tensorrt", "TensorRT"),
-    "tensorrt-rtx": ("tensorrt_rtx", "TensorRT-RTX"),
-}
 
 
 def plan_backend(provider: str) -> PlanBackend:
@@ -20,13 +16,11 @@ def plan_backend(provider: str) -> PlanBackend:
 
 def load_module(backend: PlanBackend) -> Any:
     """Import the module of a backend; raises ProviderError if it cannot be."""
-    module, label = MODULES[backend]
+    row = PROVIDERS[backend]
     try:
-        return import_module(module)
+        return import_module(row.module)
     except (ImportError, OSError) as error:  # OSError: the package is there, its libraries are not
-        raise ProviderError(
-            f"{label} cannot be loaded ({error}): run `python -m pip install 'memedge[{backend}]'`."
-        ) from None
+        raise ProviderError(f"{row.product} cannot be loaded ({error}): {row.remedy}.") from None
 
 
 def make_logger(trt: Any) -> Any:

@@ -6,10 +6,10 @@ from functools import partial
 
 import numpy as np
 
+from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError
 from memedge.engine.machine import available_memory, peak_memory
 from memedge.engine.memory import Tensor
-from memedge.engine.passes import Engine
 from memedge.engine.reduction import OPERANDS
 
 MOST = 64

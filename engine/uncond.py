@@ -15,6 +15,7 @@ from memedge.engine import atomic, cache
 from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory, read_tensors
 from memedge.engine.errors import IntegrityError, NotFiniteError
+from memedge.engine.manifest import key_of
 from memedge.engine.memory import Tensor
 
 
@@ -26,7 +27,7 @@ def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -
     """
     key = backend.key
     manifest = directory.manifest
-    if key == f"cpu-{manifest.precision}":
+    if key == key_of("cpu", manifest.precision):
         return directory.baseline.uncond
     shape = (2, manifest.draws, *manifest.latent_shape)
     identity = {"engine": directory.identity, "runtime": backend.identity}

@@ -24,6 +24,7 @@ from memedge.engine.directory import (
     Tensors,
     describe_file,
 )
+from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
@@ -37,18 +38,18 @@ from memedge.engine.manifest import (
 )
 from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
-from memedge.engine.passes import Engine
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export import cost, gradient, graphs, half, int8, linear, ranges, simulate, upsample
-from memedge.export.checkpoint import Checkpoint, latent_shape
-from memedge.export.drift import drift, scores
-from memedge.export.load import load_checkpoint
+from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, gradient_graphs
+from memedge.export.graphs.prefix_split import run_prefix, split
 from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon, worse
-from memedge.export.presets import published
-from memedge.export.quiet import quiet
-from memedge.export.samples import Samples, read_samples
-from memedge.export.schedule import Noise, read_noise
-from memedge.export.split import run_prefix, split
+from memedge.export.precision import fp16, int8, ranges, simulate_fp16
+from memedge.export.precision.drift import drift, scores
+from memedge.export.precision.int8_samples import Samples, read_samples
+from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.checkpoint import Checkpoint, latent_shape
+from memedge.export.sources.open import load_checkpoint
+from memedge.export.sources.presets import published
+from memedge.export.sources.schedule import Noise, read_noise
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
 
@@ -76,10 +77,10 @@ def export(
         draws: n, the noise draws per prompt.
         seed: of the draws: torch.randn([n, C, H, W]) on a CPU generator.
         precision: of the graphs. Inputs and outputs are float32 in any case, but for fp16's cached inputs. fp16 is both
-            graphs', where that is safe (half.py); int8 is the UNet's alone.
-        prompts: for int8: a file (memedge/files.py) of prompts to calibrate on and to compare with fp32 on, all of
-            which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if the file
-            is CSV with a column `memorized` (true or false).
+            graphs', where that is safe (precision/fp16.py); int8 is the UNet's alone.
+        prompts: for int8: a file (memedge/prompts/files.py) of prompts to calibrate on and to compare with fp32 on,
+            all of which are run; default: a list of captions. Its drift is in the manifest, with the AUC's change if
+            the file is CSV with a column `memorized` (true or false).
         revision: of the hub's model: a branch, tag or commit.
         loras: files, each with `:scale` after it or not (then 1), that are fused into UNet and text encoders first.
         allow_pickle: read weights that are pickles, where there is nothing else.
@@ -88,7 +89,7 @@ def export(
 
     Returns:
         The manifest; its `parity` holds the differences from torch in fp32: of fp16, the larger of those that ONNX
-        Runtime has on the CPU and those that a GPU would have (simulate.py).
+        Runtime has on the CPU and those that a GPU would have (precision/simulate_fp16.py).
 
     Raises:
         InputError: the prompts cannot be read, or are fewer than 8.
@@ -164,22 +165,22 @@ def _write(
     # Only now, with the reference computed, may modules change their attention.
     progress("exporting the text encoder")
     text_encoder = checkpoint.text_encoder_graph()
-    graphs.save(text_encoder, folder / TEXT_ENCODER, external_data=graphs.weights(text_encoder) > graphs.LARGE)
+    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weights(text_encoder) > files.LARGE)
     progress("exporting the UNet")
     unet = checkpoint.unet_graph()
     opset = unet.opset_imports[""]
     progress("splitting off what no prompt changes")
     parts = split(unet, 2 * draws)
-    upsample.fold(parts.unet)
+    fold_upsampling.fold(parts.unet)
     flops = Flops(
         text_encoder=sum(map(cost.flops, text_encoder.graph)),
         unet=parts.flops,
         prefix=parts.flops_cached,
         remaining=sum(map(cost.flops, parts.unet.graph)),
     )
-    linear.fuse(parts.unet)
-    graphs.save(parts.unet, folder / UNET, external_data=True)
-    graphs.save(parts.prefix, folder / PREFIX, external_data=graphs.weights(parts.prefix) > graphs.LARGE)
+    fuse_linear.fuse(parts.unet)
+    files.save(parts.unet, folder / UNET, external_data=True)
+    files.save(parts.prefix, folder / PREFIX, external_data=files.weights(parts.prefix) > files.LARGE)
     cached = run_prefix(folder / PREFIX, sample, noise.timesteps)
     # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
     del checkpoint, text_encoder, unet, parts
@@ -193,7 +194,7 @@ def _write(
     notes = noise.notes
     if precision != "int8":  # whose rounding has no gradient
         progress("differentiating the UNet")
-        if missing := gradient.write(folder):
+        if missing := gradient_graphs.write(folder):
             notes += (f"There are no gradients, so no mitigation without the checkpoint: {missing}.",)
 
     progress("caching the unconditional predictions")
@@ -205,7 +206,7 @@ def _write(
     parity = compare(Statistics.of(prediction, factor), reference)
     if precision == "fp16":
         # The worse of both, so that the tolerance holds here and on a GPU.
-        simulated = Statistics.of(simulate.epsilon(folder, cached, ids, draws), factor)
+        simulated = Statistics.of(simulate_fp16.epsilon(folder, cached, ids, draws), factor)
         parity = worse(parity, compare(simulated, reference))
     check(parity, precision)
     manifest = Manifest(
@@ -253,14 +254,14 @@ def _to_half(
     progress: Callable[[str], None],
 ) -> Tensors:
     """Replace both float32 graphs by mixed ones; return the cached inputs in fp16."""
-    rounded = half.cached_in_half(cached)
+    rounded = fp16.cached_in_half(cached)
     progress("measuring how large values become")
     text_encoder = ranges.observe(folder / TEXT_ENCODER, [{"ids": ids}])
     unet = ranges.observe(folder / UNET, ranges.unet_calls(states, cached))
     progress("converting to fp16")
-    half.convert(folder / TEXT_ENCODER, text_encoder)
-    half.convert(folder / UNET, unet)
-    half.narrow_outputs(folder / PREFIX)
+    fp16.convert(folder / TEXT_ENCODER, text_encoder)
+    fp16.convert(folder / UNET, unet)
+    fp16.narrow_outputs(folder / PREFIX)
     gc.collect()  # of the float32 graphs, whose files are gone, but stay mapped till then
     return rounded
 

@@ -17,12 +17,13 @@ from typing import Any
 
 from memedge.engine import plans, probe
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
+from memedge.engine.engine import rows_per_call
 from memedge.engine.errors import InputError, ProviderError
 from memedge.engine.machine import peak_memory
-from memedge.engine.passes import rows_per_call
 from memedge.engine.plans import Component, Plan
-from memedge.engine.tensorrt_module import MODULES, PlanBackend, load_module, make_logger, one_line
-from memedge.export.expand import read_expanded
+from memedge.engine.providers import PROVIDERS
+from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger, one_line
+from memedge.export.graphs.expand_attention import read_expanded
 
 FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET}
 MOST = 1 << 16  # rows per call
@@ -41,7 +42,7 @@ class _Job:
 
     @property
     def label(self) -> str:
-        return f"{MODULES[self.backend][1]} {self.trt.__version__}"
+        return f"{PROVIDERS[self.backend].product} {self.trt.__version__}"
 
     def timing_name(self, target: str) -> str:
         return f"timing-{self.backend}-{target}-{self.trt.__version__}.cache"
@@ -70,7 +71,7 @@ def build(
         backend: whose plans.
         gpus: targets such as "SM89"; default: this machine's GPU, which is the only one that TensorRT builds for.
         max_batch: the most rows (prompt × timestep × draw) of a UNet call, and prompts of a text encoder call; default:
-            what memory surely allows (engine/passes.py).
+            what memory surely allows (engine/engine.py).
         workspace: the most GPU memory that a layer may use beside its inputs and outputs, in GiB; default: TensorRT's.
         progress: is told (done, total), in hundredths of a plan, from another thread.
         local: finds this machine's GPU.
@@ -137,7 +138,7 @@ def _targets(
     trt: Any, backend: PlanBackend, gpus: Sequence[str] | None, local: Callable[[], tuple[str, str] | None]
 ) -> tuple[list[str], str | None]:
     """Return the targets, such as "sm89", and the GPU's name if plans are for that model alone."""
-    label = f"{MODULES[backend][1]} {trt.__version__}"
+    label = f"{PROVIDERS[backend].product} {trt.__version__}"
     asked = list(dict.fromkeys(gpu.strip().lower() for gpu in gpus)) if gpus is not None else None
     if backend == "tensorrt-rtx":
         known = [name for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from memedge.explain import Explanation as Explanation
     from memedge.guidance import GuidanceStats as GuidanceStats
     from memedge.guidance import guidance_stats as guidance_stats
-    from memedge.mitigate import MitigatedNoise as MitigatedNoise
-    from memedge.mitigate import Mitigation as Mitigation
-    from memedge.mitigate import Mitigator as Mitigator
+    from memedge.mitigation.mitigator import MitigatedNoise as MitigatedNoise
+    from memedge.mitigation.mitigator import Mitigation as Mitigation
+    from memedge.mitigation.mitigator import Mitigator as Mitigator
     from memedge.results import Scores as Scores
     from memedge.results import Verdict as Verdict
 
@@ -37,9 +37,9 @@ _HOMES = {
     "Explanation": "memedge.explain",
     "GuidanceStats": "memedge.guidance",
     "guidance_stats": "memedge.guidance",
-    "MitigatedNoise": "memedge.mitigate",
-    "Mitigation": "memedge.mitigate",
-    "Mitigator": "memedge.mitigate",
+    "MitigatedNoise": "memedge.mitigation.mitigator",
+    "Mitigation": "memedge.mitigation.mitigator",
+    "Mitigator": "memedge.mitigation.mitigator",
     "Scores": "memedge.results",
     "Verdict": "memedge.results",
 }

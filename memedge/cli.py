@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from memedge import show
+from memedge.commands import terminal
 from memedge.engine.errors import InputError, MemedgeError
 
 app = typer.Typer(
@@ -90,7 +90,7 @@ def detect(
     """Say whether each prompt is memorized."""
     detector = load(engine, provider, precision, threads)
     verdicts = detector.detect(prompts, early)
-    show.print_json(verdicts) if json else show.print_verdicts(verdicts, detector.info)
+    terminal.print_json(verdicts) if json else terminal.print_verdicts(verdicts, detector.info)
 
 
 @app.command()
@@ -114,18 +114,18 @@ def explain(
 ) -> None:
     """Say which words of a prompt carry its score."""
     if output:
-        from memedge.plot import check_plot
+        from memedge.pictures import check_plot
 
         check_plot(output, "--output")
     detector = load(engine, provider, precision, threads)
-    with show.progress_bar("masking") as progress:
+    with terminal.progress_bar("masking") as progress:
         explanation = detector.explain(prompt, method, progress=progress)
-    show.print_json(explanation) if json else show.print_explanation(explanation, detector.info)
+    terminal.print_json(explanation) if json else terminal.print_explanation(explanation, detector.info)
     if output:
         from memedge.heat import draw
 
         if not draw(explanation, output):
-            show.say(f"{output} has boxes for characters that its font lacks.")
+            terminal.say(f"{output} has boxes for characters that its font lacks.")
 
 
 @app.command()
@@ -153,15 +153,15 @@ def score(
     Files need a column `prompt` (.txt: one prompt per line). The output has the columns prompt, norm, alignment, score,
     memorized and truncated, one row per input row.
     """
-    from memedge.job import check_places, score_file
+    from memedge.scoring.job import check_places, score_file
 
     check_places(source, output)  # before an engine is loaded for nothing
     detector = load(engine, provider, precision, threads, batch_size)
-    with show.progress_bar("scoring") as progress:
+    with terminal.progress_bar("scoring") as progress:
         summary = score_file(
             detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
         )
-    show.print_json(summary) if json else show.print_summary(summary, detector.info)
+    terminal.print_json(summary) if json else terminal.print_summary(summary, detector.info)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def info(
 ) -> None:
     """Verify an engine and show what it is, what runs it and what it was calibrated on."""
     detector = load(_one_engine(directory, engine), provider, precision, threads)
-    show.print_json(detector.info) if json else show.print_info(detector.info)
+    terminal.print_json(detector.info) if json else terminal.print_info(detector.info)
 
 
 @app.command()
@@ -209,9 +209,9 @@ def calibrate(
     path = _one_engine(directory, engine)
     if path is None:
         raise typer.BadParameter("name the engine directory that is to be calibrated.", param_hint="ENGINE_DIR")
-    from memedge.calibrate import calibrate as run
+    from memedge.calibration.calibrate import calibrate as run
 
-    with show.progress_bar("scoring") as progress:
+    with terminal.progress_bar("scoring") as progress:
         done = run(
             path,
             memorized,
@@ -224,8 +224,8 @@ def calibrate(
             progress=progress,
         )
     for warning in done.warnings:
-        show.say(f"Warning: {warning}")
-    show.print_json(done) if json else show.print_calibrated(done)
+        terminal.say(f"Warning: {warning}")
+    terminal.print_json(done) if json else terminal.print_calibrated(done)
 
 
 @app.command()
@@ -272,15 +272,15 @@ def evaluate(
     path = _one_engine(directory, engine)
     counts = _counts(draws, "--draws") if draws is not None else None
     try:
-        from memedge.evaluate import DEFAULT
-        from memedge.evaluate import evaluate as run
+        from memedge.evaluation.evaluate import DEFAULT
+        from memedge.evaluation.evaluate import evaluate as run
     except ImportError as error:
         raise MemedgeError(
             f"Evaluating needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[eval]'`."
         ) from None
-    from memedge.detector import EMBEDDED_ENGINE
+    from memedge.embedded import EMBEDDED_ENGINE
 
-    with show.progress_bar("UNet passes") as progress:
+    with terminal.progress_bar("UNet passes") as progress:
         done = run(
             path or EMBEDDED_ENGINE,
             memorized,
@@ -297,7 +297,7 @@ def evaluate(
             command=shlex.join(["memedge", *sys.argv[1:]]),
             progress=progress,
         )
-    show.print_evaluation(done, output, json)
+    terminal.print_evaluation(done, output, json)
 
 
 @app.command()
@@ -312,7 +312,7 @@ def doctor(
     from memedge.doctor import examine
 
     findings = examine(engine, provider, precision, threads)
-    show.print_json(findings) if json else show.print_findings(findings)
+    terminal.print_json(findings) if json else terminal.print_findings(findings)
     if any(finding.state == "broken" for finding in findings):
         raise typer.Exit(1)
 
@@ -338,10 +338,10 @@ def demo(
     verdicts.sort(key=lambda verdict: (bool(verdict.memorized), verdict.score or verdict.norm), reverse=True)
     draw(verdicts, picture)
     if json:
-        show.print_json(verdicts)
+        terminal.print_json(verdicts)
     else:
-        show.print_verdicts(verdicts, detector.info)
-        show.say(f"Training images beside what the model generates: {picture}")
+        terminal.print_verdicts(verdicts, detector.info)
+        terminal.say(f"Training images beside what the model generates: {picture}")
 
 
 @app.command()
@@ -366,16 +366,16 @@ def bench(
     """
     batches, counts = _counts(batch, "--batch"), _counts(draws, "--draws") if draws is not None else None
     if plot:
-        from memedge.plot import check_plot
+        from memedge.pictures import check_plot
 
         check_plot(plot)
-    from memedge.bench import measure
+    from memedge.measure.latency import measure
 
-    with show.progress_bar("measuring") as progress:
+    with terminal.progress_bar("measuring") as progress:
         result = measure(engine, provider, precision, threads, batches, counts, progress)
-    show.print_json(result) if json else show.print_bench(result)
+    terminal.print_json(result) if json else terminal.print_bench(result)
     if plot:
-        from memedge.plot import plot as draw
+        from memedge.measure.picture import plot as draw
 
         draw(result, plot)
 
@@ -440,7 +440,7 @@ def export(
     from memedge.engine.machine import peak_memory
 
     start = time.perf_counter()
-    with show.phases() as progress:
+    with terminal.phases() as progress:
         manifest = run(
             model,
             output,
@@ -455,7 +455,7 @@ def export(
             progress=progress,
         )
     seconds = time.perf_counter() - start
-    show.print_json(manifest) if json else show.print_export(manifest, output, seconds, peak_memory())
+    terminal.print_json(manifest) if json else terminal.print_export(manifest, output, seconds, peak_memory())
 
 
 @app.command()
@@ -497,14 +497,14 @@ def build(
         raise MemedgeError(
             f"Building needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[{backend}]'`."
         ) from None
-    from memedge.detector import EMBEDDED_ENGINE
+    from memedge.embedded import EMBEDDED_ENGINE
 
     targets = gpu.split(",") if gpu is not None else None
-    with show.progress_bar("building") as progress:
+    with terminal.progress_bar("building") as progress:
         plans = run(
             directory or EMBEDDED_ENGINE, backend, targets, max_batch=max_batch, workspace=workspace, progress=progress
         )
-    show.print_json(plans) if json else show.print_plans(plans)
+    terminal.print_json(plans) if json else terminal.print_plans(plans)
 
 
 def main() -> None:

@@ -1,18 +1,15 @@
 """`memedge demo`: a mixed list of prompts, and a picture of what the embedded model makes of some of them."""
 
-import csv
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from memedge.embedded import captions
 from memedge.engine import atomic
 from memedge.results import Verdict
 
-DATA = Path(__file__).parent / "data"
-CAPTIONS = DATA / "captions.csv"
-PICTURES = DATA / "pictures"  # one strip per caption: training picture | generations, each 32 × 32, made beforehand
 SIDE = 32
 ZOOM = 3
 GENERATED = 4
@@ -21,20 +18,19 @@ GAP = 12
 HEADINGS = ("training image", "what the model generates (4 seeds)", "prompt and verdict")
 
 
-def strips() -> dict[str, Path]:
-    """Return prompt → its strip of pictures, for the held-out captions that have one."""
-    with CAPTIONS.open(newline="") as file:
-        return {row["caption"]: PICTURES / row["picture"] for row in csv.DictReader(file) if row["picture"]}
-
-
 def prompts() -> list[str]:
     """Return the demo's prompts: captions the model has memorized, learnt and never seen, and the empty prompt."""
-    return [*strips(), ""]
+    return [*_strips(), ""]
+
+
+def _strips() -> dict[str, Path]:
+    """Return prompt → its strip of pictures, for the captions that have one."""
+    return {caption.prompt: caption.strip for caption in captions() if caption.strip}
 
 
 def draw(verdicts: Sequence[Verdict], path: Path) -> None:
     """Draw a row per prompt that has pictures: training image | generations | verdict; write a PNG to `path`."""
-    pictures_of = strips()
+    pictures_of = _strips()
     rows = [(v, pictures_of[v.prompt]) for v in verdicts if v.prompt in pictures_of]
     tile, line = SIDE * ZOOM, SIDE * ZOOM + GAP
     columns = (GAP, tile + 2 * GAP, (1 + GENERATED) * tile + 3 * GAP)

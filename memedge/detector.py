@@ -7,32 +7,30 @@ from functools import cached_property
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision import Floats, decide, score_bounds
-from memedge.early import Outcome, evaluate
-from memedge.embeddings import pack
+from memedge.decision.early import Outcome, decide_early
+from memedge.decision.reasons import make_verdicts
+from memedge.decision.rule import Bools, Floats, Rule
+from memedge.embedded import EMBEDDED_ENGINE
+from memedge.engine.backend import Indices
+from memedge.engine.embeddings import pack
+from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError
 from memedge.engine.gradients import Gradients, OnnxGradients
-from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
-from memedge.engine.passes import Engine, States
+from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, key_of
 from memedge.engine.precision import BATCH as BATCH_NOISE
-from memedge.engine.reduction import check_options
 from memedge.engine.tuning import best_rows_per_call
-from memedge.explain import Explanation, Kind, Masks, Method, by_gradient
+from memedge.explain import Explanation, Masks, Method, by_gradient
+from memedge.prompts.text import checked_prompts
 from memedge.results import Scores, Verdict
-from memedge.verdicts import make_verdicts
 
-EMBEDDED_ENGINE = Path(__file__).parent / "data" / "engine"
-BATCH = 16  # prompts tokenized and encoded together, or as many as the UNet takes rows at once
+PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
 Early = Literal["proven", "conformal", "off"]
-Encode = Callable[[Any], States]  # of those prompts of a batch that an index selects
-DEFAULT_ALIGNMENT: Alignment = "channel"
-DEFAULT_OPERANDS: Operands = "uncond_delta"
 
 
 @dataclass(frozen=True)
@@ -53,12 +51,25 @@ class EngineInfo:
     @property
     def key(self) -> str:
         """What calibrations are keyed by."""
-        return f"{self.provider}-{self.precision}"
+        return key_of(self.provider, self.precision)
+
+    @property
+    def rule(self) -> Rule:
+        """How norm and alignment make a score here, and what is memorized."""
+        return Rule.of(self.manifest, self.key)
 
     @property
     def fingerprint(self) -> str:
         """A hash of all that scores depend on: the engine's files, its calibration, provider and precision."""
         return hashlib.sha256(msgspec.json.encode(self.manifest) + self.key.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The prompt embeddings of some prompts, and how to encode one of them again, alone."""
+
+    states: States
+    alone: Callable[[int], States]
 
 
 class Detector:
@@ -69,11 +80,12 @@ class Detector:
 
     def __init__(self, engine: Engine):
         self._engine = engine
-        self._batch = max(BATCH, engine.rows_per_call)
+        self._batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
         directory, backend = engine.directory, engine.backend
         self._info = EngineInfo(
             directory.path, directory.manifest, backend.provider, backend.precision, backend.threads
         )
+        self._rule = self._info.rule
 
     @staticmethod
     def load(
@@ -116,8 +128,18 @@ class Detector:
             engine.rows_per_call = best_rows_per_call(engine) if batch_size == "auto" else batch_size
         return Detector(engine)
 
+    @property
+    def engine(self) -> Engine:
+        """The opened engine, for what else runs on it."""
+        return self._engine
+
     @cached_property
-    def _gradients(self) -> Gradients:
+    def gradients(self) -> Gradients:
+        """The engine's derivatives.
+
+        Raises:
+            ProviderError: the engine or the provider has none.
+        """
         return OnnxGradients(self._engine)
 
     @property
@@ -144,15 +166,15 @@ class Detector:
             InputError: no prompts, one string instead of a list, something that is not text, an unknown option.
             NotFiniteError: the model produced NaN or infinity.
         """
-        kind, pair = self._options(alignment, operands)
+        rule = self._rule.measuring(alignment, operands)
         parts = []
-        for batch in _batches(prompts, self._batch):
-            ids, truncated = self._engine.tokenize(batch)
-            parts.append((*self._statistics(_encode(self._engine, ids), kind, pair), truncated))
+        for prompts_of_batch in _batches(prompts, self._batch):
+            ids, truncated = self._engine.tokenize(prompts_of_batch)
+            parts.append((*self._statistics(self._encode(ids), rule), truncated))
         if not parts:
             raise InputError("There are no prompts to score: give at least one.")
         norm, aligned, truncated = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self._judge(norm, aligned, truncated, kind, pair)
+        return _judge(norm, aligned, truncated, rule)
 
     def score_embeddings(
         self,
@@ -173,12 +195,12 @@ class Detector:
             InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
         """
-        kind, pair = self._options(alignment, operands)
+        rule = self._rule.measuring(alignment, operands)
         array = pack(self._info.manifest, states, pooled)
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
-        parts = [self._statistics(_embed(self._engine, batch), kind, pair) for batch in batches]
+        parts = [self._statistics(self._embed(batch), rule) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return self._judge(norm, aligned, np.zeros(len(array), dtype=bool), kind, pair)
+        return _judge(norm, aligned, np.zeros(len(array), dtype=bool), rule)
 
     def detect(self, prompts: Iterable[str], early: Early = "proven") -> list[Verdict]:
         """Return one verdict per prompt, with what it took and the reason.
@@ -186,8 +208,8 @@ class Detector:
         Args:
             prompts: any iterable of prompts.
             early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment;
-                verdicts are those of `score`. "conformal": also those that change it for at most a share ε of prompts
-                like the calibration's; ε is in the calibration and in the reason. "off": none.
+                verdicts are those of `score`. "conformal": also those that change it for at most a share δ of prompts
+                like the calibration's; δ is in the calibration and in the reason. "off": none.
 
         Raises:
             InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`.
@@ -195,8 +217,7 @@ class Detector:
         """
         if early not in get_args(Early):
             raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
-        calibration = self._info.calibration
-        if early == "conformal" and (calibration is None or calibration.conformal is None):
+        if early == "conformal" and self._rule.conformal is None:
             raise InputError(
                 f"{self._info.path} stores no conformal interval for {self._info.key}: calibrate it with at least 99 "
                 "prompts, or use early='proven'."
@@ -204,8 +225,8 @@ class Detector:
         verdicts: list[Verdict] = []
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
-            outcome = self._outcome(_encode(self._engine, ids), early)
-            verdicts += make_verdicts(batch, truncated, outcome, self._info.manifest, self._info.key)
+            outcome = self._outcome(self._encode(ids), early)
+            verdicts += make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts
@@ -234,15 +255,11 @@ class Detector:
         if method == "gradient":
             return self._explain_by_gradient(prompt)
         masks = Masks(self._engine.tokenizer, prompt)
-        calibration, preset = self._info.calibration, self._info.manifest.preset
-        kind: Kind = "calibrated" if calibration else "published" if preset else "norm"
-        weights = calibration or preset
-        parts = []
+        rule, parts = self._rule, []
         for start in range(0, len(masks.ids), self._batch):
             states = self._engine.encode(masks.ids[start : start + self._batch])
-            if weights:
-                norm, aligned = self._engine.statistics(states, *self._options(None, None))
-                parts.append(score_bounds(weights, norm, aligned, aligned)[0])
+            if rule.fitted:
+                parts.append(rule.score(*self._engine.statistics(states, rule.alignment, rule.operands)))
             else:
                 parts.append(self._engine.norm(states))
             if progress:
@@ -251,17 +268,17 @@ class Detector:
         return Explanation(
             prompt=prompt,
             score=float(scores[0]),
-            kind=kind,
-            threshold=calibration.threshold if calibration else None,
+            kind="norm" if rule.source == "not fitted" else rule.source,
+            threshold=rule.threshold,
             words=masks.words(scores),
             method=method,
-            passes=len(masks.ids) * (self._engine.passes if weights else self._engine.draws),
+            passes=len(masks.ids) * (self._engine.passes if rule.fitted else self._engine.draws),
         )
 
     def _explain_by_gradient(self, prompt: str) -> Explanation:
         states = self._engine.encode(self._engine.tokenize([prompt])[0])
         array = self._engine.backend.memory.download(states.tensor)
-        found = self._gradients.statistics(array, norm_weight=1.0, alignment_weight=0.0)
+        found = self.gradients.statistics(array, norm_weight=1.0, alignment_weight=0.0)
         return Explanation(
             prompt=prompt,
             score=0.0 if states.empty[0] else float(found.norm[0]),
@@ -272,116 +289,58 @@ class Detector:
             passes=self._engine.draws,
         )
 
-    def _options(self, alignment: Alignment | None, operands: Operands | None) -> tuple[Alignment, Operands]:
-        calibration = self._info.calibration
-        kind = alignment or (calibration.alignment if calibration else DEFAULT_ALIGNMENT)
-        pair = operands or (calibration.operands if calibration else DEFAULT_OPERANDS)
-        check_options(kind, pair)
-        return kind, pair
+    def _encode(self, ids: Indices) -> _Batch:
+        engine = self._engine
+        return _Batch(engine.encode(ids), lambda row: engine.encode(ids[row : row + 1]))
 
-    def _calibration_for(self, kind: Alignment, pair: Operands) -> Calibration | None:
-        """Return the calibration if it is for exactly these statistics."""
-        calibration = self._info.calibration
-        return calibration if calibration and (calibration.alignment, calibration.operands) == (kind, pair) else None
+    def _embed(self, array: npt.NDArray[np.float32]) -> _Batch:
+        engine = self._engine
+        return _Batch(engine.embed(array), lambda row: engine.embed(array[row : row + 1]))
 
-    def _preset_for(self, kind: Alignment, pair: Operands) -> Preset | None:
-        """Return the published γ, if there are any, for exactly these statistics; a calibration replaces them."""
-        published = self._info.calibration is None and (kind, pair) == (DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-        return self._info.manifest.preset if published else None
-
-    def _statistics(self, encode: Encode, kind: Alignment, pair: Operands) -> tuple[Floats, Floats]:
+    def _statistics(self, batch: _Batch, rule: Rule) -> tuple[Floats, Floats]:
         """Return norm and alignment of a batch; where the verdict hangs on rounding, those of the prompt alone."""
-        norm, aligned = self._engine.statistics(encode(slice(None)), kind, pair)
-        self._settle(encode, norm, aligned, kind, pair)
+        norm, aligned = self._engine.statistics(batch.states, rule.alignment, rule.operands)
+        self._settle(batch, np.arange(len(norm)), norm, aligned, rule)
         return norm, aligned
 
-    def _settle(
-        self, encode: Encode, norm: Floats, aligned: Floats, kind: Alignment, pair: Operands
-    ) -> npt.NDArray[np.intp]:
-        """Evaluate alone, in place, each prompt whose score is too near the threshold; return which.
+    def _settle(self, batch: _Batch, rows: Indices, norm: Floats, aligned: Floats, rule: Rule) -> Indices:
+        """Evaluate alone, in place, each prompt whose score is too near the threshold; return which of `rows`.
 
-        Alone, a prompt always meets the same shapes, so that it gets the same verdict however it was batched.
+        A prompt that is evaluated alone always meets the same shapes, so it gets the same verdict in any batch.
+
+        Args:
+            rows: the K prompts of the batch that norm and aligned, float64 [K] each, are of.
         """
-        calibration = self._calibration_for(kind, pair)
-        if calibration is None:
-            return np.empty(0, dtype=np.intp)
-        undecided = decide(calibration, norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1]
-        near = np.flatnonzero(undecided & (norm > 0))  # the empty prompt's verdict is not its score's
-        for row in near:
-            one = slice(row, row + 1)
-            norm[one], aligned[one] = self._engine.statistics(encode(one), kind, pair)
-        return near
+        near = np.flatnonzero(rule.decide(norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1])
+        for place in near:
+            one = self._engine.statistics(batch.alone(rows[place]), rule.alignment, rule.operands)
+            norm[place], aligned[place] = one[0][0], one[1][0]
+        return rows[near]
 
-    def _outcome(self, encode: Encode, early: Early) -> Outcome:
+    def _outcome(self, batch: _Batch, early: Early) -> Outcome:
         """Evaluate a batch for `detect`."""
-        engine, calibration = self._engine, self._info.calibration
-        if calibration is None:
-            norm, aligned = self._statistics(encode, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-            outcome = Outcome.whole(norm, aligned, engine.passes)
-            if preset := self._info.manifest.preset:
-                outcome.lowest[:], outcome.highest[:] = score_bounds(preset, norm, aligned, aligned)
-            return outcome
-        kind, pair = calibration.alignment, calibration.operands
-        states = encode(slice(None))
-        if early == "off":
-            norm, aligned = engine.statistics(states, kind, pair)
-            outcome = Outcome.whole(norm, aligned, engine.passes)
+        engine, rule = self._engine, self._rule
+        if early == "off" or rule.threshold is None:
+            norm, aligned = engine.statistics(batch.states, rule.alignment, rule.operands)
+            outcome = Outcome.whole(rule, norm, aligned, engine.passes)
         else:
-            outcome = evaluate(engine, calibration, states, calibration.conformal if early == "conformal" else None)
+            outcome = decide_early(engine, rule if early == "conformal" else rule.without_conformal(), batch.states)
         whole = np.flatnonzero(~np.isnan(outcome.alignment))
         norm, aligned = outcome.norm[whole], outcome.alignment[whole]
-        settled = self._settle(lambda rows: encode(whole[rows]), norm, aligned, kind, pair)
+        settled = self._settle(batch, whole, norm, aligned, rule)
         outcome.norm[whole], outcome.alignment[whole] = norm, aligned
-        outcome.passes[whole[settled]] += engine.passes
-        low, high = score_bounds(calibration, norm, aligned, aligned)
-        outcome.lowest[whole], outcome.highest[whole] = low, high
+        outcome.passes[settled] += engine.passes
+        outcome.lowest[whole], outcome.highest[whole] = rule.bounds(norm, aligned, aligned)
         return outcome
 
-    def _judge(
-        self,
-        norm: npt.NDArray[np.float64],
-        alignment: npt.NDArray[np.float64],
-        truncated: npt.NDArray[np.bool_],
-        kind: Alignment,
-        pair: Operands,
-    ) -> Scores:
-        """Apply the calibration, if there is one for exactly these statistics."""
-        calibration = self._calibration_for(kind, pair)
-        if calibration is None:
-            preset = self._preset_for(kind, pair)
-            score = None if preset is None else score_bounds(preset, norm, alignment, alignment)[0]
-            return Scores(norm, alignment, score, None, truncated, None)
-        score, _ = score_bounds(calibration, norm, alignment, alignment)
-        # The empty prompt (norm exactly 0) is never memorized, whatever the threshold.
-        memorized = (score >= calibration.threshold) & (norm > 0)
-        return Scores(norm, alignment, score, memorized, truncated, calibration.threshold)
 
-
-def _encode(engine: Engine, ids: npt.NDArray[np.int64]) -> Encode:
-    return lambda rows: engine.encode(ids[rows])
-
-
-def _embed(engine: Engine, batch: npt.NDArray[np.float32]) -> Encode:
-    return lambda rows: engine.embed(batch[rows])
+def _judge(norm: Floats, alignment: Floats, truncated: Bools, rule: Rule) -> Scores:
+    score = rule.score(norm, alignment) if rule.fitted else None
+    memorized = None if score is None else rule.memorized(norm, score)
+    return Scores(norm, alignment, score, memorized, truncated, rule.threshold)
 
 
 def _batches(prompts: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = checked_prompts(prompts)
     while batch := list(islice(rest, size)):
         yield batch
-
-
-def checked_prompts(prompts: Iterable[str]) -> Iterator[str]:
-    """Yield the prompts, each checked to be text; raises InputError."""
-    if isinstance(prompts, str | bytes):
-        raise InputError("prompts is one string: give a list of prompts, as in score([prompt]).")
-    if not isinstance(prompts, Iterable):
-        raise InputError(f"prompts is {type(prompts).__name__}: give a list or another iterable of strings.")
-    for position, prompt in enumerate(prompts, start=1):
-        if not isinstance(prompt, str):
-            raise InputError(f"Prompt {position} is {type(prompt).__name__}, not text: give strings only.")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"Prompt {position} is not valid UTF-8 text: correct or remove it.") from None
-        yield prompt

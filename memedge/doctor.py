@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from memedge import __version__
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import probe
-from memedge.engine.backend import ON_GPU, PROVIDERS
-from memedge.engine.errors import MemedgeError
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import MemedgeError, install
+from memedge.engine.opening import backend_module
+from memedge.engine.providers import PROVIDERS, Provider
 from memedge.engine.reduction import core_status
 
 OPTIONAL = {
@@ -39,7 +42,7 @@ def examine(engine: Path | None, provider: str, precision: str | None, threads: 
         *_runtime(),
         _driver(),
         _device_code(),
-        *(_gpu_provider(name, PROVIDERS[name], engine) for name in ON_GPU),
+        *(_gpu_provider(row, engine) for row in PROVIDERS.values() if row.on_gpu),
         *(_extra(name, modules) for name, modules in OPTIONAL.items()),
         _engine(engine, provider, precision, threads),
     ]
@@ -55,29 +58,28 @@ def _native_core() -> Finding:
 
 
 def _runtime() -> list[Finding]:
-    installed = probe.onnx_runtimes()
-    if len(installed) > 1:
-        detail = "onnxruntime and onnxruntime-gpu share one module and overwrite each other: uninstall both, then one"
-        return [Finding("ONNX Runtime", "broken", detail)]
-    openvino = _openvino()
-    for name, version in installed.items():
-        return [Finding("ONNX Runtime", "active", f"{name} {version}: provider cpu"), openvino]
-    state: State = "missing" if openvino.state == "active" else "broken"  # one runtime is enough
-    return [Finding("ONNX Runtime", state, "not installed: python -m pip install 'memedge[cpu]'"), openvino]
+    """Look at what runs on the processor, of which one is enough."""
+    found = [_cpu_provider(row) for row in reversed(PROVIDERS.values()) if not row.on_gpu]
+    if any(finding.state == "active" for finding in found):
+        return found
+    return [Finding(one.part, "broken", one.detail) for one in found]
 
 
-def _openvino() -> Finding:
-    if find_spec("openvino") is None:
-        return Finding("OpenVINO", "missing", "not installed: python -m pip install 'memedge[openvino]'")
+def _cpu_provider(row: Provider) -> Finding:
+    distributions = {d: probe.installed(d) for d in packages_distributions().get(row.module, ())}
+    if len(distributions) > 1:
+        names = " and ".join(sorted(distributions))
+        return Finding(
+            row.product, "broken", f"{names} share one module and overwrite each other: uninstall both, then one"
+        )
+    if reason := probe.missing_for(row.name):
+        return Finding(row.product, "missing", reason)
     try:
-        from memedge.engine.openvino import precisions
-
-        able = precisions("fp32")
+        able = backend_module(row).precisions("fp32")
     except (MemedgeError, RuntimeError) as error:
-        return Finding("OpenVINO", "broken", f"{error}; reinstall it: python -m pip install 'memedge[openvino]'")
-    return Finding(
-        "OpenVINO", "active", f"{probe.installed('openvino')}: provider openvino, on this CPU in {', '.join(able)}"
-    )
+        return Finding(row.product, "broken", f"{error}; install it again: {row.remedy}")
+    version = ", ".join(f"{name} {number}" for name, number in distributions.items())
+    return Finding(row.product, "active", f"{version}: provider {row.name}, fp32 engines in {' or '.join(able)}")
 
 
 def _driver() -> Finding:
@@ -95,36 +97,27 @@ def _device_code() -> Finding:
     return Finding("CUDA reduction", "active", f"device code for {targets}; newer GPUs compile it when it is loaded")
 
 
-def _gpu_provider(name: str, module: str, engine: Path | None) -> Finding:
-    part = f"provider {name}"
-    versions = {d: probe.installed(d) for d in packages_distributions().get(module, ())}
+def _gpu_provider(row: Provider, engine: Path | None) -> Finding:
+    part = f"provider {row.name}"
+    versions = {d: probe.installed(d) for d in packages_distributions().get(row.module, ())}
     own = ", ".join(f"{distribution} {version}" for distribution, version in versions.items())
-    if reason := probe.missing_for(name) or _missing_plans(engine, name):
+    if reason := probe.missing_for(row.name) or _missing_in_engine(row, engine):
         return Finding(part, "missing", reason)
     return Finding(part, "active", f"{own}: all that it needs is here")
 
 
-def _missing_plans(engine: Path | None, provider: str) -> str | None:
-    """Return why there are no plans of the engine for this GPU, in one sentence; None if there are, or for "cuda"."""
-    if provider == "cuda":
-        return None
-    from memedge.detector import EMBEDDED_ENGINE
-    from memedge.engine.directory import EngineDirectory
-    from memedge.engine.tensorrt import find_plans
-    from memedge.engine.tensorrt_module import plan_backend
-
+def _missing_in_engine(row: Provider, engine: Path | None) -> str | None:
+    """Return what the engine lacks to be run, in one sentence, or None."""
     try:
-        directory = EngineDirectory.open(engine or EMBEDDED_ENGINE)
-        find_plans(directory, plan_backend(provider), probe.driver().gpus[0])
+        return backend_module(row).missing(EngineDirectory.open(engine or EMBEDDED_ENGINE), row)
     except MemedgeError as error:
         return str(error)
-    return None
 
 
 def _extra(name: str, modules: tuple[str, ...]) -> Finding:
     absent = [module for module in modules if find_spec(module) is None]
     if absent:
-        return Finding(name, "missing", f"without {', '.join(absent)}: python -m pip install 'memedge[{name}]'")
+        return Finding(name, "missing", f"without {', '.join(absent)}: {install(name)}")
     return Finding(name, "active", ", ".join(modules))
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision import Floats
+from memedge.decision.rule import Floats
 from memedge.engine import tokenizer as engine_tokenizer
 
 Method = Literal["mask", "gradient"]

@@ -61,7 +61,7 @@ def sort_captions(folder):
     import csv
 
     from memedge import Detector
-    from memedge.demo import CAPTIONS
+    from memedge.embedded import CAPTIONS
 
     with CAPTIONS.open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)][:30]

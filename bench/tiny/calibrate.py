@@ -10,9 +10,9 @@ import argparse
 import csv
 from pathlib import Path
 
-from memedge.calibrate import calibrate
-from memedge.prompt_lists import Prompts
-from memedge.show import print_calibrated, say
+from memedge.calibration.calibrate import calibrate
+from memedge.commands.terminal import print_calibrated, say
+from memedge.prompts.labelled import Prompts
 
 BACKENDS = (("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 

@@ -16,11 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from memedge.demo import CAPTIONS
-from memedge.detector import EMBEDDED_ENGINE
 from memedge.detectors import ddim, draws, p_laplace
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
 from memedge.engine.denoiser import Denoiser, Latents
-from memedge.engine.passes import Engine, States
+from memedge.engine.engine import Engine, States
 from memedge.metrics import auc
 
 RADII = (0.1, 0.3, 1.0, 1.5, 2.5, 4.0)

@@ -12,9 +12,9 @@ from memedge.detectors.norm_steps import NormOverSteps
 from memedge.detectors.p_laplace import PLaplace
 from memedge.detectors.sharpness import Sharpness
 from memedge.engine.denoiser import Denoiser
-from memedge.engine.errors import InputError
+from memedge.engine.engine import Engine
+from memedge.engine.errors import InputError, not_installed
 from memedge.engine.manifest import Alignment, Operands
-from memedge.engine.passes import Engine
 
 
 class Statistic(Protocol):
@@ -98,10 +98,9 @@ def _exact(engine: Engine, draws: int, seed: int | None, checkpoint: str | None)
             f"Detector {EXACT!r} differentiates the model itself: give --checkpoint, what the engine was exported from."
         )
     try:
-        from memedge.export.sharpness import ExactSharpness
+        from memedge.detectors.sharpness_exact import ExactSharpness
     except ImportError as error:
         raise InputError(
-            f"Detector {EXACT!r} needs {error.name!r}, which is not installed: run `python -m pip install "
-            "'memedge[export]'`, or use detector 'sharpness'."
+            not_installed(f"Detector {EXACT!r}", error.name, "export", ", or use detector 'sharpness'")
         ) from None
     return ExactSharpness(engine, Denoiser(engine).noise(draws, seed), checkpoint)

@@ -7,12 +7,11 @@ from typing import Protocol
 
 import numpy as np
 
-from memedge.decision import Floats
-from memedge.detector import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Floats, Rule
 from memedge.detectors.draws import Draws, per_block
 from memedge.engine.denoiser import Denoiser, Latents
-from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, Preset
-from memedge.engine.passes import Engine, States
+from memedge.engine.engine import Engine, States
+from memedge.engine.manifest import Alignment, Operands
 from memedge.guidance import guidance_stats
 
 
@@ -107,7 +106,7 @@ class Aligned:
         self.name = alignment_name(kind, pair)
         self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
         self._kind, self._pair = kind, pair
-        self._sign = _sign(weights(engine), pair)
+        self._sign = _sign(rule_of(engine), pair)
         over = "over channels, mean over pixels" if kind == "channel" else "of whole tensors"
         sign = "−" if self._sign < 0 else ""
         self.formula = (
@@ -136,19 +135,16 @@ class Anisotropy:
 
     def __init__(self, engine: Engine, draws: int, seed: int | None):
         self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
-        self._weights = weights(engine)
-        self._kind, self._pair = DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
-        if isinstance(self._weights, Calibration):
-            self._kind, self._pair = self._weights.alignment, self._weights.operands
-        gamma = f"{self._weights.gamma_norm:.3g} · norm {self._weights.gamma_alignment:+.3g} · alignment"
-        self.formula = f"{gamma}; {self._kind}, cos({_OPERANDS[self._pair]}) (Asthana & Belagiannis 2026)"
+        self._rule = rule = rule_of(engine)
+        cosine = f"{rule.alignment}, cos({_OPERANDS[rule.operands]})"
+        self.formula = f"{rule.formula}; {cosine} (Asthana & Belagiannis 2026)"
 
     def __call__(self, prompts: Sequence[str]) -> Floats:
         return per_block(self._engine, prompts, self._draws, self._score)
 
     def _score(self, states: States) -> Floats:
-        norm, alignment = self._source.norms(states), self._source.alignments(states, self._kind, self._pair)
-        return self._weights.gamma_norm * norm + self._weights.gamma_alignment * alignment
+        rule, source = self._rule, self._source
+        return rule.score(source.norms(states), source.alignments(states, rule.alignment, rule.operands))
 
 
 _OPERANDS: dict[Operands, str] = {"uncond_delta": "ε_0, Δ", "cond_uncond": "ε_c, ε_0", "cond_delta": "ε_c, Δ"}
@@ -160,17 +156,20 @@ def alignment_name(kind: Alignment, pair: Operands) -> str:
     return "-".join(words + ([] if kind == DEFAULT_ALIGNMENT else [kind]))
 
 
-def weights(engine: Engine) -> Calibration | Preset:
-    """Return the calibration for what runs, else the preset, else γ = (1, 1)."""
-    manifest: Manifest = engine.directory.manifest
-    return manifest.calibrations.get(engine.backend.key) or manifest.preset or Preset("", 1, 1)
+def terms(rule: Rule) -> tuple[str, str]:
+    """Return the detectors that a rule's two weights belong to."""
+    return "norm", alignment_name(rule.alignment, rule.operands)
 
 
-def _sign(fitted: Calibration | Preset, pair: Operands) -> float:
+def rule_of(engine: Engine) -> Rule:
+    """Return the rule for what an engine runs on."""
+    return Rule.of(engine.directory.manifest, engine.backend.key)
+
+
+def _sign(rule: Rule, pair: Operands) -> float:
     """Return whether a high (1) or a low (−1) cosine of a pair means memorized; see Aligned."""
-    known = fitted.operands if isinstance(fitted, Calibration) else DEFAULT_OPERANDS
-    if known == pair:
-        return -1.0 if fitted.gamma_alignment < 0 else 1.0
+    if rule.operands == pair:
+        return -1.0 if rule.gamma_alignment < 0 else 1.0
     return -1.0 if pair == "cond_uncond" else 1.0
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from memedge.detectors.draws import Draws, rows
 from memedge.engine.denoiser import Denoiser, Latents
+from memedge.engine.engine import States
 from memedge.engine.manifest import Schedule
-from memedge.engine.passes import States
 
 GUIDANCE = 7.5  # Stable Diffusion's default, which the papers generate with
 

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from memedge.decision import Floats
-from memedge.detector import checked_prompts
+from memedge.decision.rule import Floats
 from memedge.engine.backend import Indices
 from memedge.engine.denoiser import Denoiser, Latents
-from memedge.engine.passes import Engine, States
+from memedge.engine.engine import Engine, States
+from memedge.prompts.text import checked_prompts
 
 # Latent values of one block of rows (prompt × draw): 64 rows of SD 1.x, of which each array takes 4 MiB.
 BLOCK_VALUES = 1 << 20
@@ -58,10 +57,3 @@ def rows(draws: Latents, states: States) -> tuple[Latents, Indices]:
     """Return latents [B · n, C, H, W] and the prompt of each, for all prompts on all draws [n, C, H, W], in C order."""
     latents = np.tile(draws, (len(states.empty), 1, 1, 1))
     return latents, np.repeat(states.all, len(draws))
-
-
-def norms(values: npt.NDArray[np.floating]) -> Floats:
-    """Return the L2 norm over C, H, W of [..., C, H, W], computed in float64."""
-    flat = values.reshape(*values.shape[:-3], -1).astype(np.float64)
-    found: Floats = np.linalg.norm(flat, axis=-1)
-    return found

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memedge.decision import Floats
+from memedge.decision.rule import Floats
 from memedge.detectors.ddim import GUIDANCE, guided, plan
-from memedge.detectors.draws import Draws, norms, per_block
-from memedge.engine.denoiser import Denoiser
-from memedge.engine.passes import States
+from memedge.detectors.draws import Draws, per_block
+from memedge.engine.denoiser import Denoiser, norms
+from memedge.engine.engine import States
 
 
 class NormOverSteps:

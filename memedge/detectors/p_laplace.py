@@ -5,11 +5,11 @@ from math import prod, sqrt
 
 import numpy as np
 
-from memedge.decision import Floats
+from memedge.decision.rule import Floats
 from memedge.detectors.ddim import guided, plan
-from memedge.detectors.draws import Draws, norms, per_block, rows
-from memedge.engine.denoiser import Denoiser, Latents
-from memedge.engine.passes import States
+from memedge.detectors.draws import Draws, per_block, rows
+from memedge.engine.denoiser import Denoiser, Latents, norms
+from memedge.engine.engine import States
 
 DIRECTIONS = 64
 SEED = 0  # of the directions: the same for all prompts and draws

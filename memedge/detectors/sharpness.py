@@ -5,10 +5,10 @@ from math import prod, sqrt
 
 import numpy as np
 
-from memedge.decision import Floats
-from memedge.detectors.draws import Draws, norms, per_block, rows
-from memedge.engine.denoiser import Denoiser
-from memedge.engine.passes import States
+from memedge.decision.rule import Floats
+from memedge.detectors.draws import Draws, per_block, rows
+from memedge.engine.denoiser import Denoiser, norms
+from memedge.engine.engine import States
 
 # h, as a share of √(C·H·W), the length of the noise. Largest and median error over 8 captions on the embedded model,
 # against the exact value in float64 (at larger h the difference is too coarse, at smaller ones it drowns in rounding):

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from memedge.detector import Detector
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, not_installed
 from memedge.integrations.call import Call
 from memedge.integrations.checks import check_first_step, check_model
 from memedge.integrations.first_step import AllOver, FirstStep
 from memedge.integrations.guarded import GuardedOutput, GuardVerdict, compare, judged, mitigated
-from memedge.mitigate import Mitigator
+from memedge.mitigation.mitigator import Mitigator
 
 Action = Literal["block", "mitigate", "flag"]
 
@@ -39,8 +39,8 @@ def guard(
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
             `first_step`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
-        action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that memedge.mitigate has
-            moved until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
+        action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
+            until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
             block.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
@@ -54,9 +54,7 @@ def guard(
     try:
         from diffusers import DiffusionPipeline
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"The guard needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[export]'`."
-        ) from error
+        raise ImportError(not_installed("The guard", error.name, "export")) from error
     if not isinstance(pipe, DiffusionPipeline):
         raise InputError(f"guard takes a diffusers pipeline, not {type(pipe).__name__}.")
     if not isinstance(detector, Detector):

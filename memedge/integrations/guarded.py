@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memedge.engine.errors import InputError
-from memedge.mitigate import Mitigation
+from memedge.mitigation.mitigator import Mitigation
 from memedge.results import Scores
 
 Done = Literal["passed", "blocked", "mitigated", "flagged"]

@@ -15,10 +15,9 @@ from engines import edit_manifest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from memedge import Detector
-from memedge.demo import CAPTIONS
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
 from memedge.engine.manifest import read_manifest
-from memedge.export import presets
+from memedge.export.sources import presets
 
 BENCH = Path(__file__).parents[2] / "bench"
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import reference
 
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.denoiser import Denoiser
+from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, NotFiniteError, ProviderError
-from memedge.engine.passes import Engine
 from memedge.guidance import guidance_stats
 
 PROMPTS = ["the left luggage sign", "", "a red bicycle", "a slice of pizza"]

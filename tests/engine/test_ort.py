@@ -6,9 +6,9 @@ from memories import CountingMemory
 
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.directory import EngineDirectory
+from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.ort import OrtBackend
-from memedge.engine.passes import Engine
 
 
 @pytest.fixture

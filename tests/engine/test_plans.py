@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import plans
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError

@@ -12,9 +12,9 @@ from models import make_checkpoint
 
 from memedge import Detector
 from memedge.engine import probe
-from memedge.engine.backend import ON_GPU
-from memedge.engine.passes import Engine
+from memedge.engine.engine import Engine
 from memedge.engine.precision import ENGINE
+from memedge.engine.providers import PROVIDERS
 from memedge.engine.tensorrt_module import load_module, plan_backend
 from memedge.export.export import export
 from memedge.export.tensorrt import build
@@ -36,7 +36,10 @@ def exported(request, model, tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_GPU)])
+ON_GPU = [pytest.param(row.name, marks=pytest.mark.gpu) for row in PROVIDERS.values() if row.on_gpu]
+
+
+@pytest.fixture(params=["cpu", *ON_GPU])
 def provider(request, exported):
     """A provider that can run here; TensorRT's has plans of the engine."""
     if request.param == "cpu":

@@ -14,8 +14,8 @@ from memories import CountingMemory
 from memedge import Detector
 from memedge.engine import plans
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
+from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
-from memedge.engine.passes import Engine
 from memedge.engine.probe import Gpu
 from memedge.engine.tensorrt import TensorRtBackend
 

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.export.export import export
-from memedge.files import read_prompts
+from memedge.prompts.files import read_prompts
 
 PUBLIC = {"sd1_mem.txt": 500, "sd1_nmem.txt": 500, "sd2_mem.txt": 219}
 PADDING = {"SD 1.4": EOS, "SD 2": "!"}

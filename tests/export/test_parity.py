@@ -63,7 +63,7 @@ def test_tokens_are_those_of_the_model(detector):
     tokenizer = CLIPTokenizer.from_pretrained(EMBEDDED / "tokenizer")
     prompts = ["", "  A  Star\n", "café ☕ — 100%", "the " * 40, "x" * 500, "🦄" * 30, *memedge.demo.prompts()]
     length = tokenizer.model_max_length
-    ids, truncated = detector._engine.tokenize(prompts)
+    ids, truncated = detector.engine.tokenize(prompts)
     expected = tokenizer(prompts, padding="max_length", truncation=True, max_length=length).input_ids
     np.testing.assert_array_equal(ids, expected)
     assert truncated.tolist() == [len(tokenizer(p).input_ids) > length for p in prompts]

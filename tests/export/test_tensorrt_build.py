@@ -12,8 +12,8 @@ import onnx
 import pytest
 from engines import edit_manifest, list_file
 
-from memedge import show
-from memedge.detector import EMBEDDED_ENGINE
+from memedge.commands import terminal
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import plans
 from memedge.engine.directory import TEXT_ENCODER, EngineDirectory
 from memedge.engine.errors import InputError, ProviderError
@@ -90,7 +90,7 @@ def test_embedded_engine(built, trt):
 
 
 def test_table(built, capsys):
-    show.print_plans(msgspec.convert(built[1], list[plans.Plan]))
+    terminal.print_plans(msgspec.convert(built[1], list[plans.Plan]))
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert len(lines) == 5

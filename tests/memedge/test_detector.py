@@ -9,7 +9,8 @@ import torch
 from engines import PROVENANCE, edit_manifest, list_file
 
 from memedge import Detector, EngineError, InputError
-from memedge.detector import BATCH, EMBEDDED_ENGINE
+from memedge.detector import PROMPTS_PER_BATCH
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.errors import IntegrityError, NotFiniteError, ProviderError
 
 PROMPTS = ["a star", "zebra on skis", "house", "cat " * 50]
@@ -111,7 +112,7 @@ def test_empty_prompt_is_never_memorized(copy):
 
 def test_batches_change_nothing(plain):
     """Any iterable, of any length, in order; scores within rounding of one prompt at a time."""
-    prompts = [f"prompt {i}" for i in range(2 * BATCH + 3)]
+    prompts = [f"prompt {i}" for i in range(2 * PROMPTS_PER_BATCH + 3)]
     together = plain.score(p for p in prompts)
     alone = [plain.score([p]) for p in prompts]
     np.testing.assert_allclose(together.norm, [s.norm[0] for s in alone], rtol=1e-4)
@@ -137,7 +138,7 @@ def test_memory_does_not_grow_with_prompts(plain):
         plain.score(prompts())
     finally:
         del plain._engine.statistics
-    assert size >= BATCH
+    assert size >= PROMPTS_PER_BATCH
     assert seen == [(size, size), (2 * size, size), (3 * size, size)]
 
 
@@ -186,7 +187,7 @@ def test_threads_agree(plain):
         (None, "is NoneType"),
         (["a", 7], "Prompt 2 is int"),
         ([None], "Prompt 1 is NoneType"),
-        (["a"] * BATCH + ["\ud800"], f"Prompt {BATCH + 1} is not valid UTF-8"),
+        (["a"] * PROMPTS_PER_BATCH + ["\ud800"], f"Prompt {PROMPTS_PER_BATCH + 1} is not valid UTF-8"),
     ],
 )
 def test_wrong_prompts(plain, prompts, words):

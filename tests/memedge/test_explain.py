@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from memedge import Detector, InputError, show
-from memedge.detector import EMBEDDED_ENGINE
+from memedge import Detector, InputError
+from memedge.commands import terminal
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.manifest import Preset
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.explain import Masks
@@ -39,7 +40,7 @@ def memedge(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def score(detector, ids):
     """The calibrated score of ids, by the formula."""
-    engine, calibration = detector._engine, detector.info.calibration
+    engine, calibration = detector.engine, detector.info.calibration
     norm, aligned = engine.statistics(engine.encode(np.array([ids])), "channel", "uncond_delta")
     return calibration.gamma_norm * norm[0] + calibration.gamma_alignment * aligned[0]
 
@@ -47,7 +48,7 @@ def score(detector, ids):
 def test_significance_is_the_fall_of_the_score(detector, explanation):
     """Five words of a token each, masked by hand."""
     assert [word.text for word in explanation.words] == explanation.prompt.split()
-    own = detector._engine.tokenize([explanation.prompt])[0][0]
+    own = detector.engine.tokenize([explanation.prompt])[0][0]
     assert own.tolist() == [BOS, *own[1:6], *[EOS] * 18]
     for i, word in enumerate(explanation.words, start=1):
         masked = own.copy()
@@ -70,7 +71,7 @@ def test_tokens_of_a_word(detector):
     """A word's tokens alone, and all at once: padding in their places, and the others stay in theirs."""
     prompt = "caf\u00e9 star"
     explanation = detector.explain(prompt)
-    own = detector._engine.tokenize([prompt])[0][0]
+    own = detector.engine.tokenize([prompt])[0][0]
     word = explanation.words[0]
     texts = [token.text for token in word.tokens]
     assert "".join(texts) == "caf\u00e9"
@@ -209,7 +210,7 @@ def test_colours():
 
 
 def test_printed(detector, explanation, capsys):
-    show.print_explanation(explanation, detector.info)
+    terminal.print_explanation(explanation, detector.info)
     out, err = capsys.readouterr()
     assert out.startswith(f"{explanation.prompt}\n")
     rows = [line.split() for line in out.splitlines()[2:]]
@@ -217,11 +218,11 @@ def test_printed(detector, explanation, capsys):
     assert max(rows, key=lambda row: len(row[-1].strip("+-.0123456789")))[0] == "crossed"
     assert "threshold" in err
     odd = detector.explain("[bold]x[/] " + "star " * 30)
-    show.print_explanation(odd, detector.info)
+    terminal.print_explanation(odd, detector.info)
     out = capsys.readouterr().out
     assert out.startswith("[bold]x[/] star")
     assert "not read" in out
-    show.print_explanation(detector.explain(""), detector.info)
+    terminal.print_explanation(detector.explain(""), detector.info)
     assert capsys.readouterr().out == ""
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from memedge.evaluation import Described, Evaluation, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation.figures import Described, Evaluation, Measured, PromptFile, Rule, Run, Scored, find
 
 # Prompts that would be markup, scripts, templates or formulas if anything took them for that.
 HOSTILE = (

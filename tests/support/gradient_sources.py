@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from memedge.autograd.gradients import TorchGradients
+from memedge.engine.engine import Engine
 from memedge.engine.gradients import Gradients, OnnxGradients
-from memedge.engine.passes import Engine
-from memedge.export.torch_gradients import TorchGradients
 
 SOURCES = {
     "onnx": lambda engine, _checkpoint: OnnxGradients(engine),

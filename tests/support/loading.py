@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from memedge.engine.errors import ExportError
-from memedge.export.parts import Parts
-from memedge.export.quiet import quiet
-from memedge.export.sources import load_parts
+from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.open import load_parts
+from memedge.export.sources.parts import Parts
 
 DEFAULTS: dict[str, Any] = {"revision": None, "loras": [], "allow_pickle": False, "config": None}
 

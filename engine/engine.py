@@ -1,0 +1,178 @@
+"""One prompt's way through the engine: ids → states → ε_c on cached rows → norms and alignments."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.engine.backend import Backend, Floats, Indices
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import InputError, IntegrityError, NotFiniteError
+from memedge.engine.manifest import Alignment, Manifest, Operands
+from memedge.engine.memory import Tensor, take
+from memedge.engine.opening import open_backend
+from memedge.engine.tokenizer import PromptTokenizer
+from memedge.engine.uncond import unconditional
+
+# Latent values in one UNet call: bounds the memory of activations (16 rows of the embedded model, 4 of SD 1.x).
+VALUES_PER_CALL = 1 << 16
+# States closer than this to the empty prompt's, relative to its largest value, are the empty prompt: what is left
+# of Δ is rounding, whose direction is noise.
+EMPTY_TOLERANCE = 1e-5
+INDEX = {"channel": 1, "flat": 2}  # of the alignments in Backend.statistics
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class States:
+    """Prompt embeddings of B prompts.
+
+    Attributes:
+        tensor: float32 [B, L, D], in the backend's memory.
+        empty: bool [B], which are the empty prompt's, whose Δ is 0.
+    """
+
+    tensor: Tensor
+    empty: Bools
+
+    @property
+    def all(self) -> Indices:
+        """The indices of all prompts."""
+        return np.arange(len(self.empty))
+
+
+def rows_per_call(manifest: Manifest) -> int:
+    """Return how many rows one UNet call has at most, where nobody says otherwise."""
+    return max(1, VALUES_PER_CALL // int(np.prod(manifest.latent_shape)))
+
+
+class Engine:
+    """An opened engine: verified files, a tokenizer, a backend and the cached baseline.
+
+    A prompt has 2n rows, (timestep, draw) in C order: n at t_norm, then n at t_cos. Any number of threads may use one
+    engine. `rows_per_call` is the most rows that one UNet call has; `uncond` is ε_0, float32 [2n, C, H, W], in the
+    backend's memory; `tokenizer` is the prompts'.
+    """
+
+    def __init__(self, directory: EngineDirectory, backend: Backend, uncond: Tensor | None = None):
+        """Encode the empty prompt, and have ε_0 [2n, C, H, W] computed by the backend if it is not given."""
+        manifest = directory.manifest
+        self.directory = directory
+        self.backend = backend
+        self.draws = manifest.draws
+        self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
+        self.tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
+        self._empty_ids = self.tokenize([""])[0]
+        empty = backend.encode(self._empty_ids)
+        if empty.shape[1:] != manifest.states_shape:
+            raise IntegrityError(
+                f"The text encoder of {directory.path} gives states of shape {list(empty.shape[1:])}, not "
+                f"{list(manifest.states_shape)} as its manifest says: export the engine again."
+            )
+        self._empty_states = backend.memory.download(empty)[0]
+        self._tolerance = EMPTY_TOLERANCE * float(np.abs(self._empty_states).max())
+        if uncond is None:
+            array = unconditional(directory, backend, empty).reshape(2 * self.draws, *manifest.latent_shape)
+            uncond = backend.memory.upload(array)
+            backend.memory.wait()  # from here on it is for all threads
+        self.uncond = uncond
+
+    @staticmethod
+    def open(
+        path: Path, provider: str, precision: str | None, threads: int | None, *, gradients: bool = False
+    ) -> "Engine":
+        """Open and verify an engine directory; `gradients`: on a provider that computes them.
+
+        Raises:
+            EngineError: see EngineDirectory.open, opening.open_backend.
+            InputError: threads is not positive.
+        """
+        if threads is not None and threads < 1:
+            raise InputError(f"threads is {threads}: give at least 1, or leave it out to use all cores.")
+        directory = EngineDirectory.open(path)
+        return Engine(directory, open_backend(directory, provider, precision, threads, gradients=gradients))
+
+    @property
+    def passes(self) -> int:
+        """Conditional UNet evaluations per prompt: two timesteps times the draws."""
+        return 2 * self.draws
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
+        return self.tokenizer(prompts)
+
+    def encode(self, ids: Indices) -> States:
+        """Return the prompt embeddings of ids [B, T · L]."""
+        return States(self.backend.encode(ids), (ids == self._empty_ids).all(axis=1))
+
+    def embed(self, array: npt.NDArray[np.float32]) -> States:
+        """Return prompt embeddings [B, L, D] as they are."""
+        empty = self._is_near(array[:, 1], self._empty_states[1])  # BOS aside, few others pass even this far
+        for prompt in np.flatnonzero(empty):
+            empty[prompt] = self._is_near(array[prompt], self._empty_states).all()
+        return States(self.backend.memory.upload(array), empty)
+
+    def _is_near(self, states: npt.NDArray[np.float32], empty: npt.NDArray[np.float32]) -> Bools:
+        """Return whether each vector [..., D] is the empty prompt's, but for rounding."""
+        near: Bools = np.abs(states - empty).max(axis=-1) <= self._tolerance
+        return near
+
+    def norm(self, states: States) -> Floats:
+        """Return the norm, float64 [B]: n passes per prompt."""
+        return np.asarray(self.norms(states, self.draws).mean(axis=1))
+
+    def norms(self, states: States, draws: int) -> Floats:
+        """Return ‖Δ‖ at t_norm on the first `draws` draws, float64 [B, draws]: as many passes per prompt."""
+        return self._statistics(states, states.all, range(draws), "channel", "uncond_delta")[0]
+
+    def alignments(
+        self, states: States, prompts: Indices, draw: int, alignment: Alignment, operands: Operands
+    ) -> Floats:
+        """Return the alignment of K prompts (ascending indices) on one draw, float64 [K]: one pass per prompt."""
+        row = self.draws + draw
+        return self._statistics(states, prompts, range(row, row + 1), alignment, operands)[1][:, 0]
+
+    def statistics(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
+        """Return norm and alignment, float64 [B] each (METHODS.md §1): 2n passes per prompt."""
+        norm, cosine = self.per_draw(states, alignment, operands)
+        return norm.mean(axis=1), cosine.mean(axis=1)
+
+    def per_draw(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
+        """Return ‖Δ‖ at t_norm and the cosine at t_cos on each draw, float64 [B, n] each: 2n passes per prompt."""
+        norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
+        return norm[:, : self.draws], cosine[:, self.draws :]
+
+    def filled(self, index: Indices) -> Indices:
+        """Return an index of one call's rows, with the last row again and again where the backend wants one shape."""
+        missing = self.rows_per_call - len(index) if self.backend.one_shape else 0
+        return np.pad(index, (0, missing), mode="edge") if missing else index
+
+    def _statistics(
+        self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands
+    ) -> tuple[Floats, Floats]:
+        """Return ‖Δ‖ (scaled for v-prediction) and cosine on each of k rows of K prompts, float64 [K, k].
+
+        Raises:
+            NotFiniteError: the UNet's output holds NaN or infinity.
+        """
+        total = len(prompts) * len(rows)
+        parts = []
+        for start in range(0, total, self.rows_per_call):
+            count = min(self.rows_per_call, total - start)
+            place, row = np.divmod(np.arange(start, start + count), len(rows))
+            first = place[0]
+            some = take(self.backend.memory, states.tensor, prompts[first : place[-1] + 1])
+            place, row = self.filled(place - first), self.filled(row + rows.start)
+            parts.append(self.backend.statistics(some, place, row, self.uncond, operands)[:, :count])
+        result = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        if bad := int(np.isnan(result[0]).sum()):
+            raise NotFiniteError(
+                f"{bad} of {total} predictions hold NaN, infinity or values too large to square: no score is made from "
+                "them; run the model in a higher precision."
+            )
+        norm, cosine = (part.reshape(len(prompts), len(rows)) for part in (result[0], result[INDEX[alignment]]))
+        known = ~states.empty[prompts][:, None]
+        return self.directory.manifest.norm_factor * norm * known, cosine * known

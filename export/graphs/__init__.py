@@ -1,0 +1,1 @@
+"""ONNX graphs: edited, split, rewritten, differentiated; no checkpoint is known here."""

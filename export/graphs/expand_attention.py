@@ -1,0 +1,121 @@
+"""Fused attention in standard operators, for TensorRT.
+
+TensorRT-RTX reads ONNX Runtime's `com.microsoft::MultiHeadAttention`, TensorRT is not known to, and both fuse attention
+themselves where they find a product, a softmax and a product over [R, heads, S, d]. They want q scaled before the first
+product, which also keeps float16 logits small (NVIDIA's TensorRT documentation, "Fused Attention"). All is of the
+node's own type, so that nothing stands between the products. In fp16 TensorRT-RTX 1.7 makes one kernel of each of the
+31 attentions of SD 1.4's size, for SM75 and SM89; in fp32, of none of the embedded model's.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_ir as ir
+
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import IntegrityError
+from memedge.export.graphs.edit import constant, insert, replace
+
+MICROSOFT = "com.microsoft"
+
+
+def read_expanded(directory: EngineDirectory, name: str) -> bytes:
+    """Return the content of an engine's ONNX file with its attention in standard operators.
+
+    Weights in files beside it stay there, named as they were: nothing of their size is read or copied.
+
+    Raises:
+        IntegrityError: it is no ONNX file, holds attention that no export of ours writes, or names files that are not
+            the engine's.
+    """
+    path = directory.file(name)
+    try:
+        model = ir.load(path)
+    except Exception as error:  # protobuf's errors are of its own making
+        raise IntegrityError(f"{path} is not an ONNX file ({type(error).__name__}): export the engine again.") from None
+    for tensor in _tensors(model):
+        # TensorRT opens whatever is named here, and only the manifest's files were verified.
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location not in directory.manifest.files:
+            raise IntegrityError(f"{path} reads {tensor.location!r}, which the manifest does not list: do not use it.")
+    if not any(node.domain == MICROSOFT for node in model.graph):
+        return path.read_bytes()
+    try:
+        expand(model)
+    except ValueError as error:
+        raise IntegrityError(f"{path} holds attention that is not memedge's ({error}): export it again.") from None
+    content: bytes = ir.serde.serialize_model(model).SerializeToString()
+    return content
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    """Yield all tensors that a model holds, in whatever place the format has for them."""
+    for graph in [*model.graphs(), *model.functions.values()]:
+        if isinstance(graph, ir.Graph):
+            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
+        for node in graph:
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.TENSOR:
+                    yield attribute.as_tensor()
+                elif attribute.type == ir.AttributeType.TENSORS:
+                    yield from attribute.as_tensors()
+
+
+def expand(model: ir.Model) -> None:
+    """Replace every `com.microsoft::MultiHeadAttention` of q, k, v [R, S, heads · d], in place.
+
+    Raises:
+        ValueError: one has a mask, a bias, a scale of its own, or widths that are not known.
+    """
+    graph = model.graph
+    for node in list(graph):
+        if (node.domain, node.op_type) == (MICROSOFT, "MultiHeadAttention"):
+            replace(node.outputs[0], _expanded(graph, node))
+            graph.remove(node, safe=True)
+    if not any(node.domain == MICROSOFT for node in graph):
+        model.opset_imports.pop(MICROSOFT, None)
+
+
+def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
+    inputs = [value for value in node.inputs if value is not None]
+    if len(inputs) != 3 or set(node.attributes) != {"num_heads"}:
+        raise ValueError(f"{node.name} has more than queries, keys, values and heads")
+    q, k, v = inputs
+    heads = node.attributes["num_heads"].as_int()
+    width = _width(q) // heads
+    name, dtype = node.outputs[0].name, q.dtype
+    if dtype is None or _width(k) != _width(q):
+        raise ValueError(f"{node.name} multiplies queries and keys of unknown types or different widths")
+    scale = constant(graph, f"attention.scale.{width}.{dtype.name}", np.array(width**-0.5, dtype.numpy()))
+    scaled = insert(graph, node, "Mul", [q, scale], f"{name}.q.scaled", q)
+    queries = _apart(graph, node, scaled, heads, f"{name}.q", [0, 2, 1, 3])
+    keys = _apart(graph, node, k, heads, f"{name}.k", [0, 2, 3, 1])
+    values = _apart(graph, node, v, heads, f"{name}.v", [0, 2, 1, 3])
+    square = ir.Shape([*queries.shape[:3], keys.shape[3]])  # type: ignore[index]
+    logits = insert(graph, node, "MatMul", [queries, keys], f"{name}.logits", q, shape=square)
+    shares = insert(graph, node, "Softmax", [logits], f"{name}.softmax", q, shape=square, attributes={"axis": -1})
+    rows, tokens, d = q.shape[0], q.shape[1], _width(v) // heads  # type: ignore[index]
+    result = insert(
+        graph, node, "MatMul", [shares, values], f"{name}.heads", q, shape=ir.Shape([rows, heads, tokens, d])
+    )
+    perm, shape = {"perm": [0, 2, 1, 3]}, ir.Shape([rows, tokens, heads, d])
+    result = insert(graph, node, "Transpose", [result], f"{name}.tokens", q, shape=shape, attributes=perm)
+    together = constant(graph, f"attention.together.{_width(v)}", np.array([0, 0, _width(v)]))
+    return insert(graph, node, "Reshape", [result, together], f"{name}.together", node.outputs[0])
+
+
+def _apart(graph: ir.Graph, node: ir.Node, value: ir.Value, heads: int, name: str, order: list[int]) -> ir.Value:
+    """Return [R, S, heads · d] as [R, S, heads, d], transposed to `order`."""
+    width = _width(value) // heads
+    # Zeros keep what is there: no shape has to be computed while the network runs.
+    target = constant(graph, f"attention.apart.{heads}.{width}", np.array([0, 0, heads, width]))
+    shape = [*value.shape[:2], heads, width]  # type: ignore[index]
+    reshaped = insert(graph, node, "Reshape", [value, target], f"{name}.reshaped", value, shape=ir.Shape(shape))
+    turned = ir.Shape([shape[axis] for axis in order])
+    return insert(graph, node, "Transpose", [reshaped], name, value, shape=turned, attributes={"perm": order})
+
+
+def _width(value: ir.Value) -> int:
+    width = value.shape[2] if value.shape is not None and len(value.shape) == 3 else None
+    if not isinstance(width, int):
+        raise ValueError(f"the width of {value.name} is not known")
+    return width

@@ -1,0 +1,1 @@
+"""Where checkpoints come from, and their graphs as they are."""

@@ -1,0 +1,125 @@
+"""LoRAs: low-rank changes of a checkpoint's weights, W + scale · alpha/rank · up · down, fused before all else."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+
+from memedge.engine.directory import sha256
+from memedge.engine.errors import ExportError
+from memedge.export.sources import weights
+from memedge.export.sources.parts import Parts, hash_of
+
+OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_")  # DoRA, LoHa, LoKr
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A file, and how strongly it is applied."""
+
+    path: Path
+    scale: float
+
+
+def parse(text: str, allow_pickle: bool) -> Lora:
+    """Read `FILE` or `FILE:scale`: what follows the last colon is a scale if it is a number.
+
+    Raises:
+        ExportError: there is no such file, it is a pickle and not allowed, or the scale is 0 or not finite.
+    """
+    name, colon, number = text.rpartition(":")
+    try:
+        path, scale = Path(name), float(number)
+    except ValueError:
+        colon = ""
+    if not colon or not name:
+        path, scale = Path(text), 1.0
+    if not math.isfinite(scale) or scale == 0:
+        raise ExportError(f"The scale of LoRA {path} is {scale:g}: give a number other than 0, such as 0.8.")
+    if not path.is_file():
+        raise ExportError(f"There is no LoRA file {path}: give a .safetensors file, or FILE:scale.")
+    if weights.is_pickle(path):
+        if not allow_pickle:
+            raise weights.pickle_refused(f"{path}", "there is one")
+    elif path.suffix.lower() != ".safetensors":
+        raise ExportError(f"{path} is no LoRA: memedge reads .safetensors files.")
+    return Lora(path, scale)
+
+
+def fuse(parts: Parts, lora: Lora) -> None:
+    """Add a LoRA to the weights of UNet and text encoders, in place, and to the id and hash.
+
+    Formats: kohya's (lora_unet_*, with alphas), diffusers' and PEFT's.
+
+    Raises:
+        ExportError: the file cannot be read, is not a LoRA, or does not fit the model in every layer. The parts may
+            then hold some of it, and are not to be used.
+    """
+    path = lora.path
+    with weights.reading(path):
+        state = _read(path)
+    if foreign := next((name for name in state if any(mark in name for mark in OTHER_KINDS)), None):
+        raise ExportError(f"{path} is not a plain LoRA (it holds {foreign}): memedge fuses up and down matrices only.")
+    layers = sum(name.endswith("down.weight") or "lora_A." in name for name in state)
+    if not layers:
+        raise ExportError(f"{path} is no LoRA: it holds no up and down matrices.")
+    folded = _fold_alphas(state)
+    pipeline = _pipeline(parts)
+    try:
+        # diffusers finds PEFT's alphas in a file's header: it must open that itself.
+        pipeline.load_lora_weights(state if folded or weights.is_pickle(path) else str(path), adapter_name="lora")
+    except Exception as error:  # diffusers, peft and torch raise what they please for a key or shape that is not there
+        raise ExportError(f"{path} does not fit {parts.id}: it is a LoRA for another architecture.") from error
+    modules = [parts.unet, *parts.text_encoders]
+    fitting = sum(isinstance(layer, BaseTunerLayer) for module in modules for layer in module.modules())
+    if fitting != layers:
+        raise ExportError(
+            f"{path} fits {parts.id} in {fitting} of its {layers} layers: it is a LoRA for another architecture."
+        )
+    for module in modules:
+        module.float()  # a product of halves would be rounded to half
+    components = ["unet", "text_encoder", "text_encoder_2"][: len(modules)]
+    pipeline.fuse_lora(components=components, lora_scale=lora.scale)
+    pipeline.unload_lora_weights()
+    for module in modules:
+        module.eval().requires_grad_(False)
+    entry = f"{path.name}:{lora.scale:g}"
+    parts.id += f" + {entry}"
+    parts.sha256 = hash_of([("", parts.sha256), (entry, sha256(path))])
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    weights.check_not_pointer(path)
+    state: dict[str, Any]
+    state = torch.load(path, map_location="cpu", weights_only=True) if weights.is_pickle(path) else load_file(path)
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _fold_alphas(state: dict[str, torch.Tensor]) -> bool:
+    """Multiply alpha/rank into the up matrices and drop the alphas; return whether there were any.
+
+    diffusers gives attention layers the file's most frequent alpha where theirs differs.
+    """
+    alphas = [name for name in state if name.endswith(".alpha")]
+    for name in alphas:
+        alpha, stem = state.pop(name), name.removesuffix(".alpha")
+        for down, up in (("lora_down", "lora_up"), ("lora_A", "lora_B"), ("lora.down", "lora.up")):
+            if f"{stem}.{down}.weight" in state:
+                state[f"{stem}.{up}.weight"] *= alpha / len(state[f"{stem}.{down}.weight"])
+    return bool(alphas)
+
+
+def _pipeline(parts: Parts) -> Any:
+    """Return a pipeline of the parts, which knows how LoRAs name them; it makes no images."""
+    modules = dict(zip(("unet", "text_encoder", "text_encoder_2"), [parts.unet, *parts.text_encoders], strict=False))
+    absent = ["vae", "tokenizer", "scheduler", "feature_extractor", "image_encoder"]
+    if len(parts.text_encoders) == 1:
+        return diffusers.StableDiffusionPipeline(
+            **modules, **dict.fromkeys([*absent, "safety_checker"]), requires_safety_checker=False
+        )
+    return diffusers.StableDiffusionXLPipeline(**modules, **dict.fromkeys([*absent, "tokenizer_2"]))

@@ -1,0 +1,31 @@
+"""The UNet that an engine was exported from, to be differentiated in torch."""
+
+from memedge.engine.directory import EngineDirectory
+from memedge.engine.errors import InputError
+from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.open import load_parts
+from memedge.export.sources.torch_checkpoint import UNet
+
+
+def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
+    """Return the checkpoint's UNet, in float32.
+
+    Args:
+        directory: the engine's.
+        checkpoint: what `memedge export` made the engine of (sources.load_parts).
+
+    Raises:
+        ExportError: the checkpoint cannot be read.
+        InputError: the engine was made of another one.
+    """
+    manifest = directory.manifest
+    with quiet():
+        parts = load_parts(
+            checkpoint, revision=None, loras=(), allow_pickle=False, config=None, progress=lambda _phase: None
+        )
+    if parts.sha256 != manifest.source.sha256:
+        raise InputError(
+            f"{directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give the "
+            "checkpoint that was exported."
+        )
+    return UNet(parts.unet, manifest.tokens, manifest.pooled_width)

@@ -1,0 +1,1 @@
+"""γ, the threshold and the conformal interval of one engine, fitted to prompts whose answer is known."""

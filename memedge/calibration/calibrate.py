@@ -1,0 +1,181 @@
+"""`memedge calibrate`: γ and a threshold for one engine, provider and precision, from prompts whose answer is known."""
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+import memedge
+from memedge.calibration.conformal import conformal_interval
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Floats
+from memedge.detector import PROMPTS_PER_BATCH
+from memedge.engine.engine import Engine
+from memedge.engine.errors import InputError, ManifestError, MemedgeError, not_installed
+from memedge.engine.manifest import Calibration, Manifest, PromptList, read_manifest, write_manifest
+from memedge.prompts.labelled import Prompts, Sample, select
+from memedge.results import Scores
+from memedge.scoring.journal import Journal
+
+if TYPE_CHECKING:
+    from memedge.calibration.fitting import Fit
+
+FEW = 20  # memorized prompts: as few as the paper calibrates on
+OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may change
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was written into which engine, for which provider and precision, and what to know about it, in sentences."""
+
+    engine: Path
+    key: str
+    calibration: Calibration
+    warnings: tuple[str, ...]
+
+
+def calibrate(
+    path: str | PathLike[str],
+    memorized: str | PathLike[str] | Iterable[str] | Prompts,
+    clean: str | PathLike[str] | Iterable[str] | Prompts,
+    target_fpr: float = 0.01,
+    *,
+    provider: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Calibrated:
+    """Fit γ and a threshold (fitting.py) and write them into the engine's manifest, in which nothing else changes.
+
+    Until they are written, the statistics of prompts are kept in a journal in the engine directory.
+
+    Args:
+        path: the engine directory.
+        memorized: a file of prompts, or prompts, that are known to make this very model replicate training images.
+        clean: likewise of prompts that are known not to.
+        target_fpr: the largest share of these clean prompts that may reach the threshold, in (0, 1).
+        provider, precision, threads: as in `Detector.load`; others are not calibrated by this.
+        resume: go on from the journal of a run that was cut off, if there is one; the lists may be others.
+        progress: called with (prompts scored, prompts in all).
+
+    Raises:
+        InputError: a list cannot be used, holds fewer than 5 prompts, or is not told apart from the other by the norm;
+            the directory cannot be written to; there is a journal, and not `resume`.
+        EngineError: the directory is no engine, or cannot run here as asked.
+        MemedgeError: scikit-learn is not installed.
+    """
+    try:
+        from memedge.calibration.fitting import fit
+    except ImportError as error:
+        raise MemedgeError(not_installed("Calibrating", error.name, "eval")) from None
+    if not 0 < target_fpr < 1:
+        raise InputError(f"A false-positive rate of {target_fpr:g} is none to aim at: give one between 0 and 1.")
+    folder, lists = Path(path), (Prompts.of(memorized), Prompts.of(clean))
+    read_manifest(folder)  # a folder that is no engine is called that, writable or not
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{folder} cannot be written to, and its manifest is where a calibration goes: change its permissions, or "
+            "calibrate a copy."
+        )
+    engine = Engine.open(folder, provider, precision, threads)
+    sample = select(engine, *lists)
+    manifest, key = engine.directory.manifest, engine.backend.key
+    identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
+    # For any lists: a prompt's statistics are its own, and after a fit that failed they serve the corrected lists.
+    with closing(Journal(folder / f"calibration-{key}.partial", "any", identity, resume)) as journal:
+        features = _score(engine, sample, journal, progress)
+        fitted = fit(features, sample.memorized, target_fpr)
+        calibration = _describe(fitted, features, sample, lists, target_fpr)
+        now = read_manifest(folder)  # other providers may have been calibrated meanwhile
+        if _bare(now) != _bare(manifest):
+            raise ManifestError(f"{folder} was changed while its prompts were scored: calibrate it again.")
+        calibrations = {**now.calibrations, key: calibration}
+        write_manifest(folder, msgspec.structs.replace(now, calibrations=calibrations))
+        journal.delete()
+    warnings = (*sample.warnings, *_doubts(fitted, sample, target_fpr))
+    return Calibrated(folder, key, calibration, warnings)
+
+
+def _bare(manifest: Manifest) -> Manifest:
+    """Return the manifest without calibrations: all that norm and alignment depend on."""
+    return msgspec.structs.replace(manifest, calibrations={})
+
+
+def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[[int, int], None] | None) -> Floats:
+    """Return norm and alignment of each prompt, float64 [B, 2]; what the journal lacks is computed and put there."""
+    keys = [hashlib.sha256(row.tobytes()).digest() for row in sample.ids]
+    missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
+    batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
+    for start in range(0, len(missing), batch):
+        if progress:
+            progress(len(keys) - len(missing) + start, len(keys))
+        rows = missing[start : start + batch]
+        norm, alignment = engine.statistics(engine.encode(sample.ids[rows]), DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
+        journal.put([keys[row] for row in rows], Scores(norm, alignment, None, None, sample.truncated[rows], None))
+    if progress:
+        progress(len(keys), len(keys))
+    found = [journal.get(key) for key in keys]
+    return np.array([result[:2] for result in found if result is not None])
+
+
+def _describe(
+    fitted: "Fit", features: Floats, sample: Sample, lists: tuple[Prompts, Prompts], target_fpr: float
+) -> Calibration:
+    counts = int(sample.memorized.sum()), int((~sample.memorized).sum())
+    memorized, clean = (PromptList(p.name, p.sha256, n) for p, n in zip(lists, counts, strict=True))
+    gamma = fitted.gamma_alignment
+    enough = len(features) >= round(1 / OPEN_VERDICTS) - 1
+    return Calibration(
+        gamma_norm=1.0,
+        gamma_alignment=gamma,
+        threshold=fitted.threshold,
+        alignment=DEFAULT_ALIGNMENT,
+        operands=DEFAULT_OPERANDS,
+        target_fpr=target_fpr,
+        memorized=memorized,
+        clean=clean,
+        strength=fitted.strength,
+        cross_validation=fitted.cross_validation,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        fitted_by=f"memedge {memedge.__version__}",
+        conformal=conformal_interval(features[:, 1], gamma, OPEN_VERDICTS) if enough else None,
+        clean_score=float(np.median((features @ (1.0, gamma))[~sample.memorized])),
+    )
+
+
+def _doubts(fitted: "Fit", sample: Sample, target_fpr: float) -> list[str]:
+    """Return what makes the calibration less trustworthy than it looks, in sentences."""
+    from memedge.calibration.fitting import share
+
+    found, doubts = fitted.cross_validation, []
+    memorized, clean = int(sample.memorized.sum()), int((~sample.memorized).sum())
+    if clean * target_fpr < 1:
+        doubts.append(
+            f"With {clean} clean prompts a false-positive rate of {target_fpr:g} cannot be told from one of up to "
+            f"{share(0, clean).highest:.2g}: give at least {math.ceil(1 / target_fpr)}."
+        )
+    if memorized < FEW:
+        doubts.append(
+            f"With {memorized} memorized prompts the share of them that is found is known only to be between "
+            f"{found.tpr.lowest:.2g} and {found.tpr.highest:.2g}: give at least {FEW}."
+        )
+    if found.auc.lowest <= 0.5:
+        doubts.append(
+            f"Do not rely on these verdicts: an AUC of {found.auc.value:.3f} (95 % interval {found.auc.lowest:.3f} to "
+            f"{found.auc.highest:.3f}) may as well be chance, so memorized prompts are not told from clean ones."
+        )
+    elif found.tpr.value == 0:
+        doubts.append(
+            "In cross-validation no memorized prompt reached the threshold: allow more false positives, or see whether "
+            "the clean prompts with the highest scores are memorized."
+        )
+    return doubts

@@ -1,0 +1,183 @@
+"""γ and a threshold from the statistics of prompts whose answer is known, and how good they are on others like them.
+
+Logistic regression, as in METHODS.md §1, and its evaluation rules. Needs scikit-learn, of the extra `eval`.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from memedge.decision.rule import Bools, Floats
+from memedge.engine.errors import InputError
+from memedge.engine.manifest import CrossValidation, Estimate
+from memedge.metrics import CONFIDENCE, auc, interval
+
+FOLDS = 5
+SEED = 0
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C: the less, the more γ is held back
+
+
+@dataclass(frozen=True)
+class Direction:
+    """weights: float64 [2], of norm and alignment, in log-odds; deviation: float64 [2], of both over the prompts.
+
+    `strength` is the C that was chosen. What is fitted goes by the deviations, so weights · deviation compare.
+    """
+
+    weights: Floats
+    deviation: Floats
+    intercept: float
+    strength: float
+
+    @property
+    def gamma(self) -> Floats:
+        """(γ_norm, γ_alignment) with γ_norm = 1.
+
+        Raises:
+            InputError: a larger norm does not speak for memorized, or by less than a thousandth of what counts.
+        """
+        effect = self.weights * self.deviation
+        if not effect[0] > 1e-3 * np.abs(effect).max():
+            raise InputError(
+                "Among these prompts a larger norm does not speak for memorized: see whether the two lists are "
+                "swapped or wrong, then run again with --resume, which scores no prompt twice."
+            )
+        return np.asarray(self.weights / self.weights[0])
+
+    def distance(self, features: Floats) -> Floats:
+        """Return how far features [B, 2] lie on the memorized side of even odds, in deviations; float64 [B].
+
+        Unlike log-odds, it does not grow as C does, so that prompts judged by different folds can be compared.
+        """
+        length = np.linalg.norm(self.weights * self.deviation)
+        return np.asarray((features @ self.weights + self.intercept) / length)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """score = norm + gamma_alignment · alignment, memorized if ≥ threshold; the C chosen, and how good it is."""
+
+    gamma_alignment: float
+    threshold: float
+    strength: float
+    cross_validation: CrossValidation
+
+
+def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
+    """Fit γ and the threshold to norm and alignment, float64 [B, 2], of prompts known to be memorized or not, bool [B].
+
+    There are at least five of either.
+
+    Raises:
+        InputError: features that are all the same, or a larger norm does not speak for memorized.
+    """
+    direction = fit_direction(features, memorized)
+    gamma = direction.gamma
+    threshold = fit_threshold(features @ gamma, memorized, target_fpr)
+    return Fit(float(gamma[1]), threshold, direction.strength, cross_validate(features, memorized, target_fpr))
+
+
+def fit_direction(features: Floats, memorized: Bools) -> Direction:
+    """Fit logistic regression to features [B, 2] (norm, alignment), both classes weighing the same.
+
+    C is the one whose held-out log loss is least in stratified cross-validation.
+
+    Raises:
+        InputError: features that are all the same.
+    """
+    if (features == features[0]).all():
+        raise InputError(
+            "All prompts have the same norm and alignment, so nothing tells memorized from clean: see whether the "
+            "engine was exported from a trained model."
+        )
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(class_weight="balanced", solver="newton-cholesky", max_iter=1000)
+    )
+    search = GridSearchCV(
+        model, {"logisticregression__C": STRENGTHS}, scoring=_balanced_likelihood, cv=_folds(memorized)
+    )
+    best: Any = search.fit(features, memorized).best_estimator_
+    scaler, regression = best[0], best[-1]
+    weights = regression.coef_[0] / scaler.scale_
+    return Direction(
+        weights,
+        scaler.scale_,
+        float(regression.intercept_[0] - scaler.mean_ @ weights),
+        float(search.best_params_["logisticregression__C"]),
+    )
+
+
+def fit_threshold(score: Floats, memorized: Bools, target_fpr: float) -> float:
+    """Return a threshold that at most a share `target_fpr` of the clean scores reach: the strict convention.
+
+    It is the middle of the gap above the highest clean score [B] that must stay below.
+    """
+    clean = np.sort(score[~memorized])[::-1]
+    highest = clean[_allowed(len(clean), target_fpr)]
+    above = score[score > highest]
+    just_above = np.nextafter(highest, np.inf)
+    if not len(above):
+        return float(just_above)
+    return float(max(highest + (above.min() - highest) / 2, just_above))
+
+
+def out_of_fold(features: Floats, memorized: Bools, target_fpr: float) -> tuple[Floats, Bools]:
+    """Return distance and verdict of each prompt, float64 and bool [B], by what was fitted to the other folds.
+
+    All is fitted anew for every fold: C, direction and threshold.
+    """
+    distance, verdict = np.empty(len(features)), np.empty(len(features), dtype=bool)
+    for train, test in _folds(memorized).split(features, memorized):
+        direction = fit_direction(features[train], memorized[train])
+        score = features @ direction.weights
+        distance[test] = direction.distance(features[test])
+        verdict[test] = score[test] >= fit_threshold(score[train], memorized[train], target_fpr)
+    return distance, verdict
+
+
+def cross_validate(features: Floats, memorized: Bools, target_fpr: float) -> CrossValidation:
+    """Return AUC, TPR and FPR with 95 % intervals, each prompt judged by what was fitted to the other folds.
+
+    AUC: bootstrap over the prompts (memedge/metrics.py). TPR and FPR, at thresholds fitted to the other folds: exact
+    binomial intervals (Clopper and Pearson). None counts that the fits themselves would differ with other prompts.
+    """
+    distance, verdict = out_of_fold(features, memorized, target_fpr)
+    pair = distance[memorized], distance[~memorized]
+    low, high = interval(auc, *pair)
+    return CrossValidation(
+        folds=_folds(memorized).n_splits,
+        seed=SEED,
+        auc=Estimate(float(auc(*pair)), float(low), float(high)),
+        tpr=share(int(verdict[memorized].sum()), int(memorized.sum())),
+        fpr=share(int(verdict[~memorized].sum()), int((~memorized).sum())),
+    )
+
+
+def share(count: int, total: int) -> Estimate:
+    """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
+    low, high = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return Estimate(count / total, float(low), float(high))
+
+
+def _allowed(clean: int, target_fpr: float) -> int:
+    """Return how many of the clean scores may pass: the most that are at most the share."""
+    near = int(clean * target_fpr)  # but for rounding: 0.29 · 100 is 28.999…
+    return max(count for count in (near - 1, near, near + 1) if count / clean <= target_fpr)
+
+
+def _folds(memorized: Bools) -> Any:
+    """Return the folds: as many as the smaller class can be dealt out to, at most FOLDS."""
+    return StratifiedKFold(min(FOLDS, int(np.bincount(memorized).min())), shuffle=True, random_state=SEED)
+
+
+def _balanced_likelihood(model: Any, features: Floats, memorized: Bools) -> float:
+    """Return minus the log loss, both classes weighing the same, as they do in the fit."""
+    odds = model.decision_function(features)
+    loss = np.logaddexp(0, np.where(memorized, -odds, odds))
+    return -float(loss[memorized].mean() + loss[~memorized].mean()) / 2

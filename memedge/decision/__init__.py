@@ -1,0 +1,1 @@
+"""From statistics to verdicts: the rule, early decisions, reasons in words."""

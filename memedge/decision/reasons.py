@@ -1,0 +1,62 @@
+"""Verdicts in words: what is known of each prompt, and why that is enough."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.decision.early import Outcome
+from memedge.decision.rule import Rule
+from memedge.results import Verdict
+
+
+def make_verdicts(
+    prompts: Sequence[str], truncated: npt.NDArray[np.bool_], outcome: Outcome, rule: Rule, key: str
+) -> list[Verdict]:
+    """Return a verdict per prompt. Without a threshold it is open; without weights there is no score either.
+
+    Args:
+        prompts, truncated: B prompts, and which were cut.
+        outcome: what is known of them.
+        rule: the rule for what runs.
+        key: what runs, for the words.
+    """
+    memorized = rule.memorized(outcome.norm, outcome.lowest)
+    verdicts = []
+    for row, prompt in enumerate(prompts):
+        alignment = float(outcome.alignment[row])
+        whole = not math.isnan(alignment)
+        verdicts.append(
+            Verdict(
+                prompt=prompt,
+                memorized=None if memorized is None else bool(memorized[row]),
+                score=float(outcome.lowest[row]) if whole and rule.fitted else None,
+                norm=float(outcome.norm[row]),
+                alignment=alignment if whole else None,
+                threshold=rule.threshold,
+                truncated=bool(truncated[row]),
+                passes=int(outcome.passes[row]),
+                reason=_reason(outcome, row, rule, key),
+            )
+        )
+    return verdicts
+
+
+def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:
+    """Say why the score, which lies between the outcome's bounds, makes the verdict what it is."""
+    if rule.threshold is None:
+        known = "only norm and alignment"
+        if rule.fitted:
+            known = f"the score is by the γ of {rule.family}, published, not fitted here"
+        return f"no calibration for {key}, so no verdict ({known}): run `memedge calibrate`"
+    low, high = outcome.lowest[row], outcome.highest[row]
+    threshold = f"threshold {rule.threshold:.4g}"
+    if outcome.norm[row] == 0:
+        return "the empty prompt has no guidance"
+    if not math.isnan(outcome.alignment[row]):
+        return f"score {low:.4g} {'≥' if low >= rule.threshold else '<'} {threshold}"
+    bound = f"at least {low:.4g} ≥" if low >= rule.threshold else f"at most {high:.4g} <"
+    if outcome.proven[row] or rule.conformal is None:
+        return f"score {bound} {threshold}, whatever the rest"
+    return f"score {bound} {threshold}, but for a share δ = {rule.conformal.delta:.2g} of prompts"

@@ -1,0 +1,341 @@
+"""`memedge evaluate`: how well detectors tell memorized prompts from clean ones on one engine; a folder with a report.
+
+What is measured is kept beside the folder in a journal, `DIR.partial`, until the folder is written, at once.
+"""
+
+import csv
+import io
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+import memedge
+from memedge.decision.rule import Floats, Rule
+from memedge.detector import Detector, EngineInfo
+from memedge.detectors import NAMES, Statistic, make
+from memedge.detectors.anisotropy import rule_of, terms
+from memedge.engine import probe
+from memedge.engine.engine import Engine
+from memedge.engine.errors import InputError
+from memedge.engine.providers import PROVIDERS
+from memedge.evaluation.figures import ANISOTROPY, Described, Evaluation, Measured, PromptFile, Run, Scored, find
+from memedge.evaluation.page import page
+from memedge.prompts.labelled import Prompts, Sample, select
+from memedge.scoring.journal import JobFile
+
+DEFAULT = (ANISOTROPY, "norm", "alignment")
+MOST_DRAWS = 1000
+PAGE, DATA, TABLE = "report.html", "report.json", "prompts.csv"
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    path: Path,
+    memorized: Path,
+    clean: Path,
+    output: Path,
+    *,
+    detectors: Sequence[str] = DEFAULT,
+    draws: Sequence[int] | None = None,
+    seed: int | None = None,
+    checkpoint: str | None = None,
+    provider: str = "auto",
+    precision: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    command: str = "",
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure detectors on two lists of prompts; write a folder with report.html, report.json and prompts.csv.
+
+    Args:
+        path: the engine directory.
+        memorized, clean: files of prompts (memedge/prompts/files.py). Those that are in both are left out.
+        output: the folder to make; what is there must be an empty one.
+        detectors: names (memedge/detectors); the others are compared with the first.
+        draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
+        seed: of the noise; default: the engine's own draws, then more from its seed.
+        checkpoint: what the engine was exported from, for detectors that differentiate the model.
+        provider, precision, threads: as in `Detector.load`.
+        resume: go on from the journal of a run that was cut off, if there is one.
+        command: how this was asked for: shown in the report.
+        progress: called with the UNet evaluations that are done, and those there are in all.
+
+    Raises:
+        InputError: a detector, number of draws, list or place that cannot be used; a journal of another job, or one
+            and not `resume`.
+        EngineError: the directory is no engine, cannot run here as asked, or cannot run such a detector.
+        ExportError: the checkpoint cannot be read.
+    """
+    _check(detectors, draws, output, resume)
+    lists = Prompts.read(memorized), Prompts.read(clean)
+    engine = Engine.open(path, provider, precision, threads)
+    info = Detector(engine).info
+    sample = select(engine, *lists)
+    rule = rule_of(engine)
+    counts = sorted(set(draws or (engine.draws,)))
+    main = engine.draws if engine.draws in counts else counts[-1]
+    statistics = [make(name, engine, counts[-1], seed=seed, checkpoint=checkpoint) for name in _needed(detectors, rule)]
+    header = {
+        "format": "1",
+        "engine": info.fingerprint,
+        "memorized": lists[0].sha256,
+        "clean": lists[1].sha256,
+        "draws": str(counts[-1]),
+        "seed": str(seed),
+    }
+    with closing(Measurements(_journal(output), header, resume)) as journal:
+        size = max(1, engine.rows_per_call // counts[-1])
+        measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
+        if ANISOTROPY in detectors:
+            measured[ANISOTROPY] = _anisotropy(measured, rule)
+        chosen = [measured[name] for name in dict.fromkeys(detectors)]
+        evaluation = Evaluation(
+            run=_run(info, seed, command),
+            memorized=_file(lists[0], int(sample.memorized.sum())),
+            clean=_file(lists[1], int((~sample.memorized).sum())),
+            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
+            rule=rule,
+            terms=terms(rule),
+            detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in chosen],
+            findings=find(chosen, sample.memorized, counts, main, rule),
+            prompts=_prompts(sample, measured),
+        )
+        _write(evaluation, output)
+        journal.delete()
+    return evaluation
+
+
+class Measurements(JobFile):
+    """The scores of prompts by detector, and the seconds that they took."""
+
+    def __init__(self, path: Path, header: dict[str, str], resume: bool):
+        """Open the journal at `path`, or make it where there is none; raises as JobFile."""
+        table = (
+            "CREATE TABLE results (detector NOT NULL, prompt NOT NULL, scores NOT NULL, seconds NOT NULL,"
+            " PRIMARY KEY (detector, prompt)) WITHOUT ROWID"
+        )
+        super().__init__(path, header, _HEADER, table, resume)
+
+    def get(self, detector: str, prompt: str) -> tuple[Floats, float] | None:
+        """Return a prompt's score on each draw, and its seconds, or None if it is not measured yet."""
+        query = "SELECT scores, seconds FROM results WHERE detector = ? AND prompt = ?"
+        with self._explained():
+            row = self._db.execute(query, (detector, _key(prompt))).fetchone()
+        return None if row is None else (np.frombuffer(row[0], dtype="<f8"), row[1])
+
+    def put(self, detector: str, prompts: Sequence[str], scores: Floats, seconds: float) -> None:
+        """Commit the scores [B, n] of B prompts, which took these seconds each."""
+        rows = [
+            (detector, _key(prompt), score.astype("<f8").tobytes(), seconds)
+            for prompt, score in zip(prompts, scores, strict=True)
+        ]
+        with self._explained(), self._db:
+            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?)", rows)
+
+    def __len__(self) -> int:
+        with self._explained():
+            return int(self._db.execute("SELECT count(*) FROM results").fetchone()[0])
+
+
+def _key(prompt: str) -> bytes:
+    return sha256(prompt.encode()).digest()
+
+
+def _journal(output: Path) -> Path:
+    place = output.resolve()
+    return place.with_name(f"{place.name}.partial")
+
+
+def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, resume: bool) -> None:
+    """Refuse what cannot end well, before anything is computed."""
+    if not detectors:
+        raise InputError("There is no detector to evaluate: name at least one.")
+    for name in detectors:
+        if name not in NAMES:
+            raise InputError(f"There is no detector {name!r}: use {', '.join(NAMES)}.")
+    if draws is not None and not (draws and all(1 <= n <= MOST_DRAWS for n in draws)):
+        raise InputError(f"{list(draws)} are no numbers of draws: give whole numbers from 1 to {MOST_DRAWS}.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is there already: remove it, or name another folder for the report.")
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise InputError(f"The folder of {output} does not exist: make it, or name another folder for the report.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written to: name a folder elsewhere for the report.")
+    if (journal := _journal(output)).exists() and not resume:
+        raise InputError(
+            f"{journal} holds the results of an unfinished job; go on from it with --resume, or delete it."
+        )
+
+
+def _needed(detectors: Sequence[str], rule: Rule) -> list[str]:
+    """Return what to measure. The anisotropy is made of its two terms, so that these are measured once for all."""
+    parts = [terms(rule) if name == ANISOTROPY else (name,) for name in detectors]
+    return list(dict.fromkeys(name for part in parts for name in part))
+
+
+def _anisotropy(measured: dict[str, Measured], rule: Rule) -> Measured:
+    """Return what the detector ANISOTROPY gives, from its terms."""
+    norm, alignment = (measured[name] for name in terms(rule))
+    # A detector is higher for memorized prompts, so this alignment has the sign of its weight already.
+    return Measured(
+        ANISOTROPY,
+        f"{rule.formula}, γ {rule.source} (Asthana & Belagiannis 2026)",
+        norm.passes + alignment.passes,
+        rule.gamma_norm * norm.values + abs(rule.gamma_alignment) * alignment.values,
+        norm.seconds + alignment.seconds,
+    )
+
+
+def _measure(
+    statistics: Sequence[Statistic],
+    prompts: Sequence[str],
+    draws: int,
+    size: int,
+    journal: Measurements,
+    progress: Progress | None,
+) -> dict[str, Measured]:
+    """Return the scores of all prompts by each statistic; what the journal lacks is computed, `size` prompts at a time.
+
+    The journal goes if there is nothing in it yet when this fails.
+    """
+    total, done, measured = round(sum(one.passes for one in statistics) * draws * len(prompts)), 0.0, {}
+    try:
+        for one in statistics:
+            for start in range(0, len(prompts), size):
+                if progress:
+                    progress(round(done), total)
+                some = prompts[start : start + size]
+                if journal.get(one.name, some[0]) is None:
+                    began = time.perf_counter()
+                    scores = one(some)
+                    journal.put(one.name, some, scores, (time.perf_counter() - began) / len(some))
+                done += one.passes * draws * len(some)
+            rows = [row for prompt in prompts if (row := journal.get(one.name, prompt))]
+            values, seconds = zip(*rows, strict=True)
+            # The median: the first calls find caches cold.
+            cost = float(np.median(seconds)) / draws
+            measured[one.name] = Measured(one.name, one.formula, one.passes, np.stack(values), cost)
+    except BaseException:
+        if not len(journal):
+            journal.delete()
+        raise
+    if progress:
+        progress(total, total)
+    return measured
+
+
+def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[Scored]:
+    columns = {name: one.values.tolist() for name, one in measured.items()}
+    return [
+        Scored(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
+        for place, (text, label, cut) in enumerate(zip(sample.texts, sample.memorized, sample.truncated, strict=True))
+    ]
+
+
+def _cautions(
+    info: EngineInfo, lists: tuple[Prompts, Prompts], sample: Sample, seed: int | None, draws: int, judged: bool
+) -> list[str]:
+    """Return what makes the figures mean less than they seem to, in sentences; `judged`: verdicts might be given."""
+    found, clean, manifest, calibration = [], int((~sample.memorized).sum()), info.manifest, info.calibration
+    for percent in (1, 3):
+        if not clean * percent // 100:
+            found.append(
+                f"With {clean} clean prompts, an FPR of at most {percent} % means no false positive at all: give at "
+                f"least {-(-100 // percent)} clean prompts to measure it."
+            )
+    if not judged:
+        return found
+    if calibration is None:
+        found.append(f"The engine is not calibrated for {info.key}: there is no threshold, so there are no verdicts.")
+        return found
+    fitted = {calibration.memorized.sha256, calibration.clean.sha256}
+    if same := [prompts.name for prompts in lists if prompts.sha256 in fitted]:
+        found.append(
+            f"The engine was calibrated on {' and '.join(same)}, so these verdicts look better than others will: fit "
+            "on one split, report on another."
+        )
+    if draws != manifest.draws or seed is not None:
+        found.append(
+            f"The threshold was calibrated for n = {manifest.draws} and the engine's own noise, not for the noise "
+            "evaluated here."
+        )
+    return found
+
+
+def _run(info: EngineInfo, seed: int | None, command: str) -> Run:
+    manifest = info.manifest
+    return Run(
+        command=command,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        engine=str(info.path),
+        checkpoint=manifest.source.id,
+        checkpoint_sha256=manifest.source.sha256,
+        engine_fingerprint=info.fingerprint,
+        provider=info.provider,
+        precision=info.precision,
+        threads=info.threads,
+        timesteps=manifest.timesteps,
+        draws=manifest.draws,
+        noise_seed=manifest.seed,
+        seed=seed,
+        versions={"memedge": memedge.__version__, "Python": platform.python_version(), **_versions()},
+    )
+
+
+def _versions() -> dict[str, str]:
+    names = ("numpy", *(row.distribution for row in reversed(PROVIDERS.values())), "scipy")
+    return {name: found for name in names if (found := probe.installed(name))}
+
+
+def _file(prompts: Prompts, evaluated: int) -> PromptFile:
+    return PromptFile(prompts.name, prompts.sha256, len(prompts.texts), evaluated)
+
+
+def _write(evaluation: Evaluation, output: Path) -> None:
+    """Write the folder beside its place, then move it there."""
+    place = output.resolve()
+    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        folder.chmod(0o755)  # mkdtemp's 0700 would stay with the report
+        (folder / PAGE).write_text(page(evaluation), encoding="utf-8")
+        (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
+        (folder / TABLE).write_text(_table(evaluation), encoding="utf-8", newline="")
+        folder.replace(place)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _table(evaluation: Evaluation) -> str:
+    """Return the prompts as CSV, with the score of each detector at the main number of draws."""
+    names, text = [one.name for one in evaluation.detectors], io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["prompt", "label", "truncated", *names])
+    for one in evaluation.prompts:
+        label = "memorized" if one.memorized else "clean"
+        scores = [one.score(name, evaluation.findings.draws) for name in names]
+        writer.writerow([one.prompt, label, str(one.truncated).lower(), *scores])
+    return text.getvalue()
+
+
+_HEADER = {
+    "format": "version of memedge",
+    "engine": "engine, calibration, provider or precision",
+    "memorized": "list of memorized prompts",
+    "clean": "list of clean prompts",
+    "draws": "largest number of draws",
+    "seed": "seed",
+}

@@ -1,0 +1,1 @@
+"""Prompts: in Python, in files, and in lists whose answer is known."""

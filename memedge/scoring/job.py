@@ -1,0 +1,180 @@
+"""The resumable scoring job: a prompt file in, a score file out, and nothing scored twice.
+
+Results are kept beside the output in a journal, `OUTPUT.partial`, committed batch by batch (journal.py). The output
+ appears at the end and at once, replacing a file of that name; then the journal goes. Whatever ends a job before
+that leaves the journal, and the same job with `resume=True` goes on from it and gives the same bytes. Files that cannot
+be read are refused before the journal is made.
+
+`resume=True` without a journal starts from the beginning, so that a command with `--resume` can be retried blindly;
+after a job that finished it scores everything again.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from memedge.engine.errors import InputError
+from memedge.prompts.files import check_format, read_prompts
+from memedge.results import Scores
+from memedge.scoring.journal import Journal
+from memedge.scoring.score_files import ScoreRow, write_scores
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """What a job did. `memorized` and `truncated` count rows of the output, so a prompt given twice counts twice.
+
+    Attributes:
+        rows: rows of the output, one per prompt of the input.
+        unique: distinct prompts among them.
+        scored_now: distinct prompts scored by this run; the rest were in the journal.
+        memorized: rows judged memorized; None if the engine is not calibrated.
+        truncated: rows whose prompt was longer than the text encoder reads.
+        output: the file written.
+    """
+
+    rows: int
+    unique: int
+    scored_now: int
+    memorized: int | None
+    truncated: int
+    output: Path
+
+
+def score_file(
+    score: Callable[[list[str]], Scores],
+    source: Path,
+    output: Path,
+    *,
+    engine_key: str,
+    resume: bool,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> JobSummary:
+    """Scores every distinct prompt of `source` once and writes a row per prompt to `output`, in input order.
+
+    Args:
+        score: scores a list of at most `batch_size` distinct prompts, in order.
+        source: prompts, in a format of `memedge.prompts.files`. Read several times; must not change meanwhile.
+        output: written in the format of its suffix (`memedge.scoring.score_files`); replaced if it exists.
+        engine_key: identifies all that scores depend on: engine, calibration, provider, precision. A journal of
+            another key is refused.
+        resume: go on from the journal if there is one. Without it a journal is refused, not discarded.
+        batch_size: prompts per call of `score` and per commit: what a kill can lose.
+        progress: called with (rows done, rows in all) at the start, after each commit, and at the end.
+
+    Raises:
+        InputError: a file, the output folder or the journal cannot be used.
+        Exception: whatever `score` or `progress` raises; the journal stays.
+    """
+    if batch_size < 1:
+        raise InputError(f"A batch of {batch_size} prompts is impossible; use 1 or more.")
+    suffix = check_format(output)
+    check_places(source, output)
+    total = sum(1 for _ in read_prompts(source))  # also finds a bad row now, not after hours of scoring
+    digest = _sha256(source)
+    journal_path = output.with_name(f"{output.name}.partial")
+    scored_now = 0
+    with closing(Journal(journal_path, digest, engine_key, resume)) as journal:
+        if progress:
+            progress(0, total)
+        for row, batch in _unscored(source, journal, batch_size):
+            journal.put(list(batch), score(list(batch.values())))
+            scored_now += len(batch)
+            if progress:
+                progress(row, total)
+        if progress:
+            progress(total, total)
+        tally = _write_output(source, digest, output, suffix, journal)
+        journal.delete()
+    return JobSummary(
+        rows=total,
+        unique=tally["unique"],
+        scored_now=scored_now,
+        memorized=tally["memorized"] if tally["judged"] else None,
+        truncated=tally["truncated"],
+        output=output,
+    )
+
+
+def check_places(source: Path, output: Path) -> None:
+    """Raise InputError if `output` cannot be written where it is, or is the input; `score_file` checks this too."""
+    folder = output.parent
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not an existing folder; create it, or write the output elsewhere.")
+    if output.is_dir():
+        raise InputError(f"{output} is a directory; name a file for the output.")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise InputError(f"{output} is the input file too; name another file for the output.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder} cannot be written to; change its permissions, or write the output elsewhere.")
+
+
+def _unscored(source: Path, journal: Journal, batch_size: int) -> Iterator[tuple[int, dict[bytes, str]]]:
+    """Batches of distinct prompts the journal lacks, and the row each ends at. Each must be in the journal before the
+    next is asked for."""
+    batch: dict[bytes, str] = {}
+    row = 0
+    for row, prompt in enumerate(read_prompts(source), start=1):
+        key = _key(prompt)
+        if key not in batch and journal.get(key) is None:
+            batch[key] = prompt
+            if len(batch) == batch_size:
+                yield row, batch
+                batch = {}
+    if batch:
+        yield row, batch
+
+
+def _write_output(source: Path, digest: str, output: Path, suffix: str, journal: Journal) -> Counter[str]:
+    """Writes all rows beside the output and moves them there; returns the counts of `JobSummary`."""
+    tally = Counter(unique=len(journal))
+    changed = f"{source} changed while it was scored; delete {journal.path} and score it again."
+
+    def rows() -> Iterator[ScoreRow]:
+        for prompt in read_prompts(source):
+            result = journal.get(_key(prompt))
+            if result is None:
+                raise InputError(changed)
+            row = ScoreRow(prompt, *result)
+            tally.update(judged=row.memorized is not None, memorized=bool(row.memorized), truncated=row.truncated)
+            yield row
+
+    unfinished = output.with_name(f"{output.name}.partial-output")
+    try:
+        unfinished.unlink(missing_ok=True)  # of a job that was killed here; the journal's lock says it is not alive
+        write_scores(unfinished, suffix, rows())
+        if _sha256(source) != digest:
+            raise InputError(changed)
+        _sync(unfinished)
+        unfinished.replace(output)
+        _sync(output.parent)
+    except OSError as error:
+        raise InputError(
+            f"{output} cannot be written ({error.strerror or error}); make room, then run again with --resume."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return tally
+
+
+def _key(prompt: str) -> bytes:
+    return hashlib.sha256(prompt.encode()).digest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Returns when the file's content, or the folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

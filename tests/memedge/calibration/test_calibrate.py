@@ -1,0 +1,312 @@
+"""`memedge calibrate`: prompts whose answer is known in, verdicts out; nothing written where something is wrong."""
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from engines import PROVENANCE, edit_manifest
+
+from memedge import Detector, InputError, MemedgeError, cli
+from memedge.calibration.calibrate import calibrate
+from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.engine.engine import Engine
+from memedge.engine.errors import ManifestError
+from memedge.engine.manifest import read_manifest
+from memedge.prompts.labelled import Prompts, select
+
+MEMORIZED = [f"memorized number {i}" for i in range(24)]
+CLEAN = [f"clean number {i}" for i in range(100)]
+OTHER = {"gamma_norm": 1.0, "gamma_alignment": 2.0, "threshold": 3.0, "alignment": "flat", "operands": "cond_delta"}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of the embedded engine, calibrated for something else only."""
+    copy = shutil.copytree(EMBEDDED_ENGINE, tmp_path / "engine", ignore=shutil.ignore_patterns("baseline.*-*"))
+    edit_manifest(copy, lambda m: m.update(calibrations={"cuda-fp32": OTHER | PROVENANCE}))
+    return copy
+
+
+@pytest.fixture
+def lists(tmp_path) -> tuple[Path, Path]:
+    paths = tmp_path / "memorized.txt", tmp_path / "clean.csv"
+    paths[0].write_text("".join(f"{p}\n" for p in MEMORIZED))
+    paths[1].write_text("prompt\n" + "".join(f'"{p}"\n' for p in CLEAN))
+    return paths
+
+
+@pytest.fixture
+def scored(monkeypatch) -> SimpleNamespace:
+    """Statistics of these prompts made up by what they say, in `table`; `done` is what has been scored."""
+    done: list[str] = []
+    generator = np.random.default_rng(0)
+    tokenize = Engine.open(EMBEDDED_ENGINE, "cpu", None, None).tokenize
+    texts = {ids.tobytes(): text for text in MEMORIZED + CLEAN for ids in tokenize([text])[0]}
+    table = {p: (generator.normal(3 if p in MEMORIZED else 1, 0.7), generator.normal(0, 0.1)) for p in texts.values()}
+
+    def statistics(_engine, ids, alignment, operands):
+        assert (alignment, operands) == ("channel", "uncond_delta")
+        batch = [texts[row.tobytes()] for row in ids]
+        done.extend(batch)
+        return tuple(np.array([table[text] for text in batch]).T)
+
+    monkeypatch.setattr(Engine, "encode", lambda _engine, ids: ids)
+    monkeypatch.setattr(Engine, "statistics", statistics)
+    return SimpleNamespace(done=done, table=table)
+
+
+def command(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "argv", ["memedge", *map(str, arguments)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return (end.value.code or 0, *capsys.readouterr())
+
+
+def state(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_engine_learns_to_judge(folder, lists, monkeypatch, capsys):
+    """With real statistics: few prompts, which the embedded model tells apart, and nothing else is touched."""
+    captions = {True: [], False: []}
+    with CAPTIONS.open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["split"] == "calibration" and row["group"] in ("memorized", "rare"):
+                captions[row["memorized"] == "true"].append(row["caption"])
+    lists[0].write_text("".join(f"{p}\n" for p in captions[True][:20]))
+    lists[1].write_text("prompt\n" + "".join(f'"{p}"\n' for p in captions[False][:30]))
+    before, old = state(folder), Detector.load(folder, "cpu")
+    assert old.detect(["a star"])[0].memorized is None
+    given = ("--memorized", lists[0], "--clean", lists[1], "--provider", "cpu", "--target-fpr", 0.05)
+    code, out, err = command(monkeypatch, capsys, "calibrate", folder, *given, "--json")
+    assert code == 0, err
+    done = json.loads(out)
+    assert (done["key"], done["engine"], done["warnings"]) == ("cpu-fp32", str(folder), [])
+
+    new = Detector.load(folder, "cpu")
+    assert new.info.fingerprint != old.info.fingerprint
+    assert {k: v for k, v in state(folder).items() if k != "manifest.json"} == {
+        k: v for k, v in before.items() if k != "manifest.json"
+    }
+    calibration = new.info.calibration
+    assert msgspec.to_builtins(calibration) == done["calibration"]
+    assert set(new.info.manifest.calibrations) == {"cpu-fp32", "cuda-fp32"}
+    scores = new.score(captions[False][:30])
+    np.testing.assert_allclose(scores.score, scores.norm + calibration.gamma_alignment * scores.alignment)
+    assert scores.memorized.sum() <= 0.05 * 30
+    assert new.score(captions[True][:20]).memorized.mean() > 0.5
+    assert Detector.load(folder).info.key == "cpu-fp32"
+
+    code, out, _ = command(monkeypatch, capsys, "info", folder)
+    assert code == 0
+    said = " ".join(out.split())
+    for words in ("20 memorized prompts (memorized.txt", "30 clean prompts (clean.csv", "AUC", "rate of 0.05"):
+        assert words in said
+
+
+def test_provenance(folder, lists, scored):
+    done = calibrate(folder, *lists, provider="cpu")
+    found = read_manifest(folder).calibrations["cpu-fp32"]
+    assert done.calibration == found
+    for kept, path, count in zip((found.memorized, found.clean), lists, (24, 100), strict=True):
+        assert kept.name == path.name
+        assert kept.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert kept.prompts == count
+    assert abs(datetime.fromisoformat(found.date) - datetime.now(UTC)) < timedelta(minutes=5)
+    assert found.fitted_by.startswith("memedge ")
+    assert found.target_fpr == 0.01
+    assert 0.9 < found.cross_validation.auc.value <= 1
+    assert (found.conformal.prompts, found.conformal.delta) == (124, pytest.approx(1 / 125))
+    assert sorted(scored.done) == sorted(MEMORIZED + CLEAN)
+    # From Python, prompts themselves: the same fit, and the .txt file's hash.
+    again = calibrate(folder, MEMORIZED, iter(CLEAN), provider="cpu").calibration
+    assert again.memorized.sha256 == found.memorized.sha256
+    assert (again.gamma_alignment, again.threshold) == (found.gamma_alignment, found.threshold)
+    assert found.clean_score == pytest.approx(np.median(Detector.load(folder, "cpu").score(CLEAN).score), rel=1e-4)
+
+
+def test_prompts_count_once(folder):
+    """By their tokens: case and spaces are none. What is in both lists, and the empty prompt, are left out."""
+    engine = Engine.open(folder, "cpu", None, None)
+    memorized = Prompts.given([*MEMORIZED, MEMORIZED[3].upper(), "", "word " * 99, "a star"])
+    clean = Prompts.given(["A  STAR ", *CLEAN, CLEAN[0], CLEAN[0]], "clean")
+    sample = select(engine, memorized, clean)
+    np.testing.assert_array_equal(sample.ids, engine.tokenize([*MEMORIZED, "word " * 99, *CLEAN])[0])
+    assert (sample.memorized.sum(), (~sample.memorized).sum()) == (25, 100)
+    assert np.flatnonzero(sample.truncated).tolist() == [24]
+    assert sample.warnings == (
+        "Repetitions in a list: 1; each prompt counts once.",
+        "a list holds the empty prompt, which is never memorized: it was left out.",
+        "Repetitions in clean: 2; each prompt counts once.",
+        "Prompts in both lists: 1, such as 'a star'; they were left out of both.",
+        "Prompts longer than the 24 tokens that the text encoder reads: 1; what is beyond is not in their scores.",
+    )
+
+
+@pytest.mark.usefixtures("scored")
+def test_few_prompts_are_warned_of(folder):
+    def warned(memorized: int, clean: int, target: float) -> list[str]:
+        return list(calibrate(folder, MEMORIZED[:memorized], CLEAN[:clean], target, provider="cpu").warnings)
+
+    assert warned(20, 100, 0.01) == []
+    few, fewer = warned(19, 50, 0.01)
+    assert few.startswith("With 50 clean prompts a false-positive rate of 0.01 cannot be told from one of up to 0.071")
+    assert few.endswith("give at least 100.")
+    assert fewer.startswith("With 19 memorized prompts the share of them that is found is known only to be between")
+
+
+def test_a_threshold_that_nothing_reaches_is_warned_of(folder, scored):
+    """Three clean prompts score far above the memorized ones, and none of fifty may reach the threshold."""
+    for prompt in CLEAN[:3]:
+        scored.table[prompt] = (9.0, 0.0)
+    warnings = calibrate(folder, MEMORIZED, CLEAN[:50], 0.019, provider="cpu").warnings
+    assert any(w.startswith("In cross-validation no memorized prompt reached the threshold") for w in warnings)
+
+
+@pytest.mark.usefixtures("scored")
+def test_chance_is_warned_of(folder):
+    """Clean prompts on either side; by chance the norm is larger on the first, or it would be refused."""
+    done = calibrate(folder, CLEAN[:40:2], CLEAN[1:40:2], 0.05, provider="cpu")
+    assert any(w.startswith("Do not rely on these verdicts: an AUC of") for w in done.warnings)
+
+
+def test_a_run_that_was_cut_off_goes_on(folder, lists, scored):
+    whole = calibrate(folder, *lists, provider="cpu").calibration
+    scored.done.clear()
+
+    def interrupt(done: int, _total: int) -> None:
+        if done == 64:
+            raise KeyboardInterrupt
+
+    before = (folder / "manifest.json").read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(folder, *lists, provider="cpu", progress=interrupt)
+    assert len(scored.done) == 64
+    assert (folder / "manifest.json").read_bytes() == before
+    with pytest.raises(InputError, match=r"calibration-cpu-fp32\.partial holds the results of an unfinished job; go"):
+        calibrate(folder, *lists, provider="cpu")
+    steps = []
+    resumed = calibrate(folder, *lists, provider="cpu", resume=True, progress=lambda *step: steps.append(step))
+    assert sorted(scored.done) == sorted(MEMORIZED + CLEAN)
+    assert steps == [(done, 124) for done in (64, 80, 96, 112, 124)]
+    assert msgspec.structs.replace(resumed.calibration, date=whole.date) == whole
+    assert not list(folder.glob("*.partial"))
+
+
+def test_swapped_lists(folder, lists, scored, monkeypatch, capsys):
+    """Refused, with nothing written; the right way round nothing is scored twice."""
+    before = (folder / "manifest.json").read_bytes()
+    wrong = ("calibrate", folder, "--memorized", lists[1], "--clean", lists[0], "--provider", "cpu")
+    code, out, err = command(monkeypatch, capsys, *wrong)
+    assert (code, out) == (1, "")
+    assert err.startswith("memedge: Among these prompts a larger norm does not speak for memorized")
+    assert (folder / "manifest.json").read_bytes() == before
+    count = len(scored.done)
+    calibrate(folder, *lists, provider="cpu", resume=True)
+    assert len(scored.done) == count
+
+
+@pytest.mark.usefixtures("scored")
+def test_what_happens_to_the_engine_meanwhile(folder, lists):
+    """Other calibrations that appear are kept; another engine in its place is not calibrated with these scores."""
+    rule = OTHER | PROVENANCE
+    calibrate(
+        folder,
+        *lists,
+        provider="cpu",
+        progress=lambda *_: edit_manifest(folder, lambda m: m["calibrations"].update({"openvino-bf16": rule})),
+    )
+    assert set(read_manifest(folder).calibrations) == {"cpu-fp32", "cuda-fp32", "openvino-bf16"}
+    with pytest.raises(ManifestError, match="was changed while its prompts were scored: calibrate it again"):
+        calibrate(folder, *lists, provider="cpu", progress=lambda *_: edit_manifest(folder, lambda m: m.update(seed=7)))
+    with pytest.raises(InputError, match="from a job with another engine, calibration, provider or precision"):
+        calibrate(folder, *lists, provider="cpu", resume=True)
+
+
+def test_mistakes(folder, lists, tmp_path, monkeypatch, capsys):
+    before = state(folder)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "four.txt").write_text("a\nb\nb\nc\nd\n")
+    ok, memorized, clean = ("--provider", "cpu"), ("--memorized", lists[0]), ("--clean", lists[1])
+    for code, words, arguments in [
+        (1, "empty.txt holds no prompts", (folder, *memorized, "--clean", tmp_path / "empty.txt")),
+        (1, "absent.txt does not exist", (folder, *memorized, "--clean", tmp_path / "absent.txt")),
+        (
+            1,
+            "four.txt leaves 4 clean prompts, and at least 5 different ones are needed",
+            (folder, *memorized, "--clean", tmp_path / "four.txt", *ok),
+        ),
+        (
+            1,
+            "leaves 0 memorized prompts (prompts in both lists do not count: 24), and at least 5",
+            (folder, *memorized, "--clean", lists[0], *ok),
+        ),
+        (1, "A false-positive rate of 1 is none to aim at", (folder, *memorized, *clean, "--target-fpr", 1)),
+        (1, "A false-positive rate of nan is none to aim at", (folder, *memorized, *clean, "--target-fpr", "nan")),
+        (1, "holds no manifest.json, so it is not an engine", (tmp_path, *memorized, *clean)),
+        (1, "Two engine directories were given", (folder, *memorized, *clean, "--engine", folder)),
+        (1, "no provider 'abacus'", (folder, *memorized, *clean, "--provider", "abacus")),
+        (2, "name the engine directory that is to be calibrated", (*memorized, *clean)),
+        (2, "Missing option '--clean'", (folder, *memorized)),
+    ]:
+        found, out, err = command(monkeypatch, capsys, "calibrate", *arguments)
+        assert (found, out) == (code, "")
+        assert words in err
+        if code == 1:
+            assert err.startswith("memedge: ") and len(err.strip().splitlines()) == 1
+        assert state(folder) == before
+    with pytest.raises(InputError, match="Prompt 2 is int, not text"):
+        calibrate(folder, ["a", 2], CLEAN)
+
+
+def test_a_folder_that_is_read_only(folder, lists, monkeypatch):
+    """Found out before anything is loaded or scored. Root may write anywhere, so the answer is made up."""
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != folder)
+    monkeypatch.setattr(Engine, "open", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(InputError, match="engine cannot be written to, and its manifest is where a calibration goes"):
+        calibrate(folder, *lists, provider="cpu")
+
+
+def test_without_scikit_learn(folder, lists, monkeypatch):
+    monkeypatch.delitem(sys.modules, "memedge.calibration.fitting", raising=False)
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    with pytest.raises(
+        MemedgeError, match=r"Calibrating needs 'sklearn.*run `python -m pip install 'memedge\[eval\]'`"
+    ):
+        calibrate(folder, *lists)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"target_fpr": 1.0}, "a false-positive rate outside"),
+        ({"strength": float("inf")}, "a calibration that is not finite"),
+        ({"threshold": float("nan")}, "a calibration that is not finite"),
+        ({"author": "x"}, "unknown field `author`"),
+        ({"memorized": 20}, "memorized"),
+        *(
+            ({"cross_validation": PROVENANCE["cross_validation"] | {"auc": auc}}, "a share of prompts outside")
+            for auc in (
+                {"value": 1.2, "lowest": 0.1, "highest": 0.2},
+                {"value": 0.5, "lowest": 0.6, "highest": 0.2},
+                {"value": float("nan"), "lowest": 0.1, "highest": 0.2},
+            )
+        ),
+    ],
+)
+def test_calibrations_that_nobody_writes(folder, change, words):
+    edit_manifest(folder, lambda m: m["calibrations"]["cuda-fp32"].update(change))
+    with pytest.raises(ManifestError, match=words):
+        read_manifest(folder)

@@ -1,0 +1,326 @@
+"""Prompt files in and score files out: round trips of arbitrary prompts, and every error a file can cause."""
+
+import csv
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memedge.engine.errors import InputError
+from memedge.prompts.files import LONGEST_LINE, LONGEST_PROMPT, PARQUET_BATCH, check_format, read_prompts
+from memedge.scoring.score_files import ROW_GROUP, ScoreRow, write_scores
+
+COLUMNS = ["prompt", "norm", "alignment", "score", "memorized", "truncated"]
+NASTY = [
+    "",
+    " ",
+    ",",
+    '"',
+    '""',
+    "\n",
+    "\r",
+    "\r\n",
+    "\t",
+    "\\",
+    "\\n",
+    "\0",
+    "\u2028",
+    "\x85",
+    "猫",
+    "🐈",
+    "=1+1",
+    "null",
+]
+
+relaxed = settings(deadline=None)  # a busy machine is no failure
+prompts = st.lists(st.text() | st.sampled_from(NASTY), min_size=1, max_size=8)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+calibrated_rows = st.lists(
+    st.builds(ScoreRow, st.text() | st.sampled_from(NASTY), finite, finite, finite, st.booleans(), st.booleans()),
+    min_size=1,
+    max_size=8,
+)
+uncalibrated_rows = calibrated_rows.map(lambda rows: [row._replace(score=None, memorized=None) for row in rows])
+
+
+def pyarrow_modules() -> tuple[Any, Any]:
+    reason = "parquet files need pyarrow, from the extra eval"
+    return pytest.importorskip("pyarrow", reason=reason), pytest.importorskip("pyarrow.parquet", reason=reason)
+
+
+def read_back(path: Path, content: bytes) -> list[str]:
+    path.write_bytes(content)
+    return list(read_prompts(path))
+
+
+@relaxed
+@given(prompts, st.sampled_from(["utf-8", "utf-8-sig"]), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_txt_gives_the_lines_back(values: list[str], encoding: str, end: str, last_end: bool) -> None:
+    lines = [value.replace("\n", "").rstrip("\r").removeprefix("\ufeff") for value in values]
+    text = end.join(lines) + end * last_end
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "p.txt")
+        if any(lines):
+            assert read_back(path, text.encode(encoding)) == [line for line in lines if line]
+        else:
+            with pytest.raises(InputError, match="holds no prompts"):
+                read_back(path, text.encode(encoding))
+
+
+@relaxed
+@given(prompts, st.sampled_from(["utf-8", "utf-8-sig"]), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+def test_csv_gives_the_cells_back(values: list[str], encoding: str, quoting: Any) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "p.csv")
+        for header in (["prompt"], ["id", "prompt", "note"]):
+            with path.open("w", encoding=encoding, newline="") as file:
+                writer = csv.writer(file, quoting=quoting)
+                writer.writerow(header)
+                writer.writerows([[{"prompt": value}.get(name, "x") for name in header] for value in values])
+            assert list(read_prompts(path)) == values
+
+
+@relaxed
+@given(prompts, st.sampled_from(["utf-8", "utf-8-sig"]), st.booleans(), st.sampled_from(["\n", "\r\n"]))
+def test_jsonl_gives_objects_and_bare_strings_back(values: list[str], encoding: str, ascii: bool, end: str) -> None:
+    items = [value if number % 2 else {"id": number, "prompt": value} for number, value in enumerate(values)]
+    text = end.join(json.dumps(item, ensure_ascii=ascii) for item in items)
+    with TemporaryDirectory() as folder:
+        assert read_back(Path(folder, "p.jsonl"), text.encode(encoding)) == values
+
+
+@relaxed
+@given(prompts, st.sampled_from(["string", "large_string", "string_view", "dictionary"]))
+def test_parquet_gives_strings_of_every_kind_back(values: list[str], kind: str) -> None:
+    pyarrow, parquet = pyarrow_modules()
+    column = pyarrow.array(values, pyarrow.string())
+    column = column.dictionary_encode() if kind == "dictionary" else column.cast(getattr(pyarrow, kind)())
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "p.parquet")
+        parquet.write_table(pyarrow.table({"id": list(range(len(values))), "prompt": column}), path)
+        assert list(read_prompts(path)) == values
+
+
+def test_parquet_batches_follow_each_other(tmp_path: Path) -> None:
+    pyarrow, parquet = pyarrow_modules()
+    values = [f"prompt {number}" for number in range(2 * PARQUET_BATCH + 7)]
+    parquet.write_table(pyarrow.table({"prompt": values}), tmp_path / "p.parquet", row_group_size=999)
+    assert list(read_prompts(tmp_path / "p.parquet")) == values
+
+
+def test_multiline_cells_and_empty_lines_of_csv(tmp_path: Path) -> None:
+    content = b'\nprompt,n\r\n"a\r\nb",1\r\n\r\n,2\r\n"say ""cheese""",3'
+    assert read_back(tmp_path / "P.CSV", content) == ["a\r\nb", "", 'say "cheese"']
+
+
+BROKEN: dict[str, tuple[str, bytes, str]] = {
+    "unknown suffix": (
+        "p.tsv",
+        b"a",
+        "p.tsv: unknown file type; use a name that ends in .txt, .csv, .jsonl or .parquet.",
+    ),
+    "empty txt": ("p.txt", b"", "p.txt holds no prompts"),
+    "empty lines": ("p.txt", b"\xef\xbb\xbf\n\r\n", "p.txt holds no prompts"),
+    "empty csv": ("p.csv", b"", "p.csv holds no prompts"),
+    "header only": ("p.csv", b"prompt\n", "p.csv holds no prompts"),
+    "empty jsonl": ("p.jsonl", b"\n", "p.jsonl holds no prompts"),
+    "latin-1": ("p.txt", b"ok\ncaf\xe9\n", "p.txt, line 2: not valid UTF-8; save the file as UTF-8."),
+    "utf-16": ("p.csv", "prompt".encode("utf-16"), "p.csv, line 1: not valid UTF-8"),
+    "bad byte in a cell": ("p.csv", b'prompt\n"a\n\xff"\n', "p.csv, line 3: not valid UTF-8"),
+    "encoded surrogate": ("p.jsonl", b'"\xed\xa0\x80"', "p.jsonl, line 1: not valid UTF-8"),
+    "endless line": ("p.jsonl", b" " * (LONGEST_LINE + 1), f"p.jsonl, line 1: longer than {LONGEST_LINE} bytes"),
+    "no column": ("p.csv", b"text;prompt,x\n", "p.csv: needs exactly one column 'prompt', but has 'text;prompt', 'x'"),
+    "column twice": ("p.csv", b"prompt,prompt\na,b\n", "but has 'prompt', 'prompt'"),
+    "many columns": ("p.csv", b"a," * 999 + b"z\n", ", 'a', 'a', ...; name it so."),
+    "bare comma": (
+        "p.csv",
+        b'prompt\n"a\nb"\na cat, a dog\n',
+        "p.csv, line 4: the row has 2 cells where the header has 1",
+    ),
+    "missing cell": ("p.csv", b"id,prompt\n1\n", "p.csv, line 2: the row has 1 cells where the header has 2"),
+    "open quote": ("p.csv", b'prompt\na\n"b\nc\n', "p.csv, line 3: broken CSV (unexpected end of data)"),
+    "text after quote": ("p.csv", b'prompt\n"a"b\n', "p.csv, line 2: broken CSV ("),
+    "broken header": ("p.csv", b'"prompt"x\n', "p.csv, line 1: broken CSV ("),
+    "huge cell": ("p.csv", b"prompt\n" + b"a" * (LONGEST_PROMPT + 1), "p.csv, line 2: broken CSV (field larger"),
+    "huge prompt": (
+        "p.txt",
+        b"a" * (LONGEST_PROMPT + 1),
+        f"line 1: the prompt is longer than {LONGEST_PROMPT} characters",
+    ),
+    "broken JSON": ("p.jsonl", b'"a"\n\n{"prompt": "b"\n', "p.jsonl, line 3: broken JSON (Expecting ',' delimiter)"),
+    "deep JSON": ("p.jsonl", b"[" * 100_000, "p.jsonl, line 1: broken JSON (nested too deeply"),
+    "endless number": ("p.jsonl", b"1" * 9999, "p.jsonl, line 1: broken JSON (nested too deeply or a number too long)"),
+    "no key": (
+        "p.jsonl",
+        b'{"text": "a", "id": 1}',
+        "p.jsonl, line 1: no key 'prompt', only 'text', 'id'; name it so.",
+    ),
+    "no key at all": ("p.jsonl", b"{}", "p.jsonl, line 1: no key 'prompt', only none"),
+    "null": ("p.jsonl", b'{"prompt": null}', "p.jsonl, line 1: the prompt is null; every prompt must be a string."),
+    "number": ("p.jsonl", b'"a"\n7', "p.jsonl, line 2: the prompt is of type int; every prompt must be a string."),
+    "list": ("p.jsonl", b'{"prompt": ["a"]}', "p.jsonl, line 1: the prompt is of type list"),
+    "lone surrogate": ("p.jsonl", b'"\\ud83d"', "p.jsonl, line 1: the prompt holds half a surrogate pair"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_file_is_refused_in_one_sentence(name: str, tmp_path: Path) -> None:
+    file, content, message = BROKEN[name]
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        read_back(tmp_path / file, content)
+    assert str(tmp_path / file) in str(caught.value)
+    assert str(caught.value).endswith(".") and "\n" not in str(caught.value)
+
+
+def test_places_that_are_no_prompt_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.csv does not exist"):
+        list(read_prompts(tmp_path / "gone.csv"))
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(InputError, match=r"folder\.csv is a directory"):
+        list(read_prompts(tmp_path / "folder.csv"))
+    (tmp_path / "device.csv").symlink_to("/dev/null")
+    with pytest.raises(InputError, match=r"device\.csv is a pipe or device"):
+        list(read_prompts(tmp_path / "device.csv"))
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "p.txt").write_text("a")
+
+    def deny(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", deny)  # not by file mode: root may read anything
+    with pytest.raises(InputError, match=r"p\.txt cannot be read \(Permission denied\)"):
+        list(read_prompts(tmp_path / "p.txt"))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda pa: pa.table({"text": ["a"], "id": [1]}), "needs exactly one column 'prompt', but has 'text', 'id'"),
+        (lambda pa: pa.table({"prompt": [1, 2]}), "the column 'prompt' holds int64; every prompt must be a string."),
+        (lambda pa: pa.table({"prompt": [["a"]]}), "the column 'prompt' holds list<"),
+        (lambda pa: pa.table({"prompt": [None]}), "the column 'prompt' holds null"),
+        (lambda pa: pa.table({"prompt": ["a", "b", None]}), "row 3: the prompt is null"),
+        (lambda pa: pa.table({"prompt": pa.array([], pa.string())}), "holds no prompts"),
+        (
+            lambda pa: pa.table({"prompt": pa.array([b"\xff"]).view(pa.string())}),
+            "a prompt after row 0 is not valid UTF-8",
+        ),
+    ],
+)
+def test_a_parquet_file_without_prompts_is_refused(make: Callable[[Any], Any], message: str, tmp_path: Path) -> None:
+    pyarrow, parquet = pyarrow_modules()
+    parquet.write_table(make(pyarrow), tmp_path / "p.parquet")
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        list(read_prompts(tmp_path / "p.parquet"))
+    assert str(tmp_path / "p.parquet") in str(caught.value)
+
+
+@relaxed
+@given(st.data())
+def test_a_damaged_parquet_file_never_surprises(data: st.DataObject) -> None:
+    pyarrow, parquet = pyarrow_modules()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "p.parquet")
+        parquet.write_table(pyarrow.table({"prompt": ["a cat", "a dog"] * 9}), path)
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+        try:
+            assert all(isinstance(prompt, str) for prompt in read_prompts(path))
+        except InputError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("content", [b"", b"prompt\na\n"])
+def test_something_else_is_no_parquet_file(content: bytes, tmp_path: Path) -> None:
+    pyarrow_modules()
+    with pytest.raises(InputError, match=r"p\.parquet is not a parquet file or is damaged"):
+        read_back(tmp_path / "p.parquet", content)
+
+
+def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(InputError, match=re.escape("pip install 'memedge[eval]'")):
+        check_format(tmp_path / "p.parquet")
+
+
+def parse(path: Path) -> list[ScoreRow]:
+    """Reads a score file as its users would: with the standard library's readers."""
+    match path.suffix:
+        case ".parquet":
+            _, parquet = pyarrow_modules()
+            table = parquet.read_table(path)
+            assert [str(kind) for kind in table.schema.types] == ["string", *["double"] * 3, *["bool"] * 2]
+            records = table.to_pylist()
+        case ".jsonl":
+            records = [json.loads(line) for line in path.read_bytes().splitlines()]
+        case ".csv":
+            with path.open(encoding="utf-8", newline="") as file:
+                records = list(csv.DictReader(file, strict=True))
+        case _:
+            header, *lines = [line.split("\t") for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+            records = [dict(zip(header, cells, strict=True)) for cells in lines]
+            whole = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
+            for record in records:
+                record["prompt"] = re.sub(r"\\.", lambda escape: whole[escape[0]], record["prompt"])
+    assert all(list(record) == COLUMNS for record in records)
+    if path.suffix in (".csv", ".txt"):
+        truths = {"true": True, "false": False, "": None}
+        for record in records:
+            for name in ("norm", "alignment", "score"):
+                record[name] = float(record[name]) if record[name] else None
+            for name in ("memorized", "truncated"):
+                record[name] = truths[record[name]]
+    return [ScoreRow(**record) for record in records]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+@relaxed
+@given(rows=calibrated_rows | uncalibrated_rows)
+def test_a_score_file_reads_back_exactly(suffix: str, rows: list[ScoreRow]) -> None:
+    if suffix == ".parquet":
+        pyarrow_modules()
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"scores{suffix}")
+        write_scores(path, suffix, rows)
+        assert [repr(row) for row in parse(path)] == [repr(row) for row in rows]  # repr: -0.0 is not 0.0
+        if suffix != ".txt":
+            assert list(read_prompts(path)) == [row.prompt for row in rows]
+
+
+def test_score_files_as_text(tmp_path: Path) -> None:
+    rows = [ScoreRow("a, b\tc", 0.1, -1.0, 1e-9, True, False), ScoreRow("", 0.0, 0.0, None, None, True)]
+    for suffix, text in {
+        ".txt": "prompt\tnorm\talignment\tscore\tmemorized\ttruncated\n"
+        "a, b\\tc\t0.1\t-1.0\t1e-09\ttrue\tfalse\n\t0.0\t0.0\t\t\ttrue\n",
+        ".csv": "prompt,norm,alignment,score,memorized,truncated\r\n"
+        '"a, b\tc",0.1,-1.0,1e-09,true,false\r\n,0.0,0.0,,,true\r\n',
+        ".jsonl": '{"prompt": "a, b\\tc", "norm": 0.1, "alignment": -1.0, "score": 1e-09, "memorized": true, '
+        '"truncated": false}\n{"prompt": "", "norm": 0.0, "alignment": 0.0, "score": null, "memorized": null, '
+        '"truncated": true}\n',
+    }.items():
+        write_scores(tmp_path / f"s{suffix}", suffix, rows)
+        assert (tmp_path / f"s{suffix}").read_bytes() == text.encode()
+
+
+def test_parquet_row_groups_follow_each_other(tmp_path: Path) -> None:
+    pyarrow_modules()
+    rows = [ScoreRow(str(number), float(number), 0.5, None, None, False) for number in range(ROW_GROUP + 3)]
+    write_scores(tmp_path / "s.parquet", ".parquet", iter(rows))
+    assert parse(tmp_path / "s.parquet") == rows
+
+
+def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("mine")
+    with pytest.raises(FileExistsError):
+        write_scores(tmp_path / "s.csv", ".csv", [])
+    assert (tmp_path / "s.csv").read_text() == "mine"
