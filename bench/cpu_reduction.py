@@ -65,7 +65,7 @@ class Row:
 
 
 def numpy_plain(cond: np.ndarray, uncond: np.ndarray) -> Result:
-    """As a user of NumPy would write METHODS.md §1."""
+    """As a user of NumPy would write docs/methods.md §1."""
     u = uncond.astype(np.float32, copy=False)
     delta = cond.astype(np.float32, copy=False) - u
     norms = np.maximum(np.linalg.norm(u, axis=1), 1e-8) * np.maximum(np.linalg.norm(delta, axis=1), 1e-8)

@@ -1,4 +1,4 @@
-"""What the papers report, by family of models, with n noise draws per prompt (METHODS.md §1)."""
+"""What the papers report, by family of models, with n noise draws per prompt (docs/methods.md §1)."""
 
 from dataclasses import dataclass, field
 

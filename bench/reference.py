@@ -1,4 +1,4 @@
-"""The detector as METHODS.md §1 writes it, in plain torch and diffusers; shares no code with the product."""
+"""The detector as docs/methods.md §1 writes it, in plain torch and diffusers; shares no code with the product."""
 
 from pathlib import Path
 

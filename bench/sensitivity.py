@@ -10,7 +10,7 @@ and is noise where the interval holds 0.
 
 - draws: n of 16 draws of noise; for n < 16 the mean over disjoint groups of draws, and the range. The score with n
   draws costs as many passes as the norm with 2n.
-- t_cos: the timestep of the alignment; the noise stays pure, as in METHODS.md §1.
+- t_cos: the timestep of the alignment; the noise stays pure, as in docs/methods.md §1.
 - weights: those fitted, published, equal, and equal after dividing each term by its deviation; and ‖Δ‖ / ‖ε_0‖.
 - operands: of the cosine, and over what it is taken.
 - precision: engines of the same model, each with its own γ and threshold; Spearman's ρ of the score and the verdicts

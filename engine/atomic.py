@@ -1,6 +1,10 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,3 +22,21 @@ def write(path: Path, content: bytes | memoryview) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder(place: Path) -> Iterator[Path]:
+    """Yield an empty folder that becomes `place` at the end, whole; where something fails, nothing is left of it.
+
+    `place` may be an empty folder, and its own folder must exist.
+    """
+    place = place.resolve()
+    # Beside its place, so that the last step is a rename within one file system.
+    partial = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+    try:
+        partial.chmod(0o755)  # mkdtemp's 0700 would stay with it
+        yield partial
+        partial.replace(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

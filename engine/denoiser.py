@@ -1,4 +1,4 @@
-"""The UNet on latents and timesteps of one's own, for detectors that move or denoise the noise (METHODS.md §2-4)."""
+"""The UNet on any latents and timestep, for detectors that move or denoise the noise (docs/methods.md §2 to §4)."""
 
 import numpy as np
 import numpy.typing as npt

@@ -136,7 +136,7 @@ class Engine:
         return self._statistics(states, prompts, range(row, row + 1), alignment, operands)[1][:, 0]
 
     def statistics(self, states: States, alignment: Alignment, operands: Operands) -> tuple[Floats, Floats]:
-        """Return norm and alignment, float64 [B] each (METHODS.md §1): 2n passes per prompt."""
+        """Return norm and alignment, float64 [B] each (docs/methods.md §1): 2n passes per prompt."""
         norm, cosine = self.per_draw(states, alignment, operands)
         return norm.mean(axis=1), cosine.mean(axis=1)
 

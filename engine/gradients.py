@@ -1,4 +1,4 @@
-"""Derivatives of an engine's statistics in prompt embeddings, and of its guidance in the noise (METHODS.md §2, 3)."""
+"""Derivatives of the statistics in prompt embeddings, and of the guidance in the noise (docs/methods.md §2 and §3)."""
 
 from dataclasses import dataclass
 from typing import Protocol

@@ -80,7 +80,7 @@ class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (METHODS.md §1).
+    """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (docs/methods.md §1).
 
     It holds for one backend and precision, one kind of alignment and one pair of cosine operands. At most a share
     `target_fpr` of the clean prompts that it was fitted to reach the threshold; half of them have a score of at most
@@ -105,7 +105,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """The γ that the paper's authors released for a model family (METHODS.md §1): published, not fitted here.
+    """The γ that the paper's authors released for a model family (docs/methods.md §1): published, not fitted here.
 
     With it there are scores, which order prompts, and no threshold, so no verdicts.
     """
@@ -203,7 +203,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def norm_factor(self) -> float:
-        """What ‖Δ(t_norm)‖ is multiplied by: 1 for ε-prediction, √ᾱ / (1 − ᾱ) for v-prediction (METHODS.md §1)."""
+        """What ‖Δ(t_norm)‖ is multiplied by: 1 for ε-prediction, √ᾱ / (1 − ᾱ) for v-prediction (docs/methods.md §1)."""
         if self.prediction_type == "epsilon":
             return 1.0
         return velocity_norm_factor(self.alphas_cumprod[0])
@@ -223,7 +223,7 @@ def key_of(provider: str, precision: str) -> str:
 
 
 def velocity_norm_factor(alpha_cumprod: float) -> float:
-    """Return √ᾱ / (1 − ᾱ), which scales ‖v_c − v_0‖ (METHODS.md §1, v-prediction)."""
+    """Return √ᾱ / (1 − ᾱ), which scales ‖v_c − v_0‖ (docs/methods.md §1, v-prediction)."""
     return math.sqrt(alpha_cumprod) / (1 - alpha_cumprod)
 
 

@@ -87,7 +87,7 @@ class Memory(Protocol):
         """Wait for all work before, and return the tensor's values as an array of the caller's own."""
 
     def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
-        """Compute the statistics of each guidance vector Δ = ε_c − ε_0 (METHODS.md §1).
+        """Compute the statistics of each guidance vector Δ = ε_c − ε_0 (docs/methods.md §1).
 
         Args:
             cond: ε_c, float32 or float16 [R, C, H, W].

@@ -22,8 +22,8 @@ from memedge.engine.providers import Provider
 
 Run = Callable[[Tensors], npt.NDArray[np.float32]]
 HINTS = {"bf16": "bf16", "fp32": "f32"}
-# A small UNet computes up to this many rows at once. A large one gains nothing from more than one (FACTS.md), and each
-# shape that is compiled keeps a copy of the weights.
+# A small UNet computes up to this many rows at once. A large one gains nothing from more than one (docs/benchmarks.md),
+# and each shape that is compiled keeps a copy of the weights.
 BLOCK = 16
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 

@@ -2,7 +2,7 @@
 
 They lie in the folder `plans` of the engine directory or, where that cannot be written to, of the user's cache, beside
 a manifest of their own: an engine's manifest never changes after its export. Sizes and hashes tell damage, and plans of
-another engine, version or GPU; they do not tell who made a plan, so plans are built, never shipped (DESIGN.md).
+another engine, version or GPU; they do not tell who made a plan, so plans are built, never shipped (docs/engine.md).
 """
 
 import hashlib

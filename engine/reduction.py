@@ -1,4 +1,4 @@
-"""The fused reduction: predictions in, guidance statistics out (METHODS.md §1).
+"""The fused reduction: predictions in, guidance statistics out (docs/methods.md §1).
 
 Computed by the native core (csrc/) where it was built, else in NumPy; `core_status` says which, and why.
 """
@@ -98,7 +98,7 @@ def check_options(alignment: str = ALIGNMENTS[0], operands: str = OPERANDS[0]) -
 
 
 def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads: int | None = None) -> RowStatistics:
-    """Return norm and cosines of each guidance vector Δ = ε_c − ε_0 in one pass (METHODS.md §1).
+    """Return norm and cosines of each guidance vector Δ = ε_c − ε_0 in one pass (docs/methods.md §1).
 
     Halves are widened to float32; float64 is narrowed to it. A vector's norm is clamped from below at 1e-8 in a cosine
     (PyTorch's rule), so Δ = 0 gives 0. Values beyond about 1e19 overflow float32 when squared and count as not finite;

@@ -1,8 +1,6 @@
 """`memedge export`: checkpoint → engine directory, whole and in agreement with torch, or not at all."""
 
 import gc
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save
 
-from memedge.engine import probe
+from memedge.engine import atomic, probe
 from memedge.engine.directory import (
     BASELINE,
     PREFIX,
@@ -38,6 +36,7 @@ from memedge.engine.manifest import (
 )
 from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
+from memedge.engine.places import check_new_folder
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, gradient_graphs
 from memedge.export.graphs.prefix_split import run_prefix, split
@@ -92,8 +91,8 @@ def export(
         Runtime has on the CPU and those that a GPU would have (precision/simulate_fp16.py).
 
     Raises:
-        InputError: the prompts cannot be read, or are fewer than 8.
-        ExportError: the checkpoint cannot be read, the output is in the way, or the result does not agree with torch.
+        InputError: the prompts cannot be read, or are fewer than 8; the output is in the way, or has no place.
+        ExportError: the checkpoint cannot be read, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
         In every case nothing is left behind.
     """
@@ -103,39 +102,22 @@ def export(
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
     if prompts is not None and precision != "int8":
         raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ExportError(f"{output} is there already: remove it, or name another folder.")
-    if not output.resolve().parent.is_dir():
-        raise ExportError(f"The folder {output.resolve().parent} does not exist: make it first.")
+    check_new_folder(output, "name another folder")
     samples = read_samples(prompts) if precision == "int8" else None
-    # Beside the output, so that the last step is a rename within one file system.
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.resolve().parent))
-    try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would stay with the engine
-        with quiet():
-            progress("loading the checkpoint")
-            manifest = _write(
-                # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
-                load_checkpoint(
-                    str(model),
-                    revision=revision,
-                    loras=loras,
-                    allow_pickle=allow_pickle,
-                    config=config,
-                    progress=progress,
-                ),
-                folder,
-                draws,
-                seed,
-                precision,
-                samples,
-                progress,
-            )
-        folder.replace(output)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return manifest
+    with atomic.folder(output) as folder, quiet():
+        progress("loading the checkpoint")
+        return _write(
+            # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
+            load_checkpoint(
+                str(model), revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
+            ),
+            folder,
+            draws,
+            seed,
+            precision,
+            samples,
+            progress,
+        )
 
 
 def _write(

@@ -71,7 +71,7 @@ def worse(first: Parity, second: Parity) -> Parity:
 
 
 def check(parity: Parity, precision: str) -> None:
-    """Raise ExportError if the engine is further from torch than DESIGN.md's precision table allows.
+    """Raise ExportError if the engine is further from torch than the precision table (engine/precision.py) allows.
 
     What is not in the table, int8, is reported and may be any distance away.
     """

@@ -330,9 +330,9 @@ def demo(
 ) -> None:
     """Score a mixed list of prompts with the embedded engine, and draw what the model generates for them."""
     from memedge.demo import draw, prompts
+    from memedge.engine.places import check_folder_of
 
-    if not picture.resolve().parent.is_dir():
-        raise InputError(f"The folder of {picture} does not exist: make it, or name another with --output.")
+    check_folder_of(picture, "name another with --output")
     detector = load(engine, provider, precision, threads)
     verdicts = detector.detect(prompts(), "off")
     verdicts.sort(key=lambda verdict: (bool(verdict.memorized), verdict.score or verdict.norm), reverse=True)

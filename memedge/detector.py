@@ -154,7 +154,7 @@ class Detector:
     def score(
         self, prompts: Iterable[str], *, alignment: Alignment | None = None, operands: Operands | None = None
     ) -> Scores:
-        """Compute every statistic of every prompt (METHODS.md §1).
+        """Compute every statistic of every prompt (docs/methods.md §1).
 
         Args:
             prompts: any iterable; it is read in batches, and memory stays bounded but for the results.

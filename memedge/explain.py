@@ -127,8 +127,8 @@ class Masks:
     63 of them name a concept in a template, as in "picture of a {}". Its share is that of all |significance|; words
     before it have that mean |significance| / score, and so leaving out blames them for where they put the others; "a"
     is one of the templates' words. The most significant word is the concept's in 98 to 100 % (",": 79 %); the gradient
-    of METHODS.md §2 has it in 68 %. Within captions of three words or more it correlates (Spearman) with padding by
-    0.34, and with leaving out by 0.31. Four noise draws rank the words alike by 0.93 with padding and 0.91 with leaving
+    of docs/methods.md §2 has it in 68 %. Within captions of three words or more it correlates (Spearman) with padding
+    by 0.34, and with leaving out by 0.31. Four noise draws rank the words alike by 0.93 with padding and 0.91 with leaving
     out, and over all 428 captions, memorized or not, by 0.73 and 0.76.
 
     Where either of two words is enough for the score, neither is significant alone.
@@ -162,7 +162,7 @@ class Masks:
 def by_gradient(
     tokenizer: engine_tokenizer.PromptTokenizer, prompt: str, gradient: npt.NDArray[np.float32]
 ) -> tuple[Word, ...]:
-    """Return the words of a prompt, given ∂(norm) / ∂(its states), [L, D] (Wen et al., METHODS.md §2).
+    """Return the words of a prompt, given ∂(norm) / ∂(its states), [L, D] (Wen et al., docs/methods.md §2).
 
     A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂; a word's that of
     the rows of all its tokens. What the text encoder carried from a word into later rows is not attributed to it.

@@ -33,7 +33,7 @@ def guidance_stats(
     prediction_type: PredictionType = "epsilon",
     alpha_cumprod: float | None = None,
 ) -> GuidanceStats:
-    """Return the norm and alignment of predictions that are already there (METHODS.md §1, "free norm").
+    """Return the norm and alignment of predictions that are already there (docs/methods.md §5, "free norm").
 
     A server that does classifier-free guidance has both at its first step. The norm is meant at the first (noisiest)
     timestep, the alignment at a late one; each is given for the timestep of the predictions passed in.

@@ -1,9 +1,9 @@
 """Pictures that commands draw: their file names and their colours."""
 
-import os
 from pathlib import Path
 
 from memedge.engine.errors import InputError, MemedgeError, not_installed
+from memedge.engine.places import check_folder_of
 
 SUFFIXES = (".png", ".svg")
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")  # told apart by the colour-blind too
@@ -20,11 +20,7 @@ def check_plot(path: Path, option: str = "--plot") -> None:
         raise InputError(f"{path} is no plot that can be drawn: name a file that ends in {' or '.join(SUFFIXES)}.")
     if path.is_dir():
         raise InputError(f"{path} is a directory: name a file for the plot.")
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise InputError(f"The folder of {path} does not exist: make it, or name another with {option}.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written to: name a file elsewhere with {option}.")
+    check_folder_of(path, f"name another with {option}")
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -11,7 +11,7 @@ class Scores:
     """Statistics of B prompts, in the order given, one array per column.
 
     Attributes:
-        norm: float64 [B], mean over draws of ‖Δ(t_norm)‖₂ (METHODS.md §1). 0 for the empty prompt.
+        norm: float64 [B], mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1). 0 for the empty prompt.
         alignment: float64 [B], mean cosine at t_cos, in [-1, 1]. 0 for the empty prompt.
         score: float64 [B], γ_norm · norm + γ_align · alignment. If the engine is not calibrated, γ is the published
             one of its model family, not fitted here, or score is None where none was published.

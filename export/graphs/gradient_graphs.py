@@ -40,7 +40,7 @@ def _of_states(model: ir.Model) -> ir.Model:
     """Return the graph of the statistics of rows, and of the gradient of their weighted sum in the states.
 
     Inputs beside the UNet's: uncond, ε_0 [2n, C, H, W] of all cached rows; norm_weight and cosine_weight [R]; selection
-    [B, R], the one-hot matrix of prompt. Outputs: norm and cosine [R] as in METHODS.md §1, gradient [B, K, D].
+    [B, R], the one-hot matrix of prompt. Outputs: norm and cosine [R] as in docs/methods.md §1, gradient [B, K, D].
     """
     expand(model)
     graph = model.graph

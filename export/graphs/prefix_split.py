@@ -1,4 +1,4 @@
-"""The prefix split: what the prompt cannot change is computed once, at export (METHODS.md §1, exact acceleration 2).
+"""The prefix split: what the prompt cannot change is computed once, at export (docs/methods.md §5).
 
 The UNet's graph is cut in two by what depends on the prompt. The prefix takes (sample, timestep); values that cross the
 cut are cached, a row for every (timestep, draw), and the remaining graph gathers the rows it is asked for.

@@ -2,7 +2,7 @@
 
 A UNet's up blocks concatenate skip connections, some of which do not depend on the prompt, and then normalise in
 groups, activate and convolve. All of that acts on either half alone, up to the sum that ends a convolution:
-conv(concat(a, b)) = conv(a) + conv(b). So b's share can be computed once (METHODS.md §1, prefix split).
+conv(concat(a, b)) = conv(a) + conv(b). So b's share can be computed once (docs/methods.md §5).
 """
 
 from collections.abc import Callable, Collection

@@ -1,4 +1,4 @@
-"""The γ that was released with the paper, by family of models (METHODS.md §1)."""
+"""The γ that was released with the paper, by family of models (docs/methods.md §1)."""
 
 from memedge.engine.manifest import PredictionType, Preset
 

@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import PredictionType, Schedule
 
-INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (METHODS.md, notation)
+INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (docs/methods.md §0)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The split-conformal interval of the alignment (Vovk et al.; docs/methods.md §1, exact acceleration 4)."""
+"""The split-conformal interval of the alignment (Vovk et al.; docs/methods.md §5)."""
 
 import math
 

@@ -1,6 +1,6 @@
 """γ and a threshold from the statistics of prompts whose answer is known, and how good they are on others like them.
 
-Logistic regression, as in METHODS.md §1, and its evaluation rules. Needs scikit-learn, of the extra `eval`.
+Logistic regression, as in docs/methods.md §1, and its evaluation rules. Needs scikit-learn, of the extra `eval`.
 """
 
 from dataclasses import dataclass

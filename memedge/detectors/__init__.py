@@ -1,4 +1,4 @@
-"""The rival detectors, side by side on one engine (METHODS.md §1 to 4)."""
+"""The rival detectors, side by side on one engine (docs/methods.md §1 to §4)."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

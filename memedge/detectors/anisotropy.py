@@ -1,4 +1,4 @@
-"""The product's own statistics, draw by draw: norm, alignments, and the score of both (METHODS.md §1 and 2)."""
+"""The product's own statistics, draw by draw: norm, alignments, and the score of both (docs/methods.md §1 and §2)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ class OtherDraws:
         self._first, self._late = (Draws(denoiser, noise, timestep) for timestep in denoiser.manifest.timesteps)
 
     def norms(self, states: States) -> Floats:
-        # Of what the model predicts, ε or v, by METHODS.md §1; Δ_v is Δ_ε / √ᾱ.
+        # Of what the model predicts, ε or v, by docs/methods.md §1; Δ_v is Δ_ε / √ᾱ.
         factor = self._manifest.norm_factor
         if self._manifest.prediction_type == "v_prediction":
             factor /= sqrt(self._manifest.alphas_cumprod[0])

@@ -1,4 +1,4 @@
-"""The norm over the first steps of generation (Wen et al., ICLR 2024; METHODS.md §2)."""
+"""The norm over the first steps of generation (Wen et al., ICLR 2024; docs/methods.md §2)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The p-Laplacian of the density at a generated image (Brokman et al., SSVM 2025; METHODS.md §4)."""
+"""The p-Laplacian of the density at a generated image (Brokman et al., SSVM 2025; docs/methods.md §4)."""
 
 from collections.abc import Callable, Sequence
 from math import prod, sqrt

@@ -1,4 +1,4 @@
-"""Sharpness by forward-mode differentiation of the checkpoint itself (Jeon et al., ICML 2025; METHODS.md §3)."""
+"""Sharpness by forward-mode differentiation of the checkpoint itself (Jeon et al., ICML 2025; docs/methods.md §3)."""
 
 from collections.abc import Sequence
 from math import sqrt

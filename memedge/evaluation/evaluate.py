@@ -5,10 +5,7 @@ What is measured is kept beside the folder in a journal, `DIR.partial`, until th
 
 import csv
 import io
-import os
 import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -24,9 +21,10 @@ from memedge.decision.rule import Floats, Rule
 from memedge.detector import Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
 from memedge.detectors.anisotropy import rule_of, terms
-from memedge.engine import probe
+from memedge.engine import atomic, probe
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
+from memedge.engine.places import check_new_folder
 from memedge.engine.providers import PROVIDERS
 from memedge.evaluation.figures import ANISOTROPY, Described, Evaluation, Measured, PromptFile, Run, Scored, find
 from memedge.evaluation.page import page
@@ -167,13 +165,7 @@ def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, 
             raise InputError(f"There is no detector {name!r}: use {', '.join(NAMES)}.")
     if draws is not None and not (draws and all(1 <= n <= MOST_DRAWS for n in draws)):
         raise InputError(f"{list(draws)} are no numbers of draws: give whole numbers from 1 to {MOST_DRAWS}.")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is there already: remove it, or name another folder for the report.")
-    folder = output.resolve().parent
-    if not folder.is_dir():
-        raise InputError(f"The folder of {output} does not exist: make it, or name another folder for the report.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written to: name a folder elsewhere for the report.")
+    check_new_folder(output, "name another folder for the report")
     if (journal := _journal(output)).exists() and not resume:
         raise InputError(
             f"{journal} holds the results of an unfinished job; go on from it with --resume, or delete it."
@@ -305,18 +297,10 @@ def _file(prompts: Prompts, evaluated: int) -> PromptFile:
 
 
 def _write(evaluation: Evaluation, output: Path) -> None:
-    """Write the folder beside its place, then move it there."""
-    place = output.resolve()
-    folder = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
-    try:
-        folder.chmod(0o755)  # mkdtemp's 0700 would stay with the report
+    with atomic.folder(output) as folder:
         (folder / PAGE).write_text(page(evaluation), encoding="utf-8")
         (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(evaluation)) + b"\n")
         (folder / TABLE).write_text(_table(evaluation), encoding="utf-8", newline="")
-        folder.replace(place)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
 
 
 def _table(evaluation: Evaluation) -> str:

@@ -1,4 +1,4 @@
-"""The norm of the guidance in a pipeline's own first step: no pass of the UNet is added (METHODS.md §1, free norm)."""
+"""The norm of the guidance in a pipeline's own first step: no pass of the UNet is added (docs/methods.md §5)."""
 
 import threading
 from types import TracebackType

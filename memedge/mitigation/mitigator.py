@@ -73,7 +73,7 @@ class MitigatedNoise:
         prompt: the prompt.
         noise: float32 [C, H, W]; `torch.from_dlpack(result.noise[None])` is diffusers' `latents`.
         draw: which of the draws it comes from.
-        before, after: ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ of that draw and of `noise` (METHODS.md §3).
+        before, after: ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ of that draw and of `noise` (docs/methods.md §3).
         norm_before, norm_after: ‖Δ(x)‖₂, in ε.
         target: what the loss was to come down to, or None.
         iterations: how many steps led to `noise`.
@@ -160,7 +160,7 @@ class Mitigator:
         learning_rate: float = 0.05,
         distance_weight: float = 5.0,
     ) -> Mitigation:
-        """Move a prompt's embeddings until its score, or its norm, is at the target (Wen et al., METHODS.md §2).
+        """Move a prompt's embeddings until its score, or its norm, is at the target (Wen et al., docs/methods.md §2).
 
         AdamW on all embeddings but that of BOS. The loss is measured by the forward engine before the first step and
         after each, and the first that is at the target ends it. The norm is the mean over the draws of ‖Δ‖₂: the
@@ -237,7 +237,7 @@ class Mitigator:
         alpha: float = 0.05,
         seed: int | None = None,
     ) -> MitigatedNoise:
-        """Move starting noise to where a prompt's guidance is less sharp: SAIL (Jeon et al., METHODS.md §3).
+        """Move starting noise to where a prompt's guidance is less sharp: SAIL (Jeon et al., docs/methods.md §3).
 
         Adam on several draws at once, each with a loss of its own, ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ at the noisiest
         timestep. The prompt and what it scores stay as they are: this changes the picture, not the verdict.

@@ -1,4 +1,4 @@
-"""SAIL (Jeon et al., ICML 2025): noise from which a prompt's memory is less sharp (METHODS.md §3)."""
+"""SAIL (Jeon et al., ICML 2025): noise from which a prompt's memory is less sharp (docs/methods.md §3)."""
 
 from dataclasses import dataclass
 

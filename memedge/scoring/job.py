@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memedge.engine.errors import InputError
+from memedge.engine.places import check_folder_of
 from memedge.prompts.files import check_format, read_prompts
 from memedge.results import Scores
 from memedge.scoring.journal import Journal
@@ -103,15 +104,11 @@ def score_file(
 
 def check_places(source: Path, output: Path) -> None:
     """Raise InputError if `output` cannot be written where it is, or is the input; `score_file` checks this too."""
-    folder = output.parent
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not an existing folder; create it, or write the output elsewhere.")
+    check_folder_of(output, "write the output elsewhere")
     if output.is_dir():
         raise InputError(f"{output} is a directory; name a file for the output.")
     if output.exists() and source.exists() and output.samefile(source):
         raise InputError(f"{output} is the input file too; name another file for the output.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written to; change its permissions, or write the output elsewhere.")
 
 
 def _unscored(source: Path, journal: Journal, batch_size: int) -> Iterator[tuple[int, dict[bytes, str]]]:

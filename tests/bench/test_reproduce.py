@@ -205,7 +205,7 @@ def test_temporary_engine_outlives_an_interruption(run, checkpoint, engine, tmp_
 
 
 def test_published_figures_stand_beside(run, tmp_path):
-    """As if the embedded model were Stable Diffusion 1.4: weights (1, 2), and METHODS.md's figures for n = 1."""
+    """As if the embedded model were Stable Diffusion 1.4: weights (1, 2), and docs/methods.md's figures for n = 1."""
     engine = shutil.copytree(EMBEDDED_ENGINE, tmp_path.parent / f"{tmp_path.name}-engine")
     preset = {"family": "Stable Diffusion 1.x", "gamma_norm": 1, "gamma_alignment": 2}
     edit_manifest(engine, lambda manifest: manifest.update(preset=preset))

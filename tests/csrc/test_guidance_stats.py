@@ -65,7 +65,7 @@ def run(cond, uncond, dtype, operands="uncond_delta", isa="", threads=1, row=Non
 
 
 def truth(cond, uncond, operands):
-    """METHODS.md §1 in float64: norm, cosine over channels averaged over pixels, cosine of all."""
+    """docs/methods.md §1 in float64: norm, cosine over channels averaged over pixels, cosine of all."""
     uncond = np.tile(uncond, (len(cond) // len(uncond), 1, 1))
     delta = cond - uncond
     a, b = {"uncond_delta": (uncond, delta), "cond_uncond": (cond, uncond), "cond_delta": (cond, delta)}[operands]

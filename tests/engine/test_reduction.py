@@ -26,7 +26,7 @@ def path(request, monkeypatch):
 
 
 def truth(cond, uncond, operands="uncond_delta"):
-    """METHODS.md §1 in float64, for NumPy arrays that broadcast."""
+    """docs/methods.md §1 in float64, for NumPy arrays that broadcast."""
     cond, uncond = np.broadcast_arrays(np.asarray(cond, np.float64), np.asarray(uncond, np.float64))
     delta = cond - uncond
     a, b = {"uncond_delta": (uncond, delta), "cond_uncond": (cond, uncond), "cond_delta": (cond, delta)}[operands]

@@ -28,7 +28,7 @@ def refused(model, output, words, **options):
 
 
 def test_what_is_written(engine, checkpoint):
-    """The files DESIGN.md names, all of them described in the manifest; nothing that names this machine."""
+    """The files docs/engine.md names, all of them described in the manifest; nothing that names this machine."""
     manifest = json.loads((engine / "manifest.json").read_text())
     names = {
         "tokenizer.json",
@@ -45,7 +45,7 @@ def test_what_is_written(engine, checkpoint):
     for name, entry in manifest["files"].items():
         assert describe_file(engine / name).sha256 == entry["sha256"]
     assert (manifest["timesteps"], manifest["calibrations"]) == ([981, 41], {})
-    assert manifest["alphas_cumprod"] == pytest.approx([0.0057755, 0.960873], rel=1e-4)  # METHODS.md, notation
+    assert manifest["alphas_cumprod"] == pytest.approx([0.0057755, 0.960873], rel=1e-4)  # docs/methods.md §0
     for path in engine.iterdir():
         content = path.read_bytes()
         assert b"site-packages" not in content

@@ -1,4 +1,4 @@
-"""guidance_stats on anyone's own predictions, against METHODS.md written out in torch."""
+"""guidance_stats on anyone's own predictions, against docs/methods.md written out in torch."""
 
 import numpy as np
 import pytest

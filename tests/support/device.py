@@ -50,7 +50,7 @@ def open_memory(monkeypatch, index=0):
 
 
 def guidance_statistics(cond, uncond, operands):
-    """METHODS.md §1 in float64, for [R, C, H, W] each: norm, channel and flat cosines [3, R]; NaN if not finite."""
+    """docs/methods.md §1 in float64, for [R, C, H, W] each: norm, channel, flat cosines [3, R]; NaN if not finite."""
     cond, uncond = cond.astype(np.float64), uncond.astype(np.float64)
     delta = cond - uncond
     a, b = {"uncond_delta": (uncond, delta), "cond_uncond": (cond, uncond), "cond_delta": (cond, delta)}[operands]

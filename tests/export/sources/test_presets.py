@@ -1,4 +1,4 @@
-"""Published γ: for the families that METHODS.md §1 names, and for no other model."""
+"""Published γ: for the families that docs/methods.md §1 names, and for no other model."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The rival detectors, each against METHODS.md written out in torch, and what each costs."""
+"""The rival detectors, each against docs/methods.md written out in torch, and what each costs."""
 
 import csv
 import subprocess

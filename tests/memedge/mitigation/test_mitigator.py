@@ -285,7 +285,7 @@ def test_another_alignment(copied, gradients):
 
 
 def test_sail_against_autograd(embedded, gradients):
-    """Loss and whole derivative, against autograd in float64 through the loss as METHODS.md writes it."""
+    """Loss and whole derivative, against autograd in float64 through the loss as docs/methods.md writes it."""
     denoiser, states = Denoiser(embedded), embedded.encode(embedded.tokenize([MEMORIZED])[0])
     sail = Sail(denoiser, gradients, states, 0.05)
     noise = denoiser.noise(3)
