@@ -128,8 +128,8 @@ class Masks:
     before it have that mean |significance| / score, and so leaving out blames them for where they put the others; "a"
     is one of the templates' words. The most significant word is the concept's in 98 to 100 % (",": 79 %); the gradient
     of docs/methods.md §2 has it in 68 %. Within captions of three words or more it correlates (Spearman) with padding
-    by 0.34, and with leaving out by 0.31. Four noise draws rank the words alike by 0.93 with padding and 0.91 with leaving
-    out, and over all 428 captions, memorized or not, by 0.73 and 0.76.
+    by 0.34, and with leaving out by 0.31. Four noise draws rank the words alike by 0.93 with padding and 0.91 with
+    leaving out, and over all 428 captions, memorized or not, by 0.73 and 0.76.
 
     Where either of two words is enough for the score, neither is significant alone.
 

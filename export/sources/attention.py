@@ -37,9 +37,9 @@ AttentionInterface.register(CAUSAL, causal_attention)
 class FusedAttention:
     """A diffusers attention processor that emits ONNX Runtime's `com.microsoft::MultiHeadAttention`, for tracing only.
 
-    Fused, a step of SD 1.4's UNet takes 14 to 19 % less time on a CPU (docs/benchmarks.md). Keys and values are projected
-    from the B prompts' states and then taken for each of the R rows (`prompt` says which), so that both timesteps and all
-    draws of a prompt share one projection.
+    Fused, a step of SD 1.4's UNet takes 14 to 19 % less time on a CPU (docs/benchmarks.md). Keys and values are
+    projected from the B prompts' states and then taken for each of the R rows (`prompt` says which), so that both
+    timesteps and all draws of a prompt share one projection.
     """
 
     def __call__(
