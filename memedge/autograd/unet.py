@@ -12,7 +12,7 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
 
     Args:
         directory: the engine's.
-        checkpoint: what `memedge export` made the engine of (sources.load_parts).
+        checkpoint: what `memedge export` made the engine of (open.load_parts).
 
     Raises:
         ExportError: the checkpoint cannot be read.

@@ -34,7 +34,7 @@ class ExactSharpness:
         Args:
             engine: encodes the prompts.
             noise: float32 [n, C, H, W].
-            checkpoint: what `memedge export` made the engine of (origin.load_unet).
+            checkpoint: what `memedge export` made the engine of (unet.load_unet).
 
         Raises:
             ExportError: the checkpoint cannot be read.
