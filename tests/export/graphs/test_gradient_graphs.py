@@ -18,7 +18,6 @@ from memedge.engine.gradients import OnnxGradients
 from memedge.export.export import export
 from memedge.export.graphs import gradient_graphs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
 
 

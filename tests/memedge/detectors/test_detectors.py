@@ -25,8 +25,6 @@ from memedge.engine.errors import ProviderError
 from memedge.engine.manifest import Schedule
 from memedge.metrics import auc
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = ["money with wings sticker", "", "a red bicycle"]
 PAIRS = {"": ("uncond", "delta"), "-cond-uncond": ("cond", "uncond"), "-cond-delta": ("cond", "delta")}
 ALIGNMENTS = [f"alignment{pair}{flat}" for pair in PAIRS for flat in ("", "-flat")]

@@ -23,8 +23,6 @@ from memedge.export.export import export
 from memedge.mitigation.adamw import AdamW
 from memedge.mitigation.sail import Sail
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MEMORIZED, CLEAN = "small smiling face with halo drawing", "a red bicycle"
 
 
