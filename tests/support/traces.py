@@ -1,4 +1,4 @@
-"""Graphs that were traced in this run already: exports of the same modules share one trace, which is most of their time.
+"""Graphs traced in this run: exports of the same modules share one trace, which is most of their time.
 
 A trace of other modules would not agree with them, and no export would pass its own comparison with torch.
 """
