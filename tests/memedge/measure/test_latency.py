@@ -124,7 +124,7 @@ def test_plot_without_matplotlib(monkeypatch, tmp_path):
 
 
 def test_command(tmp_path):
-    done = memedge("--provider", "cpu", "--threads", 1, "--batch", "1", "--json", "--plot", "b.PNG", cwd=tmp_path)
+    done = memedge("--provider", "cpu", "--threads", 1, "--batch", "1", "--json", "--output", "b.PNG", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result.keys() == set(latency.Bench.__dataclass_fields__)
@@ -145,9 +145,9 @@ def test_command(tmp_path):
         (("--batch", "9" * 5000), "from 1 to 1000"),
         (("--draws", "0"), "--draws 0 is no list"),
         (("--draws", "-1"), "no list"),
-        (("--plot", "bench.pdf"), ".png or .svg"),
-        (("--plot", "bench"), ".png or .svg"),
-        (("--plot", "absent/bench.png"), "does not exist"),
+        (("--output", "bench.pdf"), ".png or .svg"),
+        (("--output", "bench"), ".png or .svg"),
+        (("--output", "absent/bench.png"), "does not exist"),
         (("--provider", "abacus"), "no provider 'abacus'"),
         (("--engine", "."), "manifest.json"),
     ],
