@@ -93,7 +93,9 @@ class Plans:
     text: PlanFile
 
 
-def find(directory: EngineDirectory, provider: PlanProvider, target: str, version: str, gpu: str | None = None) -> Plans:
+def find(
+    directory: EngineDirectory, provider: PlanProvider, target: str, version: str, gpu: str | None = None
+) -> Plans:
     """Return the plans that TensorRT `version` can run on this GPU: of target `target`, and of model `gpu` if given.
 
     Raises:
