@@ -65,7 +65,7 @@ class CudaMemory:
         except Exception as error:  # cuda-core makes its errors' class known nowhere
             raise ProviderError(f"GPU {index} cannot be used ({error}): run `memedge doctor`.") from None
         self.stream = int(self._queue.handle)
-        self._core: Any = reduction._core
+        self._core: Any = reduction.core
         self._lock = threading.RLock()
         self._capturing = False
         self._kept: list[npt.NDArray[Any]] = []

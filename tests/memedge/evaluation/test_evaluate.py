@@ -15,18 +15,17 @@ from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from memedge.commands.evaluate import print_evaluation
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.evaluation import evaluate as module
 from memedge.evaluation.figures import Measured, Rule, find
 
-RULE = Rule(1.0, 1.0, ("norm", "alignment"), "calibrated", 0.5)
+RULE = Rule(source="calibrated", threshold=0.5)
 
 
-def captions(memorized: bool, count: int) -> list[str]:
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    return [row["caption"] for row in rows if (row["memorized"] == "true") == memorized][:count]
+def held_out(memorized: bool, count: int) -> list[str]:
+    rows = [row for row in captions() if row.split == "held-out"]
+    return [row.prompt for row in rows if row.memorized == memorized][:count]
 
 
 def write(path: Path, prompts: list[str]) -> Path:
@@ -37,7 +36,7 @@ def write(path: Path, prompts: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lists")
-    return write(folder / "memorized.txt", captions(True, 8)), write(folder / "clean.txt", captions(False, 24))
+    return write(folder / "memorized.txt", held_out(True, 8)), write(folder / "clean.txt", held_out(False, 24))
 
 
 @pytest.fixture
@@ -251,8 +250,8 @@ def test_a_folder_that_cannot_be_written_leaves_the_journal(run, tmp_path, monke
 
 
 def test_prompts_in_both_lists_are_left_out(tmp_path):
-    memorized = write(tmp_path / "m.txt", [*captions(True, 6), "a star", "a star"])
-    clean = write(tmp_path / "c.txt", [*captions(False, 9), "a star"])
+    memorized = write(tmp_path / "m.txt", [*held_out(True, 6), "a star", "a star"])
+    clean = write(tmp_path / "c.txt", [*held_out(False, 9), "a star"])
     found = module.evaluate(EMBEDDED_ENGINE, memorized, clean, tmp_path / "report", detectors=["norm"], provider="cpu")
     assert (found.memorized.prompts, found.memorized.evaluated, found.clean.evaluated) == (8, 6, 9)
     assert "a star" not in [one.prompt for one in found.prompts]
