@@ -326,6 +326,6 @@ def _from_checkpoint(engine: Engine, checkpoint: str) -> Gradients:
         from memedge.autograd.gradients import TorchGradients
     except ImportError as error:
         raise InputError(
-            not_installed("A checkpoint's own gradient", error.name, "export", ", or leave the checkpoint out")
+            not_installed("A checkpoint's own gradient", error, "export", ", or leave the checkpoint out")
         ) from None
     return TorchGradients(engine, checkpoint)
