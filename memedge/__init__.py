@@ -57,7 +57,7 @@ def __getattr__(name: str) -> object:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"memedge needs {error.name!r}, which is not installed: run `python -m pip install 'memedge[cpu]'`, "
-            "or `python -m pip install '.[cpu]'` in a checkout."
-        ) from error
+        from memedge.engine.errors import not_installed
+
+        otherwise = ", or `python -m pip install '.[cpu]'` in a checkout"
+        raise ImportError(not_installed("memedge", error, "cpu", otherwise)) from error
