@@ -128,7 +128,8 @@ def test_sections_that_are_named_exist():
 @cache
 def identifiers() -> dict[str, set[str]]:
     """Return every name that a module of ours defines or uses, and a package's modules, by its own name."""
-    found: dict[str, set[str]] = {}
+    folders = {path.name for path in (ROOT / "memedge").iterdir() if path.is_dir()}
+    found: dict[str, set[str]] = {"memedge": {"engine", "export", "_core"} | folders}
     for path in files():
         if path.suffix == ".py":
             found.setdefault(path.parent.name, set()).add(path.stem)
