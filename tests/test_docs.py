@@ -256,7 +256,7 @@ def examples() -> list[Path]:
 
 
 @pytest.mark.parametrize("page", examples(), ids=shown)
-def test_examples_run(page, request, detector, tmp_path, monkeypatch):
+def test_examples_run(page, detector, tmp_path, monkeypatch):
     """A page's blocks, one after the other; they may use what a server has at hand."""
     monkeypatch.chdir(tmp_path)
     names = {"detector": detector, "eps_cond": np.ones((3, 4, 8, 8), np.float32)}
@@ -266,7 +266,6 @@ def test_examples_run(page, request, detector, tmp_path, monkeypatch):
         from diffusers import StableDiffusionPipeline
         from guarded import make_pipe
 
-        request.getfixturevalue("one_thread")
         names["pipe"] = make_pipe(StableDiffusionPipeline)
     for block in blocks:
         exec(block, names)
