@@ -67,7 +67,7 @@ def export(
     config: str | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
-    """Export a checkpoint as an engine directory, and compare it with torch.
+    """Export a checkpoint as an engine directory, and compare it with torch. If it fails, nothing is left behind.
 
     Args:
         model: a directory in diffusers' format or exported by Optimum, a single file in the original layout, or a hub's
@@ -94,7 +94,6 @@ def export(
         InputError: the prompts cannot be read, or are fewer than 8; the output is in the way, or has no place.
         ExportError: the checkpoint cannot be read, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
-        In every case nothing is left behind.
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
