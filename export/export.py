@@ -26,11 +26,11 @@ from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
+    CheckpointSource,
     Drift,
     Flops,
     Manifest,
     Precision,
-    Source,
     velocity_norm_factor,
     write_manifest,
 )
@@ -140,14 +140,14 @@ def _write(
     progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     reference = Statistics.of(_reference(checkpoint, noise, sample, states), factor)
-    source = Source(checkpoint.id, checkpoint.sha256)
+    source = CheckpointSource(checkpoint.id, checkpoint.sha256)
     preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, noise.prediction_type)
     tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
 
     # Only now, with the reference computed, may modules change their attention.
     progress("exporting the text encoder")
     text_encoder = checkpoint.text_encoder_graph()
-    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weights(text_encoder) > files.LARGE)
+    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weight_bytes(text_encoder) > files.LARGE)
     progress("exporting the UNet")
     unet = checkpoint.unet_graph()
     opset = unet.opset_imports[""]
@@ -162,7 +162,7 @@ def _write(
     )
     fuse_linear.fuse(parts.unet)
     files.save(parts.unet, folder / UNET, external_data=True)
-    files.save(parts.prefix, folder / PREFIX, external_data=files.weights(parts.prefix) > files.LARGE)
+    files.save(parts.prefix, folder / PREFIX, external_data=files.weight_bytes(parts.prefix) > files.LARGE)
     cached = run_prefix(folder / PREFIX, sample, noise.timesteps)
     # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
     del checkpoint, text_encoder, unet, parts

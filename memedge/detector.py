@@ -23,9 +23,9 @@ from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError
 from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, key_of
-from memedge.engine.precision import BATCH as BATCH_NOISE
+from memedge.engine.precision import BATCH_NOISE
 from memedge.engine.tuning import best_rows_per_call
-from memedge.explain import Explanation, Masks, Method, by_gradient
+from memedge.explain import Explanation, ExplanationMethod, Masks, by_gradient
 from memedge.prompts.text import checked_prompts
 from memedge.results import Scores, Verdict
 
@@ -232,7 +232,7 @@ class Detector:
         return verdicts
 
     def explain(
-        self, prompt: str, method: Method = "mask", *, progress: Callable[[int, int], None] | None = None
+        self, prompt: str, method: ExplanationMethod = "mask", *, progress: Callable[[int, int], None] | None = None
     ) -> Explanation:
         """Say which words of a prompt carry its score.
 
@@ -249,7 +249,7 @@ class Detector:
             ProviderError: "gradient" on an engine or a provider that has no gradients.
             NotFiniteError: the model produced NaN or infinity.
         """
-        if method not in get_args(Method):
+        if method not in get_args(ExplanationMethod):
             raise InputError(f"There is no method={method!r}: use 'mask' or 'gradient'.")
         (prompt,) = checked_prompts([prompt])
         if method == "gradient":

@@ -75,11 +75,11 @@ class Rule:
         Raises:
             InputError: there is no such alignment or there are no such operands.
         """
-        kind, pair = alignment or self.alignment, operands or self.operands
-        check_options(kind, pair)
-        if (kind, pair) == (self.alignment, self.operands):
+        alignment, operands = alignment or self.alignment, operands or self.operands
+        check_options(alignment, operands)
+        if (alignment, operands) == (self.alignment, self.operands):
             return self
-        return Rule(alignment=kind, operands=pair)
+        return Rule(alignment=alignment, operands=operands)
 
     def without_conformal(self) -> "Rule":
         """Return the same rule, of which only what is proven is used."""

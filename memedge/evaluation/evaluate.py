@@ -26,7 +26,16 @@ from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
 from memedge.engine.places import check_new_folder
 from memedge.engine.providers import PROVIDERS
-from memedge.evaluation.figures import ANISOTROPY, Described, Evaluation, Measured, PromptFile, Run, Scored, find
+from memedge.evaluation.figures import (
+    ANISOTROPY,
+    EvaluatedDetector,
+    Evaluation,
+    EvaluationRun,
+    Measured,
+    PromptFile,
+    ScoredPrompt,
+    find,
+)
 from memedge.evaluation.page import page
 from memedge.prompts.labelled import Prompts, Sample, select
 from memedge.scoring.journal import JobFile
@@ -106,7 +115,7 @@ def evaluate(
             cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
             rule=rule,
             terms=terms(rule),
-            detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in chosen],
+            detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in chosen],
             findings=find(chosen, sample.memorized, counts, main, rule),
             prompts=_prompts(sample, measured),
         )
@@ -229,10 +238,10 @@ def _measure(
     return measured
 
 
-def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[Scored]:
+def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[ScoredPrompt]:
     columns = {name: one.values.tolist() for name, one in measured.items()}
     return [
-        Scored(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
+        ScoredPrompt(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
         for place, (text, label, cut) in enumerate(zip(sample.texts, sample.memorized, sample.truncated, strict=True))
     ]
 
@@ -267,9 +276,9 @@ def _cautions(
     return found
 
 
-def _run(info: EngineInfo, seed: int | None, command: str) -> Run:
+def _run(info: EngineInfo, seed: int | None, command: str) -> EvaluationRun:
     manifest = info.manifest
-    return Run(
+    return EvaluationRun(
         command=command,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=str(info.path),

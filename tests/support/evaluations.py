@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from memedge.evaluation.figures import Described, Evaluation, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation.figures import (
+    EvaluatedDetector,
+    Evaluation,
+    EvaluationRun,
+    Measured,
+    PromptFile,
+    Rule,
+    ScoredPrompt,
+    find,
+)
 
 # Prompts that would be markup, scripts, templates or formulas if anything took them for that.
 HOSTILE = (
@@ -34,7 +43,7 @@ def evaluation(
     rule = Rule(1.0, -2.0, ("norm", "alignment"), "not fitted" if threshold is None else "calibrated", threshold)
     texts = [*HOSTILE, *(f"prompt {i}" for i in range(len(HOSTILE), len(label)))]
     return Evaluation(
-        run=Run(
+        run=EvaluationRun(
             command="memedge evaluate engine --memorized 'a&b.txt' --clean c.txt -o report",
             date="2026-11-22T12:00:00+00:00",
             engine="<engine>",
@@ -54,10 +63,10 @@ def evaluation(
         clean=PromptFile("c.txt", "3" * 64, clean, clean),
         cautions=["Mind <this>."],
         rule=rule,
-        detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in measured],
+        detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in measured],
         findings=find(measured, label, counts, counts[0], rule),
         prompts=[
-            Scored(text, bool(kind), False, {one.name: one.values[place].tolist() for one in measured})
+            ScoredPrompt(text, bool(kind), False, {one.name: one.values[place].tolist() for one in measured})
             for place, (text, kind) in enumerate(zip(texts, label, strict=True))
         ],
     )
