@@ -15,8 +15,7 @@ from typing import BinaryIO
 from memedge.engine import reduction
 from memedge.engine.providers import PROVIDERS, Provider
 
-# Distributions of one module, of which only one may be installed.
-ONNX_RUNTIMES = tuple(sorted(row.distribution for row in PROVIDERS.values() if row.module == "onnxruntime"))
+ONNX_RUNTIME = "onnxruntime"  # the module that two distributions have
 
 _DRIVER = "libcuda.so.1"
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, in cuda.h
@@ -129,10 +128,10 @@ def missing_device_code(index: int = 0) -> str | None:
     return None
 
 
-def onnx_runtimes() -> dict[str, str]:
-    """Return the installed distributions of ONNX Runtime, of which there should be one, and their versions."""
-    found = {name: installed(name) for name in ONNX_RUNTIMES}
-    return {name: number for name, number in found.items() if number}
+def distributions(module: str) -> dict[str, str]:
+    """Return the installed distributions of a provider's module, of which there should be one, and their versions."""
+    names = sorted(row.distribution for row in PROVIDERS.values() if row.module == module)
+    return {name: number for name in names if (number := installed(name))}
 
 
 def installed(distribution: str) -> str | None:
@@ -167,15 +166,15 @@ def _missing_module(row: Provider) -> str | None:
 
 
 def _missing_packages(row: Provider) -> str | None:
-    runtimes = onnx_runtimes()
-    if row.distribution in ONNX_RUNTIMES and len(runtimes) > 1:
+    runtimes = distributions(row.module)
+    if row.module == ONNX_RUNTIME and len(runtimes) > 1:
         return (
             "onnxruntime and onnxruntime-gpu are both installed, share one module and overwrite each other: uninstall "
             f"both, then {row.remedy}."
         )
     if missing := _missing_module(row):
         return missing
-    if row.distribution in ONNX_RUNTIMES and _binary(row) is None:
+    if row.module == ONNX_RUNTIME and _binary(row) is None:
         return (
             f"Provider {row.name!r} needs {row.distribution}, but what is installed is "
             f"{next(iter(runtimes), 'another build')}: uninstall it, then {row.remedy}."
@@ -195,7 +194,7 @@ def _missing_libraries(row: Provider) -> str | None:
         names = linked_libraries(binary)
     except (OSError, ValueError) as error:
         return f"{row.product} cannot be loaded ({error}): install it again."
-    if row.distribution in ONNX_RUNTIMES:
+    if row.module == ONNX_RUNTIME:
         names = (*names, _CUDNN)
         built_for = next((int(name.rpartition(".")[2]) for name in names if name.startswith("libcudart.so.")), 0)
         supported = driver().cuda

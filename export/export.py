@@ -207,7 +207,7 @@ def _write(
         opset=opset,
         flops=flops,
         cached={name: array.shape[1:] for name, array in cached.items()},
-        tools={tool: version(tool) for tool in TOOLS} | probe.onnx_runtimes(),
+        tools={tool: version(tool) for tool in TOOLS} | probe.distributions("onnxruntime"),
         parity=parity,
         calibrations={},
         files={path.name: describe_file(path) for path in sorted(folder.iterdir())},

@@ -2,7 +2,6 @@
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -66,9 +65,9 @@ def _runtime() -> list[Finding]:
 
 
 def _cpu_provider(row: Provider) -> Finding:
-    distributions = {d: probe.installed(d) for d in packages_distributions().get(row.module, ())}
+    distributions = probe.distributions(row.module)
     if len(distributions) > 1:
-        names = " and ".join(sorted(distributions))
+        names = " and ".join(distributions)
         return Finding(
             row.product, "broken", f"{names} share one module and overwrite each other: uninstall both, then one"
         )
@@ -99,8 +98,7 @@ def _device_code() -> Finding:
 
 def _gpu_provider(row: Provider, engine: Path | None) -> Finding:
     part = f"provider {row.name}"
-    versions = {d: probe.installed(d) for d in packages_distributions().get(row.module, ())}
-    own = ", ".join(f"{distribution} {version}" for distribution, version in versions.items())
+    own = ", ".join(f"{name} {version}" for name, version in probe.distributions(row.module).items())
     if reason := probe.missing_for(row.name) or _missing_in_engine(row, engine):
         return Finding(part, "missing", reason)
     return Finding(part, "active", f"{own}: all that it needs is here")

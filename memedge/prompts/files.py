@@ -150,6 +150,7 @@ def _read_jsonl(path: Path) -> Iterator[Placed]:
 
 def _read_parquet(path: Path) -> Iterator[Placed]:
     pyarrow, parquet = import_pyarrow()
+    row = 0
     try:
         # With a buffer size pages are read as needed; without it a whole row group's column is.
         with parquet.ParquetFile(path, buffer_size=1024 * 1024, pre_buffer=False) as file:
@@ -159,7 +160,6 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
                 kind = kind.value_type
             if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
                 raise InputError(f"{path}: the column 'prompt' holds {kind}; every prompt must be a string.")
-            row = 0
             for batch in file.iter_batches(PARQUET_BATCH, columns=["prompt"]):
                 for prompt in batch.column(0).to_pylist():
                     row += 1

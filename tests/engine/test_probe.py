@@ -126,7 +126,7 @@ def test_two_onnx_runtimes_are_one_broken(site):
     complete(site, "cuda")
     install(site, "onnxruntime")
     assert "both installed" in probe.missing_for("cuda")
-    assert list(probe.onnx_runtimes()) == ["onnxruntime", "onnxruntime-gpu"]
+    assert list(probe.distributions("onnxruntime")) == ["onnxruntime", "onnxruntime-gpu"]
 
 
 def test_the_onnx_runtime_for_processors_is_not_enough(site):

@@ -32,7 +32,7 @@ def machine(monkeypatch):
 
 
 def test_with_all_that_gpus_need(machine, monkeypatch):
-    monkeypatch.setattr(doctor, "_missing_plans", lambda *_: None)
+    monkeypatch.setattr(doctor, "_missing_in_engine", lambda *_: None)
     findings = machine(Driver((13, 1), GPUS))
     assert findings["NVIDIA driver"].state == "active"
     assert findings["NVIDIA driver"].detail == "CUDA 13.1: A (sm89, 24.0 GiB), B (sm120, 32.0 GiB)"
@@ -56,8 +56,11 @@ def test_what_is_missing_is_told_and_is_no_fault(machine):
 
 
 def test_two_onnx_runtimes_are_broken(machine, monkeypatch):
-    monkeypatch.setattr(probe, "onnx_runtimes", lambda: {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"})
-    assert machine(Driver((13, 0), GPUS))["ONNX Runtime"].state == "broken"
+    both = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(probe, "distributions", lambda _module: both)
+    finding = machine(Driver((13, 0), GPUS))["ONNX Runtime"]
+    assert finding.state == "broken"
+    assert finding.detail.startswith("onnxruntime and onnxruntime-gpu share one module and overwrite each other")
 
 
 @pytest.mark.parametrize(("code", "state", "status"), [(0, "active", 0), (100, "missing", 0), (803, "broken", 1)])

@@ -1,13 +1,11 @@
 """Early verdicts on real engines: the same as those of score(), with the passes they say."""
 
-import csv
-
 import numpy as np
 import pytest
 from engines import PROVENANCE, edit_manifest
 
-import memedge.demo
 from memedge import Detector, InputError
+from memedge.embedded import captions
 
 GIVEN = {"gamma_norm": 1.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
 PROMPTS = ["a star", "zebra on skis", "house", "", "sun over a hill", "two cats", "a long road", "moon"]
@@ -67,7 +65,7 @@ def test_conformal(calibrated):
     verdicts = detector.detect(PROMPTS, "conformal")
     assert {v.passes for v in verdicts} == {1}
     assert not any(v.memorized for v in verdicts)
-    assert all("but for a share ε = 0.01" in v.reason for v in verdicts if v.norm)
+    assert all("but for a share δ = 0.01" in v.reason for v in verdicts if v.norm)
     assert {v.passes for v in detector.detect([p for p in PROMPTS if p])} == {2}  # proven needs both
 
 
@@ -81,14 +79,13 @@ def test_no_interval(calibrated, engine):
 
 
 def test_held_out_captions(detector):
-    """On the embedded engine: ≥ 90 % of clean captions take one pass, and at most a share ε changes its verdict."""
-    with memedge.demo.CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    captions = [row["caption"] for row in rows]
-    clean = np.array([row["memorized"] == "false" for row in rows])
-    scores, verdicts = detector.score(captions), detector.detect(captions, "conformal")
-    epsilon = detector.info.calibration.conformal.delta
-    assert epsilon <= 0.01
+    """On the embedded engine: ≥ 90 % of clean captions take one pass, and at most a share δ changes its verdict."""
+    held_out = [caption for caption in captions() if caption.split == "held-out"]
+    prompts = [caption.prompt for caption in held_out]
+    clean = np.array([not caption.memorized for caption in held_out])
+    scores, verdicts = detector.score(prompts), detector.detect(prompts, "conformal")
+    delta = detector.info.calibration.conformal.delta
+    assert delta <= 0.01
     changed = np.array([v.memorized for v in verdicts]) != scores.memorized
-    assert changed.sum() <= 1 + 3 * np.sqrt(epsilon * len(captions))  # the expectation, and three deviations
+    assert changed.sum() <= 1 + 3 * np.sqrt(delta * len(prompts))  # the expectation, and three deviations
     assert np.mean([v.passes == 1 for v in np.array(verdicts, dtype=object)[clean]]) >= 0.9

@@ -287,8 +287,10 @@ def test_bad_places_are_refused_before_any_work(source: Path, tmp_path: Path) ->
     (tmp_path / "link.txt").symlink_to(source)
     before = names(tmp_path)
     for output, message in {
-        tmp_path / "gone" / "out.csv": r"gone is not an existing folder; create it",
-        source / "out.csv": r"prompts\.txt is not an existing folder",
+        tmp_path
+        / "gone"
+        / "out.csv": r"The folder of .*out\.csv does not exist: make it, or write the output elsewhere",
+        source / "out.csv": r"The folder of .*out\.csv does not exist",
         tmp_path / "folder.csv": r"folder\.csv is a directory; name a file for the output",
         tmp_path / "out.tsv": r"out\.tsv: unknown file type",
         source: r"prompts\.txt is the input file too; name another file",
