@@ -6,7 +6,6 @@ import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -14,12 +13,13 @@ import plotly
 from plotly.offline import get_plotlyjs
 
 import memedge
+from memedge.embedded import DATA
 from memedge.evaluation.charts import BANDS, KINDS, all_figures, bound
 from memedge.evaluation.figures import ANISOTROPY, DetectorDifference, Evaluation, Figure, ScoredPrompt
 from memedge.metrics import RESAMPLES
 from memedge.wording import counted
 
-PARTS = Path(__file__).parent / "data" / "report"
+PARTS = DATA / "report"
 SUSPICIOUS, MISTAKES = 20, 10  # prompts listed
 COMPARED = 4  # detectors; of more the summary gives no figures
 HOVER_WIDTH, HOVER_LINES = 44, 6  # of a prompt beside the pointer

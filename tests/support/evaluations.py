@@ -40,7 +40,7 @@ def evaluation(
     norm[: len(HOSTILE)] += 1
     found = {"anisotropy": (norm + 2 * alignment, 2.0), "norm": (norm, 1.0), "alignment": (alignment, 1.0)}
     measured = [Measured(name, f"a formula of {name}", cost, v, 0.01 * cost) for name, (v, cost) in found.items()]
-    rule = Rule(1.0, -2.0, ("norm", "alignment"), "not fitted" if threshold is None else "calibrated", threshold)
+    rule = Rule(1.0, -2.0, source="not fitted" if threshold is None else "calibrated", threshold=threshold)
     texts = [*HOSTILE, *(f"prompt {i}" for i in range(len(HOSTILE), len(label)))]
     return Evaluation(
         run=EvaluationRun(
@@ -63,6 +63,7 @@ def evaluation(
         clean=PromptFile("c.txt", "3" * 64, clean, clean),
         cautions=["Mind <this>."],
         rule=rule,
+        terms=("norm", "alignment"),
         detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in measured],
         findings=find(measured, label, counts, counts[0], rule),
         prompts=[

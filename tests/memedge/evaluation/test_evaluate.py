@@ -23,7 +23,7 @@ from memedge.engine.errors import InputError, NotFiniteError
 from memedge.evaluation import evaluate as module
 from memedge.evaluation.figures import Measured, Rule, find
 
-RULE = Rule(1.0, 1.0, ("norm", "alignment"), "calibrated", 0.5)
+RULE = Rule(1.0, 1.0, source="calibrated", threshold=0.5)
 
 
 def captions(memorized: bool, count: int) -> list[str]:
