@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from os import PathLike, fspath
 from pathlib import Path
 from typing import get_args
 
@@ -54,13 +55,13 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
 
 
 def export(
-    model: str | Path,
-    output: Path,
+    model: str | PathLike[str],
+    output: str | PathLike[str],
     *,
     draws: int = 1,
     seed: int = 42,
     precision: Precision = "fp32",
-    prompts: Path | None = None,
+    prompts: str | PathLike[str] | None = None,
     revision: str | None = None,
     loras: Sequence[str] = (),
     allow_pickle: bool = False,
@@ -95,6 +96,14 @@ def export(
         ExportError: the checkpoint cannot be read, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
         In every case nothing is left behind.
+
+    Examples:
+        >>> from memedge import export_engine
+        >>> manifest = export_engine("model", "new-engine", draws=2)
+        >>> manifest.draws, manifest.precision, manifest.prediction_type
+        (2, 'fp32', 'epsilon')
+        >>> manifest.parity.norm_relative < 1e-4
+        True
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
@@ -102,14 +111,15 @@ def export(
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
     if prompts is not None and precision != "int8":
         raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
-    check_new_folder(output, "name another folder")
-    samples = read_samples(prompts) if precision == "int8" else None
-    with atomic.folder(output) as folder, quiet():
+    model, place = fspath(model), Path(output)
+    check_new_folder(place, "name another folder")
+    samples = read_samples(None if prompts is None else Path(prompts)) if precision == "int8" else None
+    with atomic.folder(place) as folder, quiet():
         progress("loading the checkpoint")
         return _write(
             # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
             load_checkpoint(
-                str(model), revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
+                model, revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
             ),
             folder,
             draws,

@@ -72,6 +72,14 @@ def calibrate(
             the directory cannot be written to; there is a journal, and not `resume`.
         EngineError: the directory is no engine, or cannot run here as asked.
         MemedgeError: scikit-learn is not installed.
+
+    Examples:
+        >>> from memedge import calibrate
+        >>> done = calibrate("engine", "memorized.txt", "clean.txt", target_fpr=0.05, provider="cpu")
+        >>> done.key, done.calibration.memorized.prompts, done.calibration.clean.prompts
+        ('cpu-fp32', 20, 40)
+        >>> round(done.calibration.cross_validation.auc.value, 1), done.warnings
+        (1.0, ())
     """
     try:
         from memedge.calibration.fitting import fit
