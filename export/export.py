@@ -68,7 +68,7 @@ def export(
     config: str | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
-    """Export a checkpoint as an engine directory, and compare it with torch.
+    """Export a checkpoint as an engine directory, and compare it with torch; if this fails, nothing is left behind.
 
     Args:
         model: a directory in diffusers' format or exported by Optimum, a single file in the original layout, or a hub's
@@ -95,7 +95,6 @@ def export(
         InputError: the prompts cannot be read, or are fewer than 8; the output is in the way, or has no place.
         ExportError: the checkpoint cannot be read, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
-        In every case nothing is left behind.
 
     Examples:
         >>> from memedge import export_engine

@@ -204,15 +204,16 @@ class Detector:
         Args:
             states: [B, L, D], as diffusers' `prompt_embeds`.
             pooled: [B, P], as diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
-            alignment, operands: as in `score`.
+            alignment: as in `score`.
+            operands: as in `score`.
 
         Raises:
             InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
 
         Examples:
-            >>> from memedge import Detector
             >>> from diffusers import StableDiffusionPipeline
+            >>> from memedge import Detector
             >>> pipe = StableDiffusionPipeline.from_pretrained("model")
             >>> states, _ = pipe.encode_prompt("cow icon", "cpu", 1, False)
             >>> Detector.load("engine", provider="cpu").score_embeddings(states.detach()).score.round(2)

@@ -63,7 +63,9 @@ def calibrate(
         memorized: a file of prompts, or prompts, that are known to make this very model replicate training images.
         clean: likewise of prompts that are known not to.
         target_fpr: the largest share of these clean prompts that may reach the threshold, in (0, 1).
-        provider, precision, threads: as in `Detector.load`; others are not calibrated by this.
+        provider: as in `Detector.load`. What others run is not calibrated by this.
+        precision: as in `Detector.load`. What runs in another is not calibrated by this.
+        threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one; the lists may be others.
         progress: called with (prompts scored, prompts in all).
 

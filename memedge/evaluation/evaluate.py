@@ -69,13 +69,16 @@ def evaluate(
 
     Args:
         path: the engine directory.
-        memorized, clean: files of prompts (memedge/prompts/files.py). Those that are in both are left out.
+        memorized: a file of prompts (memedge/prompts/files.py) that the model is known to have memorized.
+        clean: a file of prompts that it is known not to have memorized. Prompts in both files are left out.
         output: the folder to make; what is there must be an empty one.
         detectors: names (memedge/detectors); the others are compared with the first.
         draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
         seed: of the noise; default: the engine's own draws, then more from its seed.
         checkpoint: what the engine was exported from, for detectors that differentiate the model.
-        provider, precision, threads: as in `Detector.load`.
+        provider: as in `Detector.load`.
+        precision: as in `Detector.load`.
+        threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one.
         command: how this was asked for: shown in the report.
         progress: called with the UNet evaluations that are done, and those there are in all.

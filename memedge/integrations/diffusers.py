@@ -56,6 +56,7 @@ def guard(
     Examples:
         >>> from diffusers import StableDiffusionPipeline
         >>> from memedge import Detector
+        >>> from memedge.integrations.diffusers import guard
         >>> pipe = StableDiffusionPipeline.from_pretrained("model")
         >>> guarded = guard(pipe, Detector.load("engine", provider="cpu"))
         >>> result = guarded(["cow icon", "a green star on a hill"], num_inference_steps=2)
