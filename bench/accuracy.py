@@ -15,7 +15,6 @@ Without --full: the engine's own noise, and detectors that take at most 19 passe
 """
 
 import argparse
-import csv
 import json
 import time
 from dataclasses import asdict, dataclass
@@ -28,7 +27,7 @@ from rich.table import Table
 
 from memedge import Detector
 from memedge.detectors import NAMES, make
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.metrics import auc, percentiles, resample, tpr
 
@@ -115,19 +114,18 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.detector or (NAMES if arguments.full else CHEAP)
     seeds = arguments.seeds or (3 if arguments.full else 1)
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
+    chosen = [caption for caption in captions() if caption.split == "held-out"]
     if not arguments.all_negatives:
-        rows = [row for row in rows if row["group"] in SEEN]
-    captions = [row["caption"] for row in rows]
-    group = np.array([row["group"] for row in rows])
-    memorized = np.array([row["memorized"] == "true" for row in rows])
+        chosen = [caption for caption in chosen if caption.group in SEEN]
+    prompts = [caption.prompt for caption in chosen]
+    group = np.array([caption.group for caption in chosen])
+    memorized = np.array([caption.memorized for caption in chosen])
     engine = Engine.open(arguments.engine or EMBEDDED_ENGINE, arguments.provider, arguments.precision, 1)
     detector = Detector(engine)
     console = Console(width=140)
     measured = []
     for name in names:
-        measured.append(measure(name, engine, captions, seeds))
+        measured.append(measure(name, engine, prompts, seeds))
         console.print(f"{name}: {measured[-1].seconds:.3f} s per caption")
 
     results = []

@@ -43,7 +43,7 @@ def main() -> None:
     engine = arguments.engine or export(arguments.work)
     print("plan                                          rows  seconds  peak GB  size GB")
     for target in arguments.targets.split(","):
-        command = ("-m", "memedge", "build", engine, "--backend", "tensorrt-rtx", "--gpu", target, "--json")
+        command = ("-m", "memedge", "build", engine, "--provider", "tensorrt-rtx", "--gpu", target, "--json")
         for p in json.loads(run(*command)):
             name = f"{p['component']}-{p['backend']}-{p['target']}-{p['version']}"
             print(

@@ -9,8 +9,8 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 engine=${1:-memedge/data/engine}
 memedge doctor --engine "$engine"
-for backend in tensorrt tensorrt-rtx; do
-    memedge build "$engine" --backend "$backend" || echo "no plans for $backend: see above"
+for provider in tensorrt tensorrt-rtx; do
+    memedge build "$engine" --provider "$provider" || echo "no plans for $provider: see above"
 done
 set -e
 pytest -m gpu -rs

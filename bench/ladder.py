@@ -18,7 +18,6 @@ verdicts that take one pass is that of the embedded engine on the same mix, and 
 """
 
 import argparse
-import csv
 import gc
 import json
 import os
@@ -36,7 +35,7 @@ from rich.table import Table
 from torch_stages import Torch
 
 from memedge import Detector
-from memedge.embedded import CAPTIONS
+from memedge.embedded import captions
 from memedge.engine.openvino import precisions
 from memedge.engine.precision import ENGINE
 
@@ -61,18 +60,17 @@ class Rung:
 
 def held_out() -> tuple[list[str], list[str]]:
     """Return the clean and the memorized held-out captions of the embedded model."""
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    return tuple([row["caption"] for row in rows if row["memorized"] == label] for label in ("false", "true"))
+    rows = [row for row in captions() if row.split == "held-out"]
+    return tuple([row.prompt for row in rows if row.memorized == label] for label in (False, True))
 
 
 def one_pass_share(detector: Detector, early: str) -> float:
     """Return the share of verdicts after one pass of two, on the mix; check that verdicts are those of score()."""
     shares = []
-    for captions in held_out():
-        verdicts = detector.detect(captions, early)
-        changed = np.array([v.memorized for v in verdicts]) != detector.score(captions).memorized
-        allowed = 0 if early == "proven" else detector.info.calibration.conformal.delta * len(captions) + 2
+    for prompts in held_out():
+        verdicts = detector.detect(prompts, early)
+        changed = np.array([v.memorized for v in verdicts]) != detector.score(prompts).memorized
+        allowed = 0 if early == "proven" else detector.info.calibration.conformal.delta * len(prompts) + 2
         assert changed.sum() <= allowed, f"{changed.sum()} verdicts of early={early} differ from score()"
         shares.append(np.mean([v.passes == 1 for v in verdicts]))
     return float(shares[0] * (1 - MEMORIZED_SHARE) + shares[1] * MEMORIZED_SHARE)

@@ -11,7 +11,7 @@ from 8 other seeds, a draw each.
 - k random words: at random places of the caption (Somepalli et al., 2023).
 - norm: the embeddings moved until ‖Δ‖ is at a target (Wen et al.). score: until the detector's score is at a target,
   its threshold or the median of clean calibration captions (Asthana & Belagiannis). Both on the engine's own noise.
-  "near": with the distance from the caption's own embeddings penalised; "score to 1.09, near" is the default.
+  "near": with the distance from the caption's own embeddings penalised; "score to clean, near" is the default.
 - SAIL: the noise moved (Jeon et al.).
 
 Columns: replicas, the share of generations with a similarity of at least 0.8 to one training picture, as
@@ -26,7 +26,6 @@ Seconds are per mitigation, by torch and by the engine's gradient graphs in turn
 """
 
 import argparse
-import csv
 import json
 import random
 import sys
@@ -44,8 +43,8 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
-from memedge.engine.directory import EngineDirectory
+from memedge.decision.rule import Rule
+from memedge.embedded import captions
 from memedge.mitigation.mitigator import MitigatedNoise, Mitigation, Mitigator
 
 TINY = Path(__file__).parent / "tiny"
@@ -61,13 +60,6 @@ Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
 FEW = {"memorized": 8, "partly": 2, "template": 2}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
-EMBEDDINGS: dict[str, dict[str, Any]] = {
-    "norm to 1": {"loss": "norm", "target": 1.0, "distance_weight": 0.0},
-    "norm to 1, near": {"loss": "norm", "target": 1.0},
-    "score to threshold": {"target": 3.443, "distance_weight": 0.0},
-    "score to 1.09": {"target": 1.09, "distance_weight": 0.0},
-    "score to 1.09, near": {},
-}
 SAIL_STEPS = 10
 POSES = 32  # of each drawing, in the gallery
 POOL = 4  # pixels of a picture that the gallery takes the mean of, each way
@@ -164,7 +156,7 @@ class Bench:
         self.data, self.model, self.mitigator = data, model, mitigator
         seeds = [torch.Generator().manual_seed(1000 + k) for k in range(SEEDS)]  # generate.generate's
         self.noise = torch.cat([torch.randn(1, 4, SIZE, SIZE, generator=seed) for seed in seeds])
-        directory = EngineDirectory.open(EMBEDDED_ENGINE)
+        directory = mitigator.engine.directory
         self.own_noise, self.timestep = torch.from_numpy(directory.baseline.sample), directory.manifest.timesteps[0]
         self.empty = self.encode("")
 
@@ -274,22 +266,30 @@ def methods(bench: Bench, full: bool) -> dict[str, Callable[[str], Run]]:
         return bench.prompt(random_words(prompt, count, vocabulary, 0))
 
     words = {f"{count} random word{'s' * (count > 1)}": partial(with_words, count) for count in WORDS[full]}
-    embeddings = {name: partial(bench.embedding, **options) for name, options in EMBEDDINGS.items()}
+    far, engine = {"distance_weight": 0.0}, bench.mitigator.engine
+    rule = Rule.of(engine.directory.manifest, engine.backend.key)
+    options: dict[str, dict[str, Any]] = {
+        "norm to 1": {"loss": "norm", "target": 1.0, **far},
+        "norm to 1, near": {"loss": "norm", "target": 1.0},
+        "score to threshold": {"target": rule.threshold, **far},
+        "score to clean": {"target": rule.clean_score, **far},
+        "score to clean, near": {},
+    }
+    embeddings = {name: partial(bench.embedding, **some) for name, some in options.items()}
     return {"nothing": bench.prompt, **words, **embeddings, "SAIL": bench.sail}
 
 
 def chosen(data: Emoji, full: bool) -> list[int]:
     """Return which captions are mitigated: those that replicate and were trained on, or a few of them."""
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["memorized"] == "true" and row["group"] != "unseen"]
+    rows = [row for row in captions() if row.memorized and row.group != "unseen"]
     place = {caption.text: i for i, caption in enumerate(data.captions)}
     if full:
-        return [place[row["caption"]] for row in rows]
-    held_out = [row for row in rows if row["split"] == "held-out"]
+        return [place[row.prompt] for row in rows]
+    held_out = [row for row in rows if row.split == "held-out"]
     return [
-        place[row["caption"]]
+        place[row.prompt]
         for group, count in FEW.items()
-        for row in [row for row in held_out if row["group"] == group][:count]
+        for row in [row for row in held_out if row.group == group][:count]
     ]
 
 
@@ -307,7 +307,7 @@ def checks(bench: Bench, gallery: Gallery, captions: list[int]) -> list[Row]:
     ]
 
 
-SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to 1.09, near", "SAIL")
+SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to clean, near", "SAIL")
 SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12

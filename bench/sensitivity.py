@@ -38,7 +38,7 @@ from scipy.stats import spearmanr
 from memedge import Detector
 from memedge.calibration.fitting import fit_direction, fit_threshold
 from memedge.decision.rule import Floats
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
 from memedge.engine.errors import ProviderError
@@ -63,14 +63,12 @@ class Captions:
 
     @staticmethod
     def read() -> "Captions":
-        with CAPTIONS.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        columns = {name: np.array([row[name] for row in rows]) for name in ("group", "memorized", "split")}
+        rows = captions()
         return Captions(
-            [row["caption"] for row in rows],
-            columns["group"],
-            columns["memorized"] == "true",
-            columns["split"] == "calibration",
+            [row.prompt for row in rows],
+            np.array([row.group for row in rows]),
+            np.array([row.memorized for row in rows]),
+            np.array([row.split == "calibration" for row in rows]),
         )
 
     def pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

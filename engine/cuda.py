@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import probe, reduction
-from memedge.engine.errors import EngineError, ProviderError
+from memedge.engine.errors import EngineError, ProviderError, not_installed
 from memedge.engine.memory import Tensor, check_reduction, check_sizes
 
 try:
     from cuda.bindings import driver
     from cuda.core import Device
 except ImportError:
-    raise ProviderError(
-        "GPUs need cuda-core and cuda-bindings, which are not installed: run `python -m pip install 'memedge[cuda]'`."
-    ) from None
+    raise ProviderError(not_installed("A GPU", "cuda-core with cuda-bindings", "cuda")) from None
 
 # CUDA may read what is sent to the GPU after the call: copies of it are kept until the queue is known to be past them.
 _KEPT_BYTES = 1 << 28
@@ -67,7 +65,7 @@ class CudaMemory:
         except Exception as error:  # cuda-core makes its errors' class known nowhere
             raise ProviderError(f"GPU {index} cannot be used ({error}): run `memedge doctor`.") from None
         self.stream = int(self._queue.handle)
-        self._core: Any = reduction._core
+        self._core: Any = reduction.core
         self._lock = threading.RLock()
         self._capturing = False
         self._kept: list[npt.NDArray[Any]] = []

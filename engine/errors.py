@@ -38,13 +38,14 @@ def install(extra: str) -> str:
     return f"run `python -m pip install 'memedge[{extra}]'`"
 
 
-def not_installed(purpose: str, package: str | None, extra: str, otherwise: str = "") -> str:
+def not_installed(purpose: str, missing: str | ImportError, extra: str, otherwise: str = "") -> str:
     """Return the one sentence for a package that is not installed.
 
     Args:
         purpose: what needs it, such as "Evaluating".
-        package: what is missing, such as ImportError.name.
+        missing: its name, or the error of importing it.
         extra: of memedge, which brings it.
         otherwise: what else to do, such as ", or leave the checkpoint out".
     """
-    return f"{purpose} needs {package}, which is not installed: {install(extra)}{otherwise}."
+    name = repr(missing.name) if isinstance(missing, ImportError) else missing
+    return f"{purpose} needs {name}, which is not installed: {install(extra)}{otherwise}."

@@ -38,9 +38,7 @@ def backend_module(provider: Provider) -> BackendModule:
         ProviderError: the runtime is not installed, or cannot be loaded.
     """
     if find_spec(provider.module) is None:
-        raise ProviderError(
-            f"Provider {provider.name!r} needs {provider.product}, which is not installed: {provider.remedy}."
-        )
+        raise ProviderError(provider.not_installed)
     try:
         return cast(BackendModule, import_module(provider.backend))
     except ImportError as error:

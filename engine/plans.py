@@ -18,7 +18,7 @@ from memedge.engine import atomic, cache
 from memedge.engine.directory import EngineDirectory, describe_file, sha256
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.manifest import SIZE_LIMIT, FileEntry
-from memedge.engine.tensorrt_module import PlanBackend
+from memedge.engine.tensorrt_module import PlanProvider
 
 SCHEMA: Final = 1
 FOLDER = "plans"
@@ -53,7 +53,7 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     component: Component
-    backend: PlanBackend
+    backend: PlanProvider
     target: Target
     version: Version
     gpu: Annotated[str, msgspec.Meta(max_length=256)] | None
@@ -93,27 +93,29 @@ class Plans:
     text: PlanFile
 
 
-def find(directory: EngineDirectory, backend: PlanBackend, target: str, version: str, gpu: str | None = None) -> Plans:
+def find(
+    directory: EngineDirectory, provider: PlanProvider, target: str, version: str, gpu: str | None = None
+) -> Plans:
     """Return the plans that TensorRT `version` can run on this GPU: of target `target`, and of model `gpu` if given.
 
     Raises:
         ProviderError: there are none, or only of another target, GPU model, TensorRT version or engine.
         IntegrityError: they are damaged, or links.
     """
-    rebuild = f"run `memedge build {shlex.quote(str(directory.path))} --backend {backend} --gpu {target.upper()}`"
+    rebuild = f"run `memedge build {shlex.quote(str(directory.path))} --provider {provider} --gpu {target.upper()}`"
     problem: EngineError | None = None
     for folder in cache.folders(directory):
         if not (folder / FOLDER / FILE_NAME).is_file():
             continue
         try:
-            return _find(folder, directory.identity, backend, target, version, gpu, rebuild)
+            return _find(folder, directory.identity, provider, target, version, gpu, rebuild)
         except EngineError as error:
             problem = problem or error
-    raise problem or ProviderError(f"{directory.path} has no plans for provider {backend!r}: {rebuild}.")
+    raise problem or ProviderError(f"{directory.path} has no plans for provider {provider!r}: {rebuild}.")
 
 
 def _find(
-    folder: Path, identity: str, backend: PlanBackend, target: str, version: str, gpu: str | None, rebuild: str
+    folder: Path, identity: str, provider: PlanProvider, target: str, version: str, gpu: str | None, rebuild: str
 ) -> Plans:
     place = folder / FOLDER
     manifest = _read(folder)
@@ -121,13 +123,13 @@ def _find(
         raise IntegrityError(f"{place / FILE_NAME} is no manifest of plans of this memedge: {rebuild}.")
     if manifest.engine != identity:
         raise ProviderError(f"The plans in {place} are of another engine, or of this one before a change: {rebuild}.")
-    plans = [plan for plan in manifest.plans if plan.backend == backend]
+    plans = [plan for plan in manifest.plans if plan.backend == provider]
     if not plans:
-        raise ProviderError(f"{place} holds no plans for provider {backend!r}: {rebuild}.")
+        raise ProviderError(f"{place} holds no plans for provider {provider!r}: {rebuild}.")
     if not any(plan.target == target for plan in plans):
         others = ", ".join(sorted({plan.target.upper() for plan in plans}))
         raise ProviderError(
-            f"The plans for {backend!r} in {place} are for {others}, and this GPU is {target.upper()}: {rebuild}."
+            f"The plans for {provider!r} in {place} are for {others}, and this GPU is {target.upper()}: {rebuild}."
         )
     plans = [plan for plan in plans if plan.target == target]
     if not any(plan.version == version for plan in plans):

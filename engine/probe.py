@@ -161,7 +161,7 @@ def missing_for(provider: str) -> str | None:
 
 def _missing_module(row: Provider) -> str | None:
     if find_spec(row.module) is None:
-        return f"Provider {row.name!r} needs {row.product}, which is not installed: {row.remedy}."
+        return row.not_installed
     return None
 
 

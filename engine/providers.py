@@ -7,7 +7,7 @@ doctor`, help texts and errors. A new provider is a file with a backend, and a r
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from memedge.engine.errors import ProviderError, install
+from memedge.engine.errors import ProviderError, install, not_installed
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ class Provider:
     def remedy(self) -> str:
         """How to install it; the extra is called like the provider."""
         return install(self.name)
+
+    @property
+    def not_installed(self) -> str:
+        """The one sentence for a provider whose runtime is not installed."""
+        return not_installed(f"Provider {self.name!r}", self.product, self.name)
 
 
 _ROWS = (

@@ -35,7 +35,7 @@ def _load_core() -> tuple[ModuleType | None, str]:
     return core, "memedge._core is installed"
 
 
-_core, _reason = _load_core()
+core, _reason = _load_core()
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +83,10 @@ class CoreStatus:
 
 def core_status() -> CoreStatus:
     """Say which path computes the reduction, and why; for `memedge doctor`."""
-    if _core is None:
+    if core is None:
         return CoreStatus("numpy", _reason, None, (), None, False, None)
-    isas, targets = tuple(_core.isa_available()), _core.CUDA_TARGETS
-    return CoreStatus("native", _reason, _core.isa_active(), isas, _core.COMPILER, targets is not None, targets)
+    isas, targets = tuple(core.isa_available()), core.CUDA_TARGETS
+    return CoreStatus("native", _reason, core.isa_active(), isas, core.COMPILER, targets is not None, targets)
 
 
 def check_options(alignment: str = ALIGNMENTS[0], operands: str = OPERANDS[0]) -> None:
@@ -125,7 +125,7 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
     c, u, dtype = _read_both(cond, uncond)
     leading, rows, uncond_rows = _pair(c.shape, u.shape)
     if isinstance(c, ForeignTensor) and isinstance(u, ForeignTensor):
-        out, bad = device_arrays.reduce(device_arrays.cuda_core(_core, "cond"), c, u, rows, uncond_rows, operands)
+        out, bad = device_arrays.reduce(device_arrays.cuda_core(core, "cond"), c, u, rows, uncond_rows, operands)
     else:
         c, u = _on_host(c, u)
         out, bad = _reduce(c, u, rows, uncond_rows, None, dtype, operands, threads)
@@ -194,13 +194,13 @@ def _reduce(
             cond, uncond, dtype = cond.astype(np.float32), uncond.astype(np.float32), "float32"
     cond, uncond = np.ascontiguousarray(cond), np.ascontiguousarray(uncond)
     out = np.empty((3, rows))
-    if _core is None:
+    if core is None:
         flat = cond.reshape(rows, channels, pixels), uncond.reshape(uncond_rows, channels, pixels)
         return out, numpy_reduction.guidance_stats(*flat, row, dtype, operands, out)
-    bad = _core.guidance_stats(
-        _core.address(cond),
-        _core.address(uncond),
-        _core.address(out),
+    bad = core.guidance_stats(
+        core.address(cond),
+        core.address(uncond),
+        core.address(out),
         dtype,
         rows,
         uncond_rows,
@@ -209,7 +209,7 @@ def _reduce(
         operands,
         threads or 0,
         "",  # the best instruction set; by position, for keywords take a tenth of a small call's time
-        0 if row is None else _core.address(row),
+        0 if row is None else core.address(row),
     )
     return out, bad
 
@@ -233,11 +233,11 @@ def _read(tensor: Any, name: str) -> tuple[Tensor, str]:
     if not isinstance(tensor, np.ndarray):
         if hasattr(tensor, "__dlpack_device__"):
             if dlpack.gpu(tensor, name) is not None:
-                device_arrays.cuda_core(_core, name)
+                device_arrays.cuda_core(core, name)
             foreign = dlpack.read(tensor, name)
             return (foreign.array() if foreign.device is None else foreign), foreign.dtype
         if hasattr(tensor, "__cuda_array_interface__"):
-            foreign = device_arrays.read(tensor, name, device_arrays.cuda_core(_core, name))
+            foreign = device_arrays.read(tensor, name, device_arrays.cuda_core(core, name))
             return foreign, foreign.dtype
         raise InputError(f"{name} is a {type(tensor).__name__}: pass a NumPy array or a tensor with DLPack.")
     if (dtype := _NATIVE.get(tensor.dtype)) is not None:

@@ -15,14 +15,14 @@ from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
 from memedge.engine.probe import Gpu
 from memedge.engine.providers import Provider
-from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger, plan_backend
+from memedge.engine.tensorrt_module import PlanProvider, load_module, make_logger, plan_provider
 
 MakeMemory = Callable[[], Memory]
 
 
-def find_plans(directory: EngineDirectory, backend: PlanBackend, gpu: Gpu) -> plans.Plans:
+def find_plans(directory: EngineDirectory, provider: PlanProvider, gpu: Gpu) -> plans.Plans:
     """Return the engine's plans for a GPU and the TensorRT that is installed; raises EngineError as plans.find does."""
-    return plans.find(directory, backend, gpu.target, load_module(backend).__version__, gpu.name)
+    return plans.find(directory, provider, gpu.target, load_module(provider).__version__, gpu.name)
 
 
 def open_backend(
@@ -35,7 +35,7 @@ def open_backend(
     check_own_precision(directory, provider.name, precision)
     from memedge.engine.cuda import CudaMemory  # here, for its packages are of the extras for GPUs
 
-    return TensorRtBackend(directory, plan_backend(provider.name), CudaMemory, probe.driver().gpus[0])
+    return TensorRtBackend(directory, plan_provider(provider.name), CudaMemory, probe.driver().gpus[0])
 
 
 def precisions(own: str) -> tuple[str, ...]:
@@ -46,7 +46,7 @@ def precisions(own: str) -> tuple[str, ...]:
 def missing(directory: EngineDirectory, provider: Provider) -> str | None:
     """Return why there are no plans of the engine for this machine's first GPU, or None if there are."""
     try:
-        find_plans(directory, plan_backend(provider.name), probe.driver().gpus[0])
+        find_plans(directory, plan_provider(provider.name), probe.driver().gpus[0])
     except EngineError as error:
         return str(error)
     return None
@@ -61,7 +61,7 @@ class TensorRtBackend(Backend):
 
     threads = 1  # the processor only queues work
 
-    def __init__(self, directory: EngineDirectory, provider: PlanBackend, make_memory: MakeMemory, gpu: Gpu):
+    def __init__(self, directory: EngineDirectory, provider: PlanProvider, make_memory: MakeMemory, gpu: Gpu):
         """Load the plans for this GPU.
 
         Args:

@@ -6,17 +6,17 @@ from typing import Any, Literal
 from memedge.engine.errors import ProviderError
 from memedge.engine.providers import PROVIDERS
 
-PlanBackend = Literal["tensorrt", "tensorrt-rtx"]
+PlanProvider = Literal["tensorrt", "tensorrt-rtx"]
 
 
-def plan_backend(provider: str) -> PlanBackend:
+def plan_provider(provider: str) -> PlanProvider:
     """Return the name of a provider that runs plans as the type that it is."""
     return "tensorrt" if provider == "tensorrt" else "tensorrt-rtx"
 
 
-def load_module(backend: PlanBackend) -> Any:
-    """Import the module of a backend; raises ProviderError if it cannot be."""
-    row = PROVIDERS[backend]
+def load_module(provider: PlanProvider) -> Any:
+    """Import the module of a provider; raises ProviderError if it cannot be."""
+    row = PROVIDERS[provider]
     try:
         return import_module(row.module)
     except (ImportError, OSError) as error:  # OSError: the package is there, its libraries are not

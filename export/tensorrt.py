@@ -22,7 +22,7 @@ from memedge.engine.errors import InputError, ProviderError
 from memedge.engine.machine import peak_memory
 from memedge.engine.plans import Component, Plan
 from memedge.engine.providers import PROVIDERS
-from memedge.engine.tensorrt_module import PlanBackend, load_module, make_logger, one_line
+from memedge.engine.tensorrt_module import PlanProvider, load_module, make_logger, one_line
 from memedge.export.graphs.expand_attention import read_expanded
 
 FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET}
@@ -34,7 +34,7 @@ class _Job:
     """What is the same for all plans of a build."""
 
     trt: Any
-    backend: PlanBackend
+    provider: PlanProvider
     directory: EngineDirectory
     place: Path
     most: int
@@ -42,10 +42,10 @@ class _Job:
 
     @property
     def label(self) -> str:
-        return f"{PROVIDERS[self.backend].product} {self.trt.__version__}"
+        return f"{PROVIDERS[self.provider].product} {self.trt.__version__}"
 
     def timing_name(self, target: str) -> str:
-        return f"timing-{self.backend}-{target}-{self.trt.__version__}.cache"
+        return f"timing-{self.provider}-{target}-{self.trt.__version__}.cache"
 
 
 def local_target() -> tuple[str, str] | None:
@@ -56,7 +56,7 @@ def local_target() -> tuple[str, str] | None:
 
 def build(
     path: Path,
-    backend: PlanBackend,
+    provider: PlanProvider,
     gpus: Sequence[str] | None = None,
     *,
     max_batch: int | None = None,
@@ -68,7 +68,7 @@ def build(
 
     Args:
         path: the engine directory.
-        backend: whose plans.
+        provider: whose plans.
         gpus: targets such as "SM89"; default: this machine's GPU, which is the only one that TensorRT builds for.
         max_batch: the most rows (prompt × timestep × draw) of a UNet call, and prompts of a text encoder call; default:
             what memory surely allows (engine/engine.py).
@@ -89,13 +89,13 @@ def build(
         raise InputError(f"{max_batch} rows per call cannot be had: give a number from 1 to {MOST}.")
     if workspace is not None and not 0 < workspace <= 1024:
         raise InputError(f"A workspace of {workspace} GiB cannot be had: give more than 0 and at most 1024.")
-    trt = load_module(backend)
-    targets, gpu = _targets(trt, backend, gpus, local)
+    trt = load_module(provider)
+    targets, gpu = _targets(trt, provider, gpus, local)
     directory = EngineDirectory.open(path)
     if directory.manifest.precision == "int8":
         raise ProviderError(f"{path} is an int8 engine, which only ONNX Runtime runs: build from one in fp16 or fp32.")
     most = max_batch or rows_per_call(directory.manifest)
-    job = _Job(trt, backend, directory, plans.writable_folder(directory), most, workspace)
+    job = _Job(trt, provider, directory, plans.writable_folder(directory), most, workspace)
     built: list[Plan] = []
     for target in targets:
         built += _build_target(job, target, gpu, partial(_tell, progress, len(built), len(FILES) * len(targets)))
@@ -116,7 +116,7 @@ def _build_target(job: _Job, target: str, gpu: str | None, progress: Callable[[f
         plan = plans.describe(
             content,
             component=component,
-            backend=job.backend,
+            backend=job.provider,
             target=target,
             version=job.trt.__version__,
             gpu=gpu,
@@ -135,12 +135,12 @@ def _tell(progress: Callable[[int, int], None], before: int, total: int, done: f
 
 
 def _targets(
-    trt: Any, backend: PlanBackend, gpus: Sequence[str] | None, local: Callable[[], tuple[str, str] | None]
+    trt: Any, provider: PlanProvider, gpus: Sequence[str] | None, local: Callable[[], tuple[str, str] | None]
 ) -> tuple[list[str], str | None]:
     """Return the targets, such as "sm89", and the GPU's name if plans are for that model alone."""
-    label = f"{PROVIDERS[backend].product} {trt.__version__}"
+    label = f"{PROVIDERS[provider].product} {trt.__version__}"
     asked = list(dict.fromkeys(gpu.strip().lower() for gpu in gpus)) if gpus is not None else None
-    if backend == "tensorrt-rtx":
+    if provider == "tensorrt-rtx":
         known = [name for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
         if asked is None:
             here = local()
@@ -155,12 +155,12 @@ def _targets(
     if here is None:
         raise ProviderError(
             "TensorRT builds on the GPU that a plan is for, and there is none here: run this where it is, or use "
-            "--backend tensorrt-rtx."
+            "--provider tensorrt-rtx."
         )
     if asked not in (None, [here[0]]):
         raise ProviderError(
             f"TensorRT builds for this machine's GPU alone, which is {here[0].upper()} ({here[1]}): leave --gpu out, "
-            "or use --backend tensorrt-rtx."
+            "or use --provider tensorrt-rtx."
         )
     return [here[0]], here[1]
 
@@ -185,7 +185,7 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
     config.add_optimization_profile(_profile(builder, network, job))
     if job.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(job.workspace * (1 << 30)))
-    if job.backend == "tensorrt-rtx":
+    if job.provider == "tensorrt-rtx":
         # With no target set, a build succeeds all the same, for nobody knows what.
         config.num_compute_capabilities = 1
         if not config.set_compute_capability(trt.ComputeCapability.__members__[target.upper()], 0):
@@ -213,7 +213,7 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
             f"{job.label} cannot compile {path} for {target.upper()} ({log.reason}): name another GPU, or export the "
             "engine in another precision."
         )
-    if job.backend == "tensorrt":
+    if job.provider == "tensorrt":
         timing = config.get_timing_cache()
         plans.record_cache(job.place, job.directory, job.timing_name(target), memoryview(timing.serialize()))
     return memoryview(plan)

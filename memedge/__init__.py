@@ -124,8 +124,8 @@ if not TYPE_CHECKING:  # else type checkers would take every name for one of our
         try:
             return getattr(import_module(module), own_name)
         except ModuleNotFoundError as error:
+            from memedge.engine.errors import not_installed
+
             extra = ",".join(["cpu", *(extra for wing, extra in _EXTRAS.items() if module.startswith(wing))])
-            raise ImportError(
-                f"memedge.{name} needs {error.name!r}, which is not installed: run `python -m pip install "
-                f"'memedge[{extra}]'`, or `python -m pip install '.[{extra}]'` in a checkout."
-            ) from error
+            otherwise = f", or `python -m pip install '.[{extra}]'` in a checkout"
+            raise ImportError(not_installed(f"memedge.{name}", error, extra, otherwise)) from error

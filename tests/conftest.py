@@ -1,11 +1,25 @@
 """Checkpoints and engines that several tests read; made once per run, never changed."""
 
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+# On models this small, torch's threads wait for each other: measured on busy cores, 17 s instead of 0.2. Here, before
+# anyone imports torch, and for the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_traces():
+    """Exports in this process share what they trace (support/traces.py)."""
+    from traces import share
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        share(monkeypatch)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -18,13 +32,11 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def engine(checkpoint, tmp_path_factory) -> Path:
-    """Its engine, made by the command line: fp32, one draw, not calibrated."""
+    """Its engine: fp32, one draw, not calibrated."""
+    from memedge.export.export import export
+
     output = tmp_path_factory.mktemp("engine") / "random"
-    command = [sys.executable, "-m", "memedge.cli", "export", checkpoint, "-o", output]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    phases = [line for line in done.stderr.splitlines() if "reference" in line]
-    assert len(phases) == 2, done.stderr  # computing it, and comparing with it
+    export(checkpoint, output)
     return output
 
 
@@ -32,17 +44,6 @@ def engine(checkpoint, tmp_path_factory) -> Path:
 def copy(engine, tmp_path) -> Path:
     """A copy of the engine, to be changed."""
     return shutil.copytree(engine, tmp_path / "engine")
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """On models this small, torch's threads wait for each other: measured on busy cores, 17 s instead of 0.2."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import csv
 from pathlib import Path
 
 from memedge.calibration.calibrate import calibrate
-from memedge.commands.terminal import print_calibrated, say
+from memedge.commands.calibrate import print_calibrated
+from memedge.commands.terminal import say
 from memedge.prompts.labelled import Prompts
 
 BACKENDS = (("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))

@@ -7,7 +7,6 @@ of other numbers of steps and another guidance, with the ρ and t that were chos
 """
 
 import argparse
-import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from memedge.detectors import ddim, draws, p_laplace
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
 from memedge.metrics import auc
@@ -60,21 +59,20 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=8)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
+    rows = [row for row in captions() if row.split == "calibration"]
     engine = Engine.open(EMBEDDED_ENGINE, "cpu", None, None)
-    captions = Captions(
+    swept = Captions(
         Denoiser(engine),
-        engine.encode(engine.tokenize([row["caption"] for row in rows])[0]),
-        np.array([row["memorized"] == "true" for row in rows]),
+        engine.encode(engine.tokenize([row.prompt for row in rows])[0]),
+        np.array([row.memorized for row in rows]),
     )
-    timesteps, console = captions.denoiser.manifest.schedule.timesteps, Console(width=120)
+    timesteps, console = swept.denoiser.manifest.schedule.timesteps, Console(width=120)
 
-    images = captions.generate(p_laplace.STEPS, ddim.GUIDANCE)
+    images = swept.generate(p_laplace.STEPS, ddim.GUIDANCE)
     grid = []
     for place in PLACES:
         for radius in RADII:
-            found = captions.aucs(images, place, radius, arguments.directions)
+            found = swept.aucs(images, place, radius, arguments.directions)
             grid.append({"timestep": timesteps[place], "radius": radius, **found})
             print(grid[-1], flush=True)
     for name in ("p-laplace", "p-laplace-image"):
@@ -87,8 +85,8 @@ def main() -> None:
     others = []
     table = Table("steps", "guidance", "p-laplace", "p-laplace-image", box=None)
     for steps, guidance in GENERATIONS:
-        images = captions.generate(steps, guidance)
-        found = captions.aucs(images, p_laplace.PLACE, p_laplace.RADIUS, arguments.directions)
+        images = swept.generate(steps, guidance)
+        found = swept.aucs(images, p_laplace.PLACE, p_laplace.RADIUS, arguments.directions)
         others.append({"steps": steps, "guidance": guidance, **found})
         table.add_row(str(steps), f"{guidance:g}", *(f"{value:.3f}" for value in found.values()))
     console.print(table)

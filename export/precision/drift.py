@@ -1,14 +1,13 @@
 """How far int8 moves scores, on prompts: measured and told, never promised."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import mannwhitneyu, spearmanr
+from scipy.stats import spearmanr
 
 from memedge.engine.backend import Backend
 from memedge.engine.manifest import Drift
 from memedge.export.parity import Statistics, engine_epsilon
+from memedge.metrics import auc
 
 Floats = npt.NDArray[np.float64]
 
@@ -32,15 +31,13 @@ def scores(backend: Backend, ids: npt.NDArray[np.int64], draws: int, norm_factor
 
 def drift(own: Floats, true: Floats, memorized: npt.NDArray[np.bool_] | None) -> Drift:
     """Return how far scores [B] are from the float32 engine's; the AUC's change if both labels [B] occur."""
-    labelled = memorized is not None and memorized.any() and not memorized.all()
+    change = None
+    if memorized is not None and memorized.any() and not memorized.all():
+        own_auc, true_auc = (auc(score[memorized], score[~memorized]) for score in (own, true))
+        change = float(own_auc - true_auc)
     return Drift(
         score_absolute=float(np.abs(own - true).max()),
         spearman=float(spearmanr(own, true).statistic),
-        auc_change=_auc(own, memorized) - _auc(true, memorized) if labelled else None,
+        auc_change=change,
         prompts=len(own),
     )
-
-
-def _auc(score: Floats, memorized: Any) -> float:
-    clean, found = score[~memorized], score[memorized]
-    return float(mannwhitneyu(found, clean).statistic) / (len(found) * len(clean))

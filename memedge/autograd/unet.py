@@ -1,5 +1,7 @@
 """The UNet that an engine was exported from, to be differentiated in torch."""
 
+import torch
+
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError
 from memedge.export.quiet_libraries import quiet
@@ -12,7 +14,7 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
 
     Args:
         directory: the engine's.
-        checkpoint: what `memedge export` made the engine of (sources.load_parts).
+        checkpoint: what `memedge export` made the engine of (export/sources/open.py).
 
     Raises:
         ExportError: the checkpoint cannot be read.
@@ -20,6 +22,8 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
     """
     manifest = directory.manifest
     with quiet():
+        # The first forward-mode derivative of all warns that torch uses what torch deprecates.
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
         parts = load_parts(
             checkpoint, revision=None, loras=(), allow_pickle=False, config=None, progress=lambda _phase: None
         )

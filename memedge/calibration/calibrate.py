@@ -86,7 +86,7 @@ def calibrate(
     try:
         from memedge.calibration.fitting import fit
     except ImportError as error:
-        raise MemedgeError(not_installed("Calibrating", error.name, "eval")) from None
+        raise MemedgeError(not_installed("Calibrating", error, "eval")) from None
     if not 0 < target_fpr < 1:
         raise InputError(f"A false-positive rate of {target_fpr:g} is none to aim at: give one between 0 and 1.")
     folder, lists = Path(path), (Prompts.of(memorized), Prompts.of(clean))

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.manifest import Alignment, Conformal, Manifest, Operands
+from memedge.engine.manifest import Alignment, Calibration, Conformal, Manifest, Operands
 from memedge.engine.precision import Tolerance
 from memedge.engine.reduction import check_options
 
@@ -52,19 +52,24 @@ class Rule:
             key: what calibrations are keyed by, "<provider>-<precision>".
         """
         if found := manifest.calibrations.get(key):
-            return Rule(
-                gamma_norm=found.gamma_norm,
-                gamma_alignment=found.gamma_alignment,
-                alignment=found.alignment,
-                operands=found.operands,
-                source="calibrated",
-                threshold=found.threshold,
-                conformal=found.conformal,
-                clean_score=found.clean_score,
-            )
+            return Rule.calibrated(found)
         if preset := manifest.preset:
             return Rule(preset.gamma_norm, preset.gamma_alignment, source="published", family=preset.family)
         return Rule()
+
+    @staticmethod
+    def calibrated(calibration: Calibration) -> "Rule":
+        """Return the rule that a calibration fitted."""
+        return Rule(
+            gamma_norm=calibration.gamma_norm,
+            gamma_alignment=calibration.gamma_alignment,
+            alignment=calibration.alignment,
+            operands=calibration.operands,
+            source="calibrated",
+            threshold=calibration.threshold,
+            conformal=calibration.conformal,
+            clean_score=calibration.clean_score,
+        )
 
     def measuring(self, alignment: Alignment | None, operands: Operands | None) -> "Rule":
         """Return the rule for another cosine: this one if the cosine is its own, else one that is not fitted.

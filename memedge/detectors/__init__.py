@@ -101,6 +101,6 @@ def _exact(engine: Engine, draws: int, seed: int | None, checkpoint: str | None)
         from memedge.detectors.sharpness_exact import ExactSharpness
     except ImportError as error:
         raise InputError(
-            not_installed(f"Detector {EXACT!r}", error.name, "export", ", or use detector 'sharpness'")
+            not_installed(f"Detector {EXACT!r}", error, "export", ", or use detector 'sharpness'")
         ) from None
     return ExactSharpness(engine, Denoiser(engine).noise(draws, seed), checkpoint)

@@ -12,7 +12,6 @@ from memedge.autograd.unet import load_unet
 from memedge.decision.rule import Floats
 from memedge.detectors.draws import per_block
 from memedge.engine.engine import Engine, States
-from memedge.export.quiet_libraries import quiet
 
 
 class ExactSharpness:
@@ -34,16 +33,13 @@ class ExactSharpness:
         Args:
             engine: encodes the prompts.
             noise: float32 [n, C, H, W].
-            checkpoint: what `memedge export` made the engine of (origin.load_unet).
+            checkpoint: what `memedge export` made the engine of (autograd/unet.py).
 
         Raises:
             ExportError: the checkpoint cannot be read.
             InputError: the engine was made of another one.
         """
         manifest = engine.directory.manifest
-        with quiet():
-            # The first derivative of all warns that torch uses what torch deprecates.
-            torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
         self._unet = load_unet(engine.directory, checkpoint)
         self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
-from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import msgspec
 import numpy as np
 
 import memedge
-from memedge.decision.rule import Floats, Rule
+from memedge.decision.rule import Rule
 from memedge.detector import Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
 from memedge.detectors.anisotropy import rule_of, terms
@@ -37,9 +36,9 @@ from memedge.evaluation.figures import (
     ScoredPrompt,
     find,
 )
+from memedge.evaluation.measurements import Measurements
 from memedge.evaluation.page import page
 from memedge.prompts.labelled import Prompts, Sample, select
-from memedge.scoring.journal import JobFile
 
 DEFAULT = (ANISOTROPY, "norm", "alignment")
 MOST_DRAWS = 1000
@@ -136,42 +135,6 @@ def evaluate(
         _write(evaluation, folder)
         journal.delete()
     return evaluation
-
-
-class Measurements(JobFile):
-    """The scores of prompts by detector, and the seconds that they took."""
-
-    def __init__(self, path: Path, header: dict[str, str], resume: bool):
-        """Open the journal at `path`, or make it where there is none; raises as JobFile."""
-        table = (
-            "CREATE TABLE results (detector NOT NULL, prompt NOT NULL, scores NOT NULL, seconds NOT NULL,"
-            " PRIMARY KEY (detector, prompt)) WITHOUT ROWID"
-        )
-        super().__init__(path, header, _HEADER, table, resume)
-
-    def get(self, detector: str, prompt: str) -> tuple[Floats, float] | None:
-        """Return a prompt's score on each draw, and its seconds, or None if it is not measured yet."""
-        query = "SELECT scores, seconds FROM results WHERE detector = ? AND prompt = ?"
-        with self._explained():
-            row = self._db.execute(query, (detector, _key(prompt))).fetchone()
-        return None if row is None else (np.frombuffer(row[0], dtype="<f8"), row[1])
-
-    def put(self, detector: str, prompts: Sequence[str], scores: Floats, seconds: float) -> None:
-        """Commit the scores [B, n] of B prompts, which took these seconds each."""
-        rows = [
-            (detector, _key(prompt), score.astype("<f8").tobytes(), seconds)
-            for prompt, score in zip(prompts, scores, strict=True)
-        ]
-        with self._explained(), self._db:
-            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?)", rows)
-
-    def __len__(self) -> int:
-        with self._explained():
-            return int(self._db.execute("SELECT count(*) FROM results").fetchone()[0])
-
-
-def _key(prompt: str) -> bytes:
-    return sha256(prompt.encode()).digest()
 
 
 def _journal(output: Path) -> Path:
@@ -336,13 +299,3 @@ def _table(evaluation: Evaluation) -> str:
         scores = [one.score(name, evaluation.findings.draws) for name in names]
         writer.writerow([one.prompt, label, str(one.truncated).lower(), *scores])
     return text.getvalue()
-
-
-_HEADER = {
-    "format": "version of memedge",
-    "engine": "engine, calibration, provider or precision",
-    "memorized": "list of memorized prompts",
-    "clean": "list of clean prompts",
-    "draws": "largest number of draws",
-    "seed": "seed",
-}

@@ -66,7 +66,7 @@ def guard(
     try:
         from diffusers import DiffusionPipeline
     except ModuleNotFoundError as error:
-        raise ImportError(not_installed("The guard", error.name, "export")) from error
+        raise ImportError(not_installed("The guard", error, "export")) from error
     if not isinstance(pipe, DiffusionPipeline):
         raise InputError(f"guard takes a diffusers pipeline, not {type(pipe).__name__}.")
     if not isinstance(detector, Detector):

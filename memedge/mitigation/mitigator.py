@@ -106,7 +106,7 @@ class Mitigator:
 
     def __init__(self, engine: Engine, gradients: Gradients):
         """Take an opened engine and its derivatives; `load` opens both."""
-        self._engine, self._gradients = engine, gradients
+        self.engine, self.gradients = engine, gradients
 
     @staticmethod
     def load(
@@ -147,7 +147,7 @@ class Mitigator:
             mitigator = Mitigator(detector.engine, detector.gradients)
         else:
             mitigator = Mitigator.load(detector.info.path, "cpu", detector.info.threads)
-        Target(mitigator._engine, "score", None)  # says now what it would say of the first prompt
+        Target(mitigator.engine, "score", None)  # says now what it would say of the first prompt
         return mitigator
 
     def embedding(
@@ -195,9 +195,9 @@ class Mitigator:
         _check(steps, learning_rate)
         if not (math.isfinite(distance_weight) and distance_weight >= 0):
             raise InputError(f"distance_weight is {distance_weight}: give a number of at least 0.")
-        goal = Target(self._engine, loss, target)
-        ids, truncated = self._engine.tokenize([prompt])
-        own = self._engine.backend.memory.download(self._engine.encode(ids).tensor)[0]
+        goal = Target(self.engine, loss, target)
+        ids, truncated = self.engine.tokenize([prompt])
+        own = self.engine.backend.memory.download(self.engine.encode(ids).tensor)[0]
         size = _length(own[1:]) or 1.0  # SDXL's of the empty prompt are zeros
         slope = np.float32(2 * distance_weight / size**2)
         best = now = before = goal.measure(own, 0)
@@ -205,7 +205,7 @@ class Mitigator:
         optimizer = AdamW(learning_rate)
         # The empty prompt has no guidance, and so nothing to descend.
         while not now.reached and now.steps < steps and now.norm > 0:
-            gradient = self._gradients.statistics(now.states[None], *goal.weights).states[0]
+            gradient = self.gradients.statistics(now.states[None], *goal.weights).states[0]
             moved = own.copy()
             moved[1:] = optimizer.step(now.states[1:], (gradient + slope * (now.states - own))[1:])
             now = goal.measure(moved, now.steps + 1)
@@ -213,7 +213,7 @@ class Mitigator:
             if now.reached or value < lowest:
                 best, lowest = now, value
         score, memorized, more = goal.verdict(best)
-        states, pooled = unpack(self._engine.directory.manifest, best.states)
+        states, pooled = unpack(self.engine.directory.manifest, best.states)
         return Mitigation(
             prompt=prompt,
             states=states,
@@ -276,12 +276,12 @@ class Mitigator:
         for name, value in (("alpha", alpha), ("target", target), ("seed", seed)):
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise InputError(f"{name} is {value}: give a number of at least 0.")
-        ids, truncated = self._engine.tokenize([prompt])
-        states = self._engine.encode(ids)
+        ids, truncated = self.engine.tokenize([prompt])
+        states = self.engine.encode(ids)
         if states.empty[0]:
             raise InputError("The empty prompt has no guidance, so there is none to soften: any noise will do.")
         denoiser = self._denoiser
-        sail = Sail(denoiser, self._gradients, states, alpha)
+        sail = Sail(denoiser, self.gradients, states, alpha)
         optimizer = AdamW(learning_rate, weight_decay=0)
         now = start = sail.at(denoiser.noise(draws, seed))
         best, draw, found, done = now, int(now.loss.argmin()), 0, 0
@@ -312,7 +312,7 @@ class Mitigator:
 
     @cached_property
     def _denoiser(self) -> Denoiser:
-        return Denoiser(self._engine)
+        return Denoiser(self.engine)
 
 
 def _length(values: Array) -> float:
@@ -340,6 +340,6 @@ def _from_checkpoint(engine: Engine, checkpoint: str) -> Gradients:
         from memedge.autograd.gradients import TorchGradients
     except ImportError as error:
         raise InputError(
-            not_installed("A checkpoint's own gradient", error.name, "export", ", or leave the checkpoint out")
+            not_installed("A checkpoint's own gradient", error, "export", ", or leave the checkpoint out")
         ) from None
     return TorchGradients(engine, checkpoint)

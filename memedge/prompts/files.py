@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, not_installed
 
 # No prompt comes near these; they keep memory bounded when a file is not what its suffix says.
 LONGEST_PROMPT = 131_072  # characters; also the longest cell Python's csv module reads by default
@@ -79,7 +79,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise InputError("Parquet files need pyarrow, which is missing; run pip install 'memedge[eval]'.") from error
+        raise InputError(not_installed("A .parquet file", "pyarrow", "eval")) from error
     return pyarrow, pyarrow.parquet
 
 

@@ -9,7 +9,6 @@ be read are refused before the journal is made.
 after a job that finished it scores everything again.
 """
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,11 +16,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from memedge.engine.directory import sha256
 from memedge.engine.errors import InputError
 from memedge.engine.places import check_folder_of
 from memedge.prompts.files import check_format, read_prompts
 from memedge.results import Scores
-from memedge.scoring.journal import Journal
+from memedge.scoring.journal import Journal, prompt_key
 from memedge.scoring.score_files import ScoreRow, write_scores
 
 
@@ -77,7 +77,7 @@ def score_file(
     suffix = check_format(output)
     check_places(source, output)
     total = sum(1 for _ in read_prompts(source))  # also finds a bad row now, not after hours of scoring
-    digest = _sha256(source)
+    digest = sha256(source)
     journal_path = output.with_name(f"{output.name}.partial")
     scored_now = 0
     with closing(Journal(journal_path, digest, engine_key, resume)) as journal:
@@ -117,7 +117,7 @@ def _unscored(source: Path, journal: Journal, batch_size: int) -> Iterator[tuple
     batch: dict[bytes, str] = {}
     row = 0
     for row, prompt in enumerate(read_prompts(source), start=1):
-        key = _key(prompt)
+        key = prompt_key(prompt)
         if key not in batch and journal.get(key) is None:
             batch[key] = prompt
             if len(batch) == batch_size:
@@ -134,7 +134,7 @@ def _write_output(source: Path, digest: str, output: Path, suffix: str, journal:
 
     def rows() -> Iterator[ScoreRow]:
         for prompt in read_prompts(source):
-            result = journal.get(_key(prompt))
+            result = journal.get(prompt_key(prompt))
             if result is None:
                 raise InputError(changed)
             row = ScoreRow(prompt, *result)
@@ -145,7 +145,7 @@ def _write_output(source: Path, digest: str, output: Path, suffix: str, journal:
     try:
         unfinished.unlink(missing_ok=True)  # of a job that was killed here; the journal's lock says it is not alive
         write_scores(unfinished, suffix, rows())
-        if _sha256(source) != digest:
+        if sha256(source) != digest:
             raise InputError(changed)
         _sync(unfinished)
         unfinished.replace(output)
@@ -157,15 +157,6 @@ def _write_output(source: Path, digest: str, output: Path, suffix: str, journal:
     finally:
         unfinished.unlink(missing_ok=True)
     return tally
-
-
-def _key(prompt: str) -> bytes:
-    return hashlib.sha256(prompt.encode()).digest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

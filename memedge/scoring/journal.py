@@ -5,10 +5,12 @@ the input file, and the engine's key. `results` has, for a scoring job, a row pe
 disk keeps memory flat.
 """
 
+import hashlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from memedge.engine.errors import InputError
 from memedge.results import Scores
@@ -97,6 +99,22 @@ class JobFile:
         # After closing: a job that slips in between finds all results and needs to write none.
         self.path.unlink(missing_ok=True)
 
+    def find(self, query: str, *parameters: object) -> tuple[Any, ...] | None:
+        """Return the first row of a query, or None."""
+        with self._explained():
+            row: tuple[Any, ...] | None = self._db.execute(query, parameters).fetchone()
+        return row
+
+    def insert(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        """Commit rows, all or none."""
+        with self._explained(), self._db:
+            self._db.executemany(statement, rows)
+
+    def __len__(self) -> int:
+        """Return how many results there are."""
+        found = self.find("SELECT count(*) FROM results")
+        return int(found[0]) if found else 0
+
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Turns what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
@@ -119,10 +137,7 @@ class Journal(JobFile):
 
     def get(self, key: bytes) -> Result | None:
         """The result of the prompt with this digest, or None if it has none yet."""
-        with self._explained():
-            row = self._db.execute(
-                "SELECT norm, alignment, score, memorized, truncated FROM results WHERE prompt = ?", (key,)
-            ).fetchone()
+        row = self.find("SELECT norm, alignment, score, memorized, truncated FROM results WHERE prompt = ?", key)
         if row is None:
             return None
         norm, alignment, score, memorized, truncated = row
@@ -139,9 +154,9 @@ class Journal(JobFile):
             empty if scores.memorized is None else scores.memorized.tolist(),
             scores.truncated.tolist(),
         )
-        with self._explained(), self._db:
-            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
+        self.insert("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
 
-    def __len__(self) -> int:
-        with self._explained():
-            return int(self._db.execute("SELECT count(*) FROM results").fetchone()[0])
+
+def prompt_key(prompt: str) -> bytes:
+    """Return what a journal knows a prompt by: the SHA-256 of its text."""
+    return hashlib.sha256(prompt.encode()).digest()

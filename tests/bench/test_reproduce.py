@@ -1,6 +1,5 @@
 """bench/reproduce.py end to end on small models, its figures on cases made by hand, and what it refuses."""
 
-import csv
 import json
 import shutil
 import signal
@@ -15,7 +14,7 @@ from engines import edit_manifest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from memedge import Detector
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.manifest import read_manifest
 from memedge.export.sources import presets
 
@@ -25,14 +24,13 @@ BENCH = Path(__file__).parents[2] / "bench"
 @pytest.fixture(scope="session")
 def lists(tmp_path_factory) -> tuple[Path, Path]:
     """Six memorized and nine clean held-out captions."""
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
+    rows = [row for row in captions() if row.split == "held-out"]
     folder = tmp_path_factory.mktemp("prompts")
     paths = folder / "memorized.txt", folder / "clean.csv"
-    for path, label, count in zip(paths, ("true", "false"), (6, 9), strict=True):
-        captions = [row["caption"] for row in rows if row["memorized"] == label][:count]
+    for path, label, count in zip(paths, (True, False), (6, 9), strict=True):
+        prompts = [row.prompt for row in rows if row.memorized == label][:count]
         head = "prompt\n" if path.suffix == ".csv" else ""
-        path.write_text(head + "".join(f"{caption}\n" for caption in captions))
+        path.write_text(head + "".join(f"{prompt}\n" for prompt in prompts))
     return paths
 
 

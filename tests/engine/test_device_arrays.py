@@ -71,7 +71,7 @@ def core(monkeypatch):
         numpy_reduction.guidance_stats(c, u, None, dtype, operands, result)
 
     core.cuda_guidance_stats_to_host = to_host
-    monkeypatch.setattr(reduction, "_core", core)
+    monkeypatch.setattr(reduction, "core", core)
     return core
 
 
@@ -83,7 +83,7 @@ def tensors(dtype=torch.float32, rows=(3, 2), shared=(2,)):
 def expected(cond, uncond, **options):
     """The same tensors, reduced in host memory in NumPy."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reduction, "_core", None)
+        patch.setattr(reduction, "core", None)
         return reduce_rows(cond, uncond, **options)
 
 
@@ -224,7 +224,7 @@ def test_what_cuda_says_is_passed_on(core):
 
 @pytest.mark.parametrize("without", [None, SimpleNamespace(CUDA_TARGETS=None)], ids=["numpy", "native"])
 def test_a_build_without_cuda_says_so_and_asks_for_nothing(monkeypatch, without):
-    monkeypatch.setattr(reduction, "_core", without)
+    monkeypatch.setattr(reduction, "core", without)
     cond = Dlpack(COND)
     for pair in ((cond, Dlpack(UNCOND)), (DEVICE, DEVICE)):
         with pytest.raises(InputError, match=r"cond is on an NVIDIA GPU, and this build .*no CUDA code.*nvcc"):

@@ -13,7 +13,7 @@ from engines import edit_manifest
 from safetensors.numpy import load_file
 
 from memedge import Detector
-from memedge.engine import backend, openvino
+from memedge.engine import openvino, probe
 from memedge.engine.errors import IntegrityError, ProviderError
 
 EMBEDDED = Path(__file__).parents[2] / "memedge" / "data" / "engine"
@@ -104,7 +104,7 @@ def test_auto_takes_what_is_calibrated(embedded, monkeypatch):
     assert Detector.load(embedded, precision="fp32").info.key == "openvino-fp32"
     edit_manifest(embedded, lambda m: m["calibrations"].pop(f"openvino-{best}"))
     assert key() == ("openvino-fp32" if best != "fp32" else "cpu-fp32")
-    monkeypatch.setattr(backend, "find_spec", lambda name: None if name == "openvino" else object())
+    monkeypatch.setattr(probe, "find_spec", lambda name: None if name == "openvino" else object())
     assert key() == "cpu-fp32"
     monkeypatch.undo()
     edit_manifest(embedded, lambda m: m.update(calibrations={}))

@@ -41,7 +41,7 @@ def fails(directory, error: type[EngineError], words: str, backend="tensorrt-rtx
         plans.find(directory, backend, "sm89", VERSION, **given)
     message = str(caught.value)
     assert words in message
-    assert f"run `memedge build '{directory.path}' --backend {backend} --gpu SM89`" in message
+    assert f"run `memedge build '{directory.path}' --provider {backend} --gpu SM89`" in message
     assert message.endswith(".") and "\n" not in message
 
 

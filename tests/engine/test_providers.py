@@ -15,7 +15,7 @@ from memedge.engine import probe
 from memedge.engine.engine import Engine
 from memedge.engine.precision import ENGINE
 from memedge.engine.providers import PROVIDERS
-from memedge.engine.tensorrt_module import load_module, plan_backend
+from memedge.engine.tensorrt_module import load_module, plan_provider
 from memedge.export.export import export
 from memedge.export.tensorrt import build
 
@@ -47,7 +47,7 @@ def provider(request, exported):
     if missing := probe.missing_for(request.param):
         pytest.skip(missing)
     if request.param != "cuda":
-        trt, target = load_module(plan_backend(request.param)), probe.driver().gpus[0].target.upper()
+        trt, target = load_module(plan_provider(request.param)), probe.driver().gpus[0].target.upper()
         if request.param == "tensorrt-rtx" and target not in trt.ComputeCapability.__members__:
             pytest.skip(f"TensorRT-RTX {trt.__version__} has no {target}")
         build(exported, request.param)

@@ -19,8 +19,8 @@ from memedge.engine.reduction import core_status, reduce_indexed, reduce_rows
 @pytest.fixture(params=["native", "numpy"], autouse=True)
 def path(request, monkeypatch):
     if request.param == "numpy":
-        monkeypatch.setattr(reduction, "_core", None)
-    elif reduction._core is None:
+        monkeypatch.setattr(reduction, "core", None)
+    elif reduction.core is None:
         pytest.skip(f"no native core: {reduction._reason}")
     return request.param
 
@@ -291,7 +291,7 @@ def test_status_says_what_runs_and_why(path):
     status = core_status()
     assert status.path == path
     assert status.reason
-    assert status.cuda_targets == (reduction._core.CUDA_TARGETS if path == "native" else None)
+    assert status.cuda_targets == (reduction.core.CUDA_TARGETS if path == "native" else None)
     assert status.cuda is (status.cuda_targets is not None)
     if path == "native":
         assert status.isa == status.isas[-1] and status.compiler

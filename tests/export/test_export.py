@@ -15,13 +15,13 @@ from models import make_checkpoint
 import memedge.export.parity as parity
 from memedge import Detector
 from memedge.engine.directory import describe_file
-from memedge.engine.errors import ExportError
+from memedge.engine.errors import ExportError, InputError
 from memedge.export.export import export
 
 
-def refused(model, output, words, **options):
+def refused(model, output, words, kind=ExportError, **options):
     before = set(output.parent.iterdir())
-    with pytest.raises(ExportError, match=re.escape(words)) as caught:
+    with pytest.raises(kind, match=re.escape(words)) as caught:
         export(model, output, **options)
     assert "\n" not in str(caught.value)
     assert set(output.parent.iterdir()) == before
@@ -71,11 +71,11 @@ def test_bad_input(checkpoint, tmp_path):
     refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
-    refused(checkpoint, tmp_path / "full", "is there already")
+    refused(checkpoint, tmp_path / "full", "is there already", InputError)
 
 
 def test_output_folder_absent(checkpoint, tmp_path):
-    with pytest.raises(ExportError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist"):
         export(checkpoint, tmp_path / "absent" / "engine")
     assert not list(tmp_path.iterdir())
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import msgspec
 import onnx
 import pytest
+from command_line import fails, memedge
 from engines import edit_manifest, list_file
 
-from memedge.commands import terminal
+from memedge.commands.build import print_plans
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import plans
 from memedge.engine.directory import TEXT_ENCODER, EngineDirectory
@@ -33,7 +34,7 @@ def trt():
 def built(trt, tmp_path_factory):  # noqa: ARG001  # where it is not installed, this is skipped
     """The embedded engine's plans, built by the command line: the folder, and what was printed."""
     folder = shutil.copytree(EMBEDDED_ENGINE, tmp_path_factory.mktemp("built") / "engine")
-    done = memedge("build", folder, "--backend", "tensorrt-rtx", "--gpu", "SM86,sm120", "--json")
+    done = memedge("build", "--engine", folder, "--provider", "tensorrt-rtx", "--gpu", "SM86,sm120", "--json")
     assert done.returncode == 0, done.stderr
     return folder, json.loads(done.stdout)
 
@@ -48,11 +49,6 @@ def folder(tmp_path, monkeypatch):
 def text_alone(monkeypatch):
     """The text encoder builds ten times as fast."""
     monkeypatch.delitem(tensorrt.FILES, "unet")
-
-
-def memedge(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memedge.cli", *map(str, arguments)]
-    return subprocess.run(command, cwd="/", capture_output=True, text=True)
 
 
 def refused(words: str, *arguments, error=ProviderError, **options):
@@ -90,7 +86,7 @@ def test_embedded_engine(built, trt):
 
 
 def test_table(built, capsys):
-    terminal.print_plans(msgspec.convert(built[1], list[plans.Plan]))
+    print_plans(msgspec.convert(built[1], list[plans.Plan]))
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert len(lines) == 5
@@ -156,7 +152,7 @@ def test_progress(folder):
 @pytest.mark.usefixtures("text_alone")
 @pytest.mark.filterwarnings("ignore:.*timing:DeprecationWarning")  # in TensorRT-RTX alone
 def test_as_tensorrt(trt, folder, monkeypatch):
-    """The way of `--backend tensorrt`: plans for this machine's GPU model, and a timing cache that is used again."""
+    """The way of `--provider tensorrt`: plans for this machine's GPU model, and a timing cache that is used again."""
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     here = ("sm89", "NVIDIA L4")
     given = []
@@ -287,13 +283,9 @@ def test_command_line_errors(folder, tmp_path):
         (["--gpu", "SM999"], "cannot build for SM999: use SM75"),
         (["--gpu", "SM89", "--workspace", "-1"], "workspace of -1.0 GiB"),
     ):
-        done = memedge("build", folder, "--backend", "tensorrt-rtx", *arguments)
-        assert (done.returncode, done.stdout) == (1, "")
-        assert words in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    done = memedge("build", tmp_path / "absent", "--backend", "tensorrt-rtx", "--gpu", "SM89")
-    assert done.returncode == 1 and "is not a directory" in done.stderr
-    assert memedge("build", folder).returncode == 2
-    assert memedge("build", folder, "--backend", "cuda").returncode == 2
+        fails(memedge("build", folder, "--provider", "tensorrt-rtx", *arguments), words)
+    absent = memedge("build", tmp_path / "absent", "--provider", "tensorrt-rtx", "--gpu", "SM89")
+    fails(absent, "is not a directory")
 
 
 def test_loads_neither_torch_nor_onnx_runtimes():

@@ -122,7 +122,7 @@ def test_batches_change_nothing(plain):
 def test_memory_does_not_grow_with_prompts(plain):
     """Prompts are taken one batch at a time: none is asked for before those of the batch before are scored."""
     taken, seen, size = [], [], plain._batch
-    original = plain._engine.statistics
+    original = plain.engine.statistics
 
     def prompts():
         for i in range(3 * size):
@@ -133,18 +133,18 @@ def test_memory_does_not_grow_with_prompts(plain):
         seen.append((len(taken), len(states.empty)))
         return original(states, *options)
 
-    plain._engine.statistics = statistics
+    plain.engine.statistics = statistics
     try:
         plain.score(prompts())
     finally:
-        del plain._engine.statistics
+        del plain.engine.statistics
     assert size >= PROMPTS_PER_BATCH
     assert seen == [(size, size), (2 * size, size), (3 * size, size)]
 
 
 def test_embeddings(plain):
-    backend = plain._engine.backend
-    states = backend.memory.download(backend.encode(plain._engine.tokenize(["a star", ""])[0]))
+    backend = plain.engine.backend
+    states = backend.memory.download(backend.encode(plain.engine.tokenize(["a star", ""])[0]))
     by_states, by_prompts = plain.score_embeddings(states), plain.score(["a star", ""])
     np.testing.assert_array_equal(by_states.norm, by_prompts.norm)
     np.testing.assert_array_equal(by_states.alignment, by_prompts.alignment)

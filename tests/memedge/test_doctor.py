@@ -81,4 +81,4 @@ def test_a_gpu_without_plans_is_told_how_to_build_them(monkeypatch, engine, prov
         monkeypatch.setitem(sys.modules, module, fake_tensorrt)
     (finding,) = (f for f in doctor.examine(engine, "cpu", None, 1) if f.part == f"provider {provider}")
     assert finding.state == "missing"
-    assert f"run `memedge build {engine} --backend {provider} --gpu SM89`" in finding.detail
+    assert f"run `memedge build {engine} --provider {provider} --gpu SM89`" in finding.detail

@@ -14,7 +14,7 @@ from pipelines import make
 DOWNLOAD = """
 import json, sys
 from memedge.engine.errors import ExportError
-from memedge.export import hub, weights
+from memedge.export.sources import hub, weights
 results = []
 for model, revision in json.loads(sys.argv[1]):
     told = []
@@ -134,7 +134,7 @@ def test_incomplete_cache(model, tmp_path):
     script = """
 import sys
 from memedge.engine.errors import ExportError
-from memedge.export.sources import load_parts
+from memedge.export.sources.open import load_parts
 try:
     load_parts(sys.argv[1], revision=None, loras=[], allow_pickle=False, config=None, progress=print)
 except ExportError as error:
@@ -149,7 +149,7 @@ def test_load(model, tmp_path):
     script = """
 import sys
 from memedge.export.quiet_libraries import quiet
-from memedge.export.sources import load_parts
+from memedge.export.sources.open import load_parts
 options = {"revision": None, "loras": [], "allow_pickle": False, "config": None, "progress": print}
 with quiet():
     parts, same = (load_parts(source, **options) for source in sys.argv[1:])

@@ -22,8 +22,6 @@ from memedge.engine.errors import NotFiniteError
 from memedge.engine.gradients import Gradients
 from memedge.export.export import export
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
 WEIGHTS = [(1.0, 0.0), (0.7, -6.0), (0.0, 1.0)]
 

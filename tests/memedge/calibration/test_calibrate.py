@@ -1,6 +1,5 @@
 """`memedge calibrate`: prompts whose answer is known in, verdicts out; nothing written where something is wrong."""
 
-import csv
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from engines import PROVENANCE, edit_manifest
 
 from memedge import Detector, InputError, MemedgeError, cli
 from memedge.calibration.calibrate import calibrate
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ManifestError
 from memedge.engine.manifest import read_manifest
@@ -80,13 +79,12 @@ def state(folder: Path) -> dict[str, bytes]:
 
 def test_an_engine_learns_to_judge(folder, lists, monkeypatch, capsys):
     """With real statistics: few prompts, which the embedded model tells apart, and nothing else is touched."""
-    captions = {True: [], False: []}
-    with CAPTIONS.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["split"] == "calibration" and row["group"] in ("memorized", "rare"):
-                captions[row["memorized"] == "true"].append(row["caption"])
-    lists[0].write_text("".join(f"{p}\n" for p in captions[True][:20]))
-    lists[1].write_text("prompt\n" + "".join(f'"{p}"\n' for p in captions[False][:30]))
+    prompts = {True: [], False: []}
+    for caption in captions():
+        if caption.split == "calibration" and caption.group in ("memorized", "rare"):
+            prompts[caption.memorized].append(caption.prompt)
+    lists[0].write_text("".join(f"{p}\n" for p in prompts[True][:20]))
+    lists[1].write_text("prompt\n" + "".join(f'"{p}"\n' for p in prompts[False][:30]))
     before, old = state(folder), Detector.load(folder, "cpu")
     assert old.detect(["a star"])[0].memorized is None
     given = ("--memorized", lists[0], "--clean", lists[1], "--provider", "cpu", "--target-fpr", 0.05)

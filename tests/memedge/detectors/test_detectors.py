@@ -1,6 +1,5 @@
 """The rival detectors, each against docs/methods.md written out in torch, and what each costs."""
 
-import csv
 import subprocess
 import sys
 from math import sqrt
@@ -18,14 +17,12 @@ from memedge.detectors import EXACT, NAMES, ddim, draws, make, p_laplace
 from memedge.detectors.anisotropy import OtherDraws
 from memedge.detectors.norm_steps import NormOverSteps
 from memedge.detectors.p_laplace import PLaplace
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.denoiser import Denoiser, norms
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ProviderError
 from memedge.engine.manifest import Schedule
 from memedge.metrics import auc
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPTS = ["money with wings sticker", "", "a red bicycle"]
 PAIRS = {"": ("uncond", "delta"), "-cond-uncond": ("cond", "uncond"), "-cond-delta": ("cond", "delta")}
@@ -294,7 +291,7 @@ def test_openvino_runs_what_needs_no_other_noise():
 def test_forward_detectors_need_no_torch(tmp_path):
     code = (
         "from memedge.detectors import make; from memedge.detector import Detector;"
-        "engine = Detector.load(provider='cpu')._engine;"
+        "engine = Detector.load(provider='cpu').engine;"
         "print([make(name, engine, 1)(['a star']).shape for name in ('anisotropy', 'norm-10', 'sharpness')]);"
         "import sys; print({'torch', 'diffusers', 'onnx', 'scipy', 'sklearn'} & set(sys.modules))"
     )
@@ -302,12 +299,11 @@ def test_forward_detectors_need_no_torch(tmp_path):
     assert done.stdout.split("\n")[:2] == ["[(1, 1), (1, 1), (1, 1)]", "set()"]
 
 
-def captions(memorized: int, others: int) -> tuple[list[str], np.ndarray]:
+def labelled(memorized: int, others: int) -> tuple[list[str], np.ndarray]:
     """Return memorized captions, and frequent ones that are not, of the calibration split, and which are which."""
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
-    positive = [row["caption"] for row in rows if (row["group"], row["memorized"]) == ("memorized", "true")]
-    negative = [row["caption"] for row in rows if (row["group"], row["memorized"]) == ("frequent", "false")]
+    rows = [row for row in captions() if row.split == "calibration"]
+    positive = [row.prompt for row in rows if (row.group, row.memorized) == ("memorized", True)]
+    negative = [row.prompt for row in rows if (row.group, row.memorized) == ("frequent", False)]
     texts = positive[:memorized] + negative[:others]
     return texts, np.arange(len(texts)) < memorized
 
@@ -319,6 +315,6 @@ SLOW = ("norm-50", "p-laplace", "p-laplace-image")
     "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in NAMES if name != EXACT]
 )
 def test_higher_means_memorized(embedded, name):
-    texts, memorized = captions(6, 8)
+    texts, memorized = labelled(6, 8)
     values = make(name, embedded, 1)(texts).mean(axis=1)
     assert auc(values[memorized], values[~memorized]) > 0.8

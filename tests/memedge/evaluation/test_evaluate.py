@@ -4,32 +4,28 @@ import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import fails, memedge, memedge_process
 from engines import edit_manifest
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
-from memedge import cli
-from memedge.commands.terminal import print_evaluation
-from memedge.embedded import CAPTIONS, EMBEDDED_ENGINE
+from memedge.commands.evaluate import print_evaluation
+from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.evaluation import evaluate as module
 from memedge.evaluation.figures import Measured, Rule, find
 
-RULE = Rule(1.0, 1.0, source="calibrated", threshold=0.5)
+RULE = Rule(source="calibrated", threshold=0.5)
 
 
-def captions(memorized: bool, count: int) -> list[str]:
-    with CAPTIONS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["split"] == "held-out"]
-    return [row["caption"] for row in rows if (row["memorized"] == "true") == memorized][:count]
+def held_out(memorized: bool, count: int) -> list[str]:
+    rows = [row for row in captions() if row.split == "held-out"]
+    return [row.prompt for row in rows if row.memorized == memorized][:count]
 
 
 def write(path: Path, prompts: list[str]) -> Path:
@@ -40,7 +36,7 @@ def write(path: Path, prompts: list[str]) -> Path:
 @pytest.fixture(scope="module")
 def lists(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lists")
-    return write(folder / "memorized.txt", captions(True, 8)), write(folder / "clean.txt", captions(False, 24))
+    return write(folder / "memorized.txt", held_out(True, 8)), write(folder / "clean.txt", held_out(False, 24))
 
 
 @pytest.fixture
@@ -254,8 +250,8 @@ def test_a_folder_that_cannot_be_written_leaves_the_journal(run, tmp_path, monke
 
 
 def test_prompts_in_both_lists_are_left_out(tmp_path):
-    memorized = write(tmp_path / "m.txt", [*captions(True, 6), "a star", "a star"])
-    clean = write(tmp_path / "c.txt", [*captions(False, 9), "a star"])
+    memorized = write(tmp_path / "m.txt", [*held_out(True, 6), "a star", "a star"])
+    clean = write(tmp_path / "c.txt", [*held_out(False, 9), "a star"])
     found = module.evaluate(EMBEDDED_ENGINE, memorized, clean, tmp_path / "report", detectors=["norm"], provider="cpu")
     assert (found.memorized.prompts, found.memorized.evaluated, found.clean.evaluated) == (8, 6, 9)
     assert "a star" not in [one.prompt for one in found.prompts]
@@ -288,19 +284,9 @@ def test_without_a_calibration(lists, tmp_path):
         assert one.scores["anisotropy"][0] == pytest.approx(one.scores["norm"][0] + one.scores["alignment"][0])
 
 
-def memedge(*arguments: object, environment=None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "memedge.cli", "evaluate", *map(str, arguments)],
-        cwd="/",
-        env=os.environ | (environment or {}),
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_command_line(lists, tmp_path):
     options = ["--memorized", lists[0], "--clean", lists[1], "--provider", "cpu", "--detector", "norm"]
-    done = memedge(EMBEDDED_ENGINE, *options, "-o", tmp_path / "report", "--json")
+    done = memedge("evaluate", EMBEDDED_ENGINE, *options, "-o", tmp_path / "report", "--json")
     assert done.returncode == 0, done.stderr
     printed, written = json.loads(done.stdout), json.loads((tmp_path / "report" / "report.json").read_text())
     assert written.pop("prompts")
@@ -334,23 +320,14 @@ def test_table(report, capsys):
         ("give --checkpoint", {"--detector": "sharpness-exact"}),
     ],
 )
-def test_refusals(lists, tmp_path, monkeypatch, capsys, words, options):
+def test_refusals(lists, tmp_path, words, options):
     """One sentence, exit code 1, and nothing is there that was not before."""
     write(tmp_path / "few.txt", ["one", "two"])
     write(tmp_path / "started.partial", [])
     (tmp_path / "full" / "inside").mkdir(parents=True)
     before = names(tmp_path)
     given = {"--memorized": lists[0], "--clean": lists[1], "-o": "report", "--provider": "cpu"} | options
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["memedge", "evaluate", *(str(word) for pair in given.items() for word in pair)])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    said = capsys.readouterr().err
-    assert ended.value.code == 1
-    assert said.startswith("memedge: ")
-    assert words in said
-    assert len(said.strip().splitlines()) == 1
+    fails(memedge("evaluate", *(word for pair in given.items() for word in pair), cwd=tmp_path), words)
     assert names(tmp_path) == before
 
 
@@ -359,8 +336,7 @@ def test_what_is_missing_is_named(lists, tmp_path, missing):
     (tmp_path / missing).mkdir()
     (tmp_path / missing / "__init__.py").write_text(f"raise ModuleNotFoundError('no {missing}', name={missing!r})")
     options = ["--memorized", lists[0], "--clean", lists[1], "-o", tmp_path / "report"]
-    done = memedge(*options, environment={"PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 1
-    assert f"Evaluating needs {missing!r}, which is not installed: run" in done.stderr
-    assert "memedge[eval]" in done.stderr
+    path = f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    done = memedge_process("evaluate", *options, PYTHONPATH=path)
+    fails(done, f"Evaluating needs {missing!r}, which is not installed: run `python -m pip install 'memedge[eval]'`.")
     assert names(tmp_path) == [missing]

@@ -47,10 +47,7 @@ SCHEDULERS = [
     PNDMScheduler,
 ]
 # diffusers 0.42.1 with NumPy 2.
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 GIVEN = {"gamma_norm": 1.0, "gamma_alignment": 0.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
 
 

@@ -3,15 +3,14 @@
 import builtins
 import dataclasses
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from command_line import fails, memedge
 from PIL import Image
 
 from memedge import Detector
-from memedge.commands import terminal
+from memedge.commands.bench import print_bench
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, MemedgeError
@@ -20,11 +19,6 @@ from memedge.measure.picture import plot
 from memedge.pictures import check_plot
 
 PROMPTS = ["a star", "house, red"]
-
-
-def memedge(*arguments: object, cwd="/") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "memedge.cli", "bench", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -85,13 +79,13 @@ def test_gemm_reports_a_speed():
 
 def test_table(measured, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    terminal.print_bench(measured)
+    print_bench(measured)
     out, err = capsys.readouterr()
     assert "…" not in out
     assert len(out.splitlines()) == 2 + len(measured.cases)
     assert "100 GFLOP/s" in err
     cases = [dataclasses.replace(case, gemm_fraction=None) for case in measured.cases]
-    terminal.print_bench(dataclasses.replace(measured, gemm_gflops=None, cases=cases))
+    print_bench(dataclasses.replace(measured, gemm_gflops=None, cases=cases))
     out, err = capsys.readouterr()
     assert out.count("—") == len(cases)
     assert "GFLOP/s" not in err
@@ -123,8 +117,10 @@ def test_plot_without_matplotlib(monkeypatch, tmp_path):
         check_plot(tmp_path / "bench.png")
 
 
-def test_command(tmp_path):
-    done = memedge("--provider", "cpu", "--threads", 1, "--batch", "1", "--json", "--plot", "b.PNG", cwd=tmp_path)
+def test_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(latency, "CALLS", 4)
+    options = ("--provider", "cpu", "--threads", 1, "--batch", "1", "--json", "-o", "b.PNG")
+    done = memedge("bench", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result.keys() == set(latency.Bench.__dataclass_fields__)
@@ -145,20 +141,15 @@ def test_command(tmp_path):
         (("--batch", "9" * 5000), "from 1 to 1000"),
         (("--draws", "0"), "--draws 0 is no list"),
         (("--draws", "-1"), "no list"),
-        (("--plot", "bench.pdf"), ".png or .svg"),
-        (("--plot", "bench"), ".png or .svg"),
-        (("--plot", "absent/bench.png"), "does not exist"),
+        (("--output", "bench.pdf"), ".png or .svg"),
+        (("--output", "bench"), ".png or .svg"),
+        (("--output", "absent/bench.png"), "does not exist"),
         (("--provider", "abacus"), "no provider 'abacus'"),
         (("--engine", "."), "manifest.json"),
     ],
 )
 def test_mistakes(tmp_path, arguments, words):
-    done = memedge(*arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert words in done.stderr
-    assert done.stderr.startswith("memedge: ")
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
+    fails(memedge("bench", *arguments, cwd=tmp_path), words)
     assert not list(tmp_path.iterdir())
 
 

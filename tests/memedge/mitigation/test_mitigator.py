@@ -23,8 +23,6 @@ from memedge.export.export import export
 from memedge.mitigation.adamw import AdamW
 from memedge.mitigation.sail import Sail
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 MEMORIZED, CLEAN = "small smiling face with halo drawing", "a red bicycle"
 
 
@@ -134,7 +132,7 @@ def test_steps_are_adamws(mitigator, gradients, own):
     found = mitigator.embedding(MEMORIZED, target=-100.0, steps=2, distance_weight=3.0)
     rest, bos = torch.nn.Parameter(torch.tensor(own[1:])), torch.tensor(own[:1])
     optimizer = torch.optim.AdamW([rest], lr=0.05)
-    calibration = mitigator._engine.directory.manifest.calibrations["cpu-fp32"]
+    calibration = mitigator.engine.directory.manifest.calibrations["cpu-fp32"]
     start = rest.detach().clone()
     for _ in range(2):
         states = torch.cat([bos, rest.detach()])[None].numpy()
@@ -257,7 +255,7 @@ def test_sdxl(tmp_path):
 
 def detector_with(engine, mitigator) -> Detector:
     detector = Detector(engine)
-    detector._gradients = mitigator._gradients
+    detector.gradients = mitigator.gradients
     return detector
 
 
@@ -386,7 +384,7 @@ def test_steps_into_nowhere(embedded):
 
 def test_opening(checkpoint):
     mitigator = Mitigator.load(threads=1, checkpoint=str(EMOJI))
-    assert mitigator._engine.backend.provider == "cpu"
+    assert mitigator.engine.backend.provider == "cpu"
     assert mitigator.embedding(MEMORIZED).succeeded
     with pytest.raises(InputError, match="was made of emoji"):
         Mitigator.load(checkpoint=str(checkpoint))
@@ -397,14 +395,14 @@ def test_opening(checkpoint):
 def test_for_a_detector(embedded, gradients):
     """Engine and derivatives are the detector's own."""
     detector = Detector(embedded)
-    detector._gradients = gradients
+    detector.gradients = gradients
     mitigator = Mitigator.for_detector(detector)
-    assert (mitigator._engine, mitigator._gradients) == (embedded, gradients)
+    assert (mitigator.engine, mitigator.gradients) == (embedded, gradients)
 
 
 def test_explained_by_gradient(embedded, gradients, detector):
     """A word's significance is the L2 norm of its tokens' rows; what is not read has none."""
-    detector._gradients = gradients
+    detector.gradients = gradients
     prompt = "picture of a caf\u00e9, " + "star " * 40
     states = embeddings(embedded, prompt)
     rows = np.linalg.norm(gradients.statistics(states[None], 1.0, 0.0).states[0], axis=1)

@@ -1,0 +1,62 @@
+"""`memedge detect PROMPT...`: verdicts."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from memedge.commands import terminal
+from memedge.commands.options import (
+    EngineOption,
+    JsonOption,
+    PrecisionOption,
+    ProviderOption,
+    ThreadsOption,
+    app,
+    load_detector,
+)
+
+if TYPE_CHECKING:
+    from memedge.detector import EngineInfo
+    from memedge.results import Verdict
+
+LABELS = {True: "[bold red]MEMORIZED[/]", False: "[green]ok[/]", None: "no verdict"}
+
+
+@app.command()
+def detect(
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")],
+    early: Annotated[
+        Literal["proven", "conformal", "off"],
+        typer.Option(
+            "--early",
+            help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none.",
+        ),
+    ] = "proven",
+    engine: EngineOption = None,
+    provider: ProviderOption = "auto",
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say whether each prompt is memorized."""
+    detector = load_detector(engine, provider, precision, threads)
+    verdicts = detector.detect(prompts, early)
+    terminal.print_json(verdicts) if json else print_verdicts(verdicts, detector.info)
+
+
+def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
+    from rich.markup import escape
+
+    table = terminal.new_table("prompt", "verdict", numbers=("score", "norm", "alignment", "passes"))
+    for v in verdicts:
+        prompt = escape(v.prompt) if v.prompt else "[dim](empty)[/]"
+        note = " [yellow](truncated)[/]" if v.truncated else ""
+        numbers = ("—" if value is None else f"{value:.4f}" for value in (v.score, v.norm, v.alignment))
+        table.add_row(prompt + note, LABELS[v.memorized], *numbers, str(v.passes))
+    terminal.print_table(table)
+    first = verdicts[0]
+    if first.memorized is None:
+        terminal.say(f"No verdicts: {first.reason}.")
+    else:
+        terminal.say(f"Memorized: a score of at least {first.threshold:.4g}, the threshold calibrated for {info.key}.")
