@@ -27,7 +27,7 @@ class FileEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     sha256: str
 
 
-class Source(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class CheckpointSource(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The checkpoint: its name and the SHA-256 over its weight files."""
 
     id: str
@@ -173,7 +173,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     schema: int
-    source: Source
+    source: CheckpointSource
     prediction_type: PredictionType
     latent_shape: tuple[int, int, int]
     tokens: int

@@ -27,7 +27,7 @@ ENGINE_MIN_SPEARMAN = {"bf16": 0.999}
 
 # One prompt evaluated twice by one backend, in batches of different shapes: what a verdict's margin allows for. ONNX
 # Runtime and OpenVINO gave equal bits on the machine this was written on; others may choose kernels by shape.
-BATCH = {
+BATCH_NOISE = {
     "fp32": Tolerance(1e-5, 1e-5),
     "fp16": Tolerance(1e-3, 1e-3),
     "bf16": Tolerance(5e-3, 5e-3),

@@ -12,7 +12,7 @@ from memedge.engine.errors import IntegrityError
 
 
 @dataclass(frozen=True)
-class Token:
+class TokenSpan:
     """One token of a prompt; those of a character that takes several bytes all stand for that character.
 
     Attributes:
@@ -46,7 +46,7 @@ class PromptTokenizer:
         ids = np.array([[i for e in one for i in e.ids] for one in encodings], dtype=np.int64)
         return ids, np.array([any(e.overflowing for e in one) for one in encodings])
 
-    def tokens(self, prompt: str) -> list[Token]:
+    def tokens(self, prompt: str) -> list[TokenSpan]:
         """Return the tokens of one prompt, tokenizer after tokenizer, without BOS, EOS and padding."""
         found, first = [], 0
         for tokenizer in self._tokenizers:
@@ -54,7 +54,7 @@ class PromptTokenizer:
             for part in (read, *read.overflowing):
                 for i, ((start, end), special) in enumerate(zip(part.offsets, part.special_tokens_mask, strict=True)):
                     if not special:
-                        found.append(Token(start, end, first + i if part is read else None))
+                        found.append(TokenSpan(start, end, first + i if part is read else None))
             first += len(read.ids)
         return found
 

@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from os import PathLike, fspath
 from pathlib import Path
 from typing import get_args
 
@@ -26,11 +27,11 @@ from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
 from memedge.engine.manifest import (
     SCHEMA,
+    CheckpointSource,
     Drift,
     Flops,
     Manifest,
     Precision,
-    Source,
     velocity_norm_factor,
     write_manifest,
 )
@@ -54,13 +55,13 @@ TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
 
 
 def export(
-    model: str | Path,
-    output: Path,
+    model: str | PathLike[str],
+    output: str | PathLike[str],
     *,
     draws: int = 1,
     seed: int = 42,
     precision: Precision = "fp32",
-    prompts: Path | None = None,
+    prompts: str | PathLike[str] | None = None,
     revision: str | None = None,
     loras: Sequence[str] = (),
     allow_pickle: bool = False,
@@ -94,6 +95,14 @@ def export(
         InputError: the prompts cannot be read, or are fewer than 8; the output is in the way, or has no place.
         ExportError: the checkpoint cannot be read, or the result does not agree with torch.
         NotFiniteError: the model's predictions hold NaN or infinity.
+
+    Examples:
+        >>> from memedge import export_engine
+        >>> manifest = export_engine("model", "new-engine", draws=2)
+        >>> manifest.draws, manifest.precision, manifest.prediction_type
+        (2, 'fp32', 'epsilon')
+        >>> manifest.parity.norm_relative < 1e-4
+        True
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
@@ -101,14 +110,15 @@ def export(
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
     if prompts is not None and precision != "int8":
         raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
-    check_new_folder(output, "name another folder")
-    samples = read_samples(prompts) if precision == "int8" else None
-    with atomic.folder(output) as folder, quiet():
+    model, place = fspath(model), Path(output)
+    check_new_folder(place, "name another folder")
+    samples = read_samples(None if prompts is None else Path(prompts)) if precision == "int8" else None
+    with atomic.folder(place) as folder, quiet():
         progress("loading the checkpoint")
         return _write(
             # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
             load_checkpoint(
-                str(model), revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
+                model, revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
             ),
             folder,
             draws,
@@ -139,14 +149,14 @@ def _write(
     progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     reference = Statistics.of(_reference(checkpoint, noise, sample, states), factor)
-    source = Source(checkpoint.id, checkpoint.sha256)
+    source = CheckpointSource(checkpoint.id, checkpoint.sha256)
     preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, noise.prediction_type)
     tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
 
     # Only now, with the reference computed, may modules change their attention.
     progress("exporting the text encoder")
     text_encoder = checkpoint.text_encoder_graph()
-    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weights(text_encoder) > files.LARGE)
+    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weight_bytes(text_encoder) > files.LARGE)
     progress("exporting the UNet")
     unet = checkpoint.unet_graph()
     opset = unet.opset_imports[""]
@@ -161,7 +171,7 @@ def _write(
     )
     fuse_linear.fuse(parts.unet)
     files.save(parts.unet, folder / UNET, external_data=True)
-    files.save(parts.prefix, folder / PREFIX, external_data=files.weights(parts.prefix) > files.LARGE)
+    files.save(parts.prefix, folder / PREFIX, external_data=files.weight_bytes(parts.prefix) > files.LARGE)
     cached = run_prefix(folder / PREFIX, sample, noise.timesteps)
     # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
     del checkpoint, text_encoder, unet, parts

@@ -23,11 +23,11 @@ from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError
 from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, key_of
-from memedge.engine.precision import BATCH as BATCH_NOISE
+from memedge.engine.precision import BATCH_NOISE
 from memedge.engine.tuning import best_rows_per_call
-from memedge.explain import Explanation, Masks, Method, by_gradient
+from memedge.explain import Explanation, ExplanationMethod, Masks, by_gradient
 from memedge.prompts.text import checked_prompts
-from memedge.results import Scores, Verdict
+from memedge.results import Scores, Verdicts
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
 Early = Literal["proven", "conformal", "off"]
@@ -112,6 +112,12 @@ class Detector:
         Raises:
             EngineError: the directory is no engine, was damaged, or cannot run here as asked.
             InputError: threads or batch_size is not positive.
+
+        Examples:
+            >>> from memedge import Detector
+            >>> detector = Detector.load(provider="cpu")
+            >>> detector.info.key, detector.info.rule.formula
+            ('cpu-fp32', '1 · norm − 6.129 · alignment')
         """
         if not (batch_size in (None, "auto") or (isinstance(batch_size, int) and batch_size >= 1)):
             raise InputError(f"batch_size is {batch_size!r}: give at least 1, 'auto', or leave it out.")
@@ -165,6 +171,15 @@ class Detector:
         Raises:
             InputError: no prompts, one string instead of a list, something that is not text, an unknown option.
             NotFiniteError: the model produced NaN or infinity.
+
+        Examples:
+            >>> from memedge import Detector
+            >>> detector = Detector.load(provider="cpu")
+            >>> scores = detector.score(["cow icon", "a green star on a hill", ""])
+            >>> scores.score.round(2)
+            array([4.47, 0.85, 0.  ])
+            >>> scores.memorized
+            array([ True, False, False])
         """
         rule = self._rule.measuring(alignment, operands)
         parts = []
@@ -189,11 +204,20 @@ class Detector:
         Args:
             states: [B, L, D], diffusers' `prompt_embeds`.
             pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
-            alignment, operands: as in `score`.
+            alignment: as in `score`.
+            operands: as in `score`.
 
         Raises:
             InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
+
+        Examples:
+            >>> from diffusers import StableDiffusionPipeline
+            >>> from memedge import Detector
+            >>> pipe = StableDiffusionPipeline.from_pretrained("model")
+            >>> states, _ = pipe.encode_prompt("cow icon", "cpu", 1, False)
+            >>> Detector.load("engine", provider="cpu").score_embeddings(states.detach()).score.round(2)
+            array([4.47])
         """
         rule = self._rule.measuring(alignment, operands)
         array = pack(self._info.manifest, states, pooled)
@@ -202,7 +226,7 @@ class Detector:
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
         return _judge(norm, aligned, np.zeros(len(array), dtype=bool), rule)
 
-    def detect(self, prompts: Iterable[str], early: Early = "proven") -> list[Verdict]:
+    def detect(self, prompts: Iterable[str], early: Early = "proven") -> Verdicts:
         """Return one verdict per prompt, with its passes and its reason.
 
         Args:
@@ -214,6 +238,14 @@ class Detector:
         Raises:
             InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`.
             NotFiniteError: the model produced NaN or infinity.
+
+        Examples:
+            >>> from memedge import Detector
+            >>> verdicts = Detector.load(provider="cpu").detect(["cow icon", "a green star on a hill"])
+            >>> [verdict.memorized for verdict in verdicts]
+            [True, False]
+            >>> verdicts[0].reason
+            'score 4.468 ≥ threshold 3.443'
         """
         if early not in get_args(Early):
             raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
@@ -222,7 +254,7 @@ class Detector:
                 f"{self._info.path} stores no conformal interval for {self._info.key}: calibrate it with at least 99 "
                 "prompts, or use early='proven'."
             )
-        verdicts: list[Verdict] = []
+        verdicts = Verdicts()
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(self._encode(ids), early)
@@ -232,7 +264,7 @@ class Detector:
         return verdicts
 
     def explain(
-        self, prompt: str, method: Method = "mask", *, progress: Callable[[int, int], None] | None = None
+        self, prompt: str, method: ExplanationMethod = "mask", *, progress: Callable[[int, int], None] | None = None
     ) -> Explanation:
         """Say which words of a prompt carry its score.
 
@@ -248,8 +280,15 @@ class Detector:
             InputError: something that is not text, or an unknown method.
             ProviderError: "gradient" on an engine or a provider that has no gradients.
             NotFiniteError: the model produced NaN or infinity.
+
+        Examples:
+            >>> from memedge import Detector
+            >>> explanation = Detector.load(provider="cpu").explain("picture of a crossed fingers")
+            >>> word = explanation.words[3]
+            >>> word.text, round(word.significance, 1)
+            ('crossed', 1.1)
         """
-        if method not in get_args(Method):
+        if method not in get_args(ExplanationMethod):
             raise InputError(f"There is no method={method!r}: use 'mask' or 'gradient'.")
         (prompt,) = checked_prompts([prompt])
         if method == "gradient":

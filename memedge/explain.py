@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.decision.rule import Floats
-from memedge.engine import tokenizer as engine_tokenizer
+from memedge.engine.tokenizer import PromptTokenizer, TokenSpan
 
-Method = Literal["mask", "gradient"]
-Kind = Literal["calibrated", "published", "norm"]
+ExplanationMethod = Literal["mask", "gradient"]
+ScoreKind = Literal["calibrated", "published", "norm"]
 Span = tuple[int, int]
 APOSTROPHES = "'’"
 
@@ -72,10 +72,10 @@ class Explanation:
 
     prompt: str
     score: float
-    kind: Kind
+    kind: ScoreKind
     threshold: float | None
     words: tuple[Word, ...]
-    method: Method
+    method: ExplanationMethod
     passes: int
 
 
@@ -86,7 +86,7 @@ class Words:
         spans: the spans of all words and of all tokens.
     """
 
-    def __init__(self, found: Sequence[engine_tokenizer.Token], prompt: str):
+    def __init__(self, found: Sequence[TokenSpan], prompt: str):
         """`found` are the prompt's tokens (PromptTokenizer.tokens)."""
         self._prompt, self._found = prompt, found
         self._tokens = list(_merge((token.start, token.end) for token in found))
@@ -138,7 +138,7 @@ class Masks:
         ids: int64 [V, T · L]: the prompt's own, then the masked ones; no two rows are equal.
     """
 
-    def __init__(self, tokenizer: engine_tokenizer.PromptTokenizer, prompt: str):
+    def __init__(self, tokenizer: PromptTokenizer, prompt: str):
         found = tokenizer.tokens(prompt)
         self._words = Words(found, prompt)
         own = tokenizer([prompt])[0][0]
@@ -160,9 +160,7 @@ class Masks:
         return self._words.rate(fall)
 
 
-def by_gradient(
-    tokenizer: engine_tokenizer.PromptTokenizer, prompt: str, gradient: npt.NDArray[np.float32]
-) -> tuple[Word, ...]:
+def by_gradient(tokenizer: PromptTokenizer, prompt: str, gradient: npt.NDArray[np.float32]) -> tuple[Word, ...]:
     """Return the words of a prompt, given ∂(norm) / ∂(its states), [L, D] (Wen et al., docs/methods.md §2).
 
     A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂. A word's is the L2

@@ -55,6 +55,14 @@ def guidance_stats(
         InputError: arrays that do not fit together, or an option that does not exist.
         ProviderError: CUDA fails.
         NotFiniteError: NaN or infinity in the predictions.
+
+    Examples:
+        >>> import numpy as np
+        >>> from memedge import guidance_stats
+        >>> eps_uncond = np.ones((1, 4, 8, 8), dtype=np.float32)
+        >>> stats = guidance_stats(1.5 * eps_uncond, eps_uncond)
+        >>> stats.norm.round(3), stats.alignment.round(3)
+        (array([8.]), array([1.]))
     """
     if prediction_type not in ("epsilon", "v_prediction"):
         raise InputError(f"There is no prediction type {prediction_type!r}: use 'epsilon' or 'v_prediction'.")

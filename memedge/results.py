@@ -1,9 +1,15 @@
 """What the detector returns: columns for many prompts, or one verdict per prompt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from memedge import tables
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,33 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.norm)
+
+    def to_dict(self) -> tables.Columns:
+        """Return a list of B plain Python values for each attribute.
+
+        A column that is None is B times None, and the threshold stands B times.
+        """
+        return self._columns(len(self))
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row per prompt and a column per attribute; what is None is NaN or <NA>.
+
+        Raises:
+            MemedgeError: pandas is not installed.
+        """
+        return tables.to_pandas(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return tables.to_html(self._columns(tables.ROWS), len(self))
+
+    def _columns(self, most: int) -> tables.Columns:
+        """Return the columns of the first prompts."""
+        count = min(most, len(self))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {
+            name: value[:count].tolist() if isinstance(value, np.ndarray) else [value] * count
+            for name, value in values.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -58,3 +91,22 @@ class Verdict:
     truncated: bool
     passes: int
     reason: str
+
+
+class Verdicts(list[Verdict]):
+    """A list of verdicts, in the order of the prompts."""
+
+    def to_dict(self) -> tables.Columns:
+        """Return a list of plain Python values, one per verdict, for each attribute of a verdict."""
+        return {field.name: [getattr(verdict, field.name) for verdict in self] for field in fields(Verdict)}
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row per verdict and a column per attribute; what is None is NaN or <NA>.
+
+        Raises:
+            MemedgeError: pandas is not installed.
+        """
+        return tables.to_pandas(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        return tables.to_html(Verdicts(self[: tables.ROWS]).to_dict(), len(self))

@@ -7,7 +7,7 @@ import onnx_ir as ir
 LARGE = 64 << 20  # bytes of weights; more are better mapped into memory than parsed, and protobuf ends at 2 GiB
 
 
-def weights(model: ir.Model) -> int:
+def weight_bytes(model: ir.Model) -> int:
     """Return how many bytes a graph's weights have."""
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 

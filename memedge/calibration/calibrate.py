@@ -63,7 +63,9 @@ def calibrate(
         memorized: a file of prompts, or prompts, that are known to make this very model replicate training images.
         clean: likewise, prompts that are known not to.
         target_fpr: the largest share of these clean prompts that may reach the threshold, in (0, 1).
-        provider, precision, threads: as in `Detector.load`. Other providers and precisions are not calibrated by this.
+        provider: as in `Detector.load`. What others run is not calibrated by this.
+        precision: as in `Detector.load`. What runs in another is not calibrated by this.
+        threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one. The lists may have changed.
         progress: called with (prompts scored, prompts in all).
 
@@ -72,6 +74,14 @@ def calibrate(
             the directory cannot be written to; there is a journal, and not `resume`.
         EngineError: the directory is no engine, or cannot run here as asked.
         MemedgeError: scikit-learn is not installed.
+
+    Examples:
+        >>> from memedge import calibrate
+        >>> done = calibrate("engine", "memorized.txt", "clean.txt", target_fpr=0.05, provider="cpu")
+        >>> done.key, done.calibration.memorized.prompts, done.calibration.clean.prompts
+        ('cpu-fp32', 20, 40)
+        >>> round(done.calibration.cross_validation.auc.value, 1), done.warnings
+        (1.0, ())
     """
     try:
         from memedge.calibration.fitting import fit

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from memedge.decision.rule import Bools, Floats, Rule
 from memedge.engine.engine import Engine, States
-from memedge.engine.precision import BATCH
+from memedge.engine.precision import BATCH_NOISE
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def decide_early(engine: Engine, rule: Rule, states: States) -> Outcome:
     Without a conformal interval in the rule, no pass that is left out could have changed a verdict, because the
     alignment lies in [−1, 1].
     """
-    noise = BATCH[engine.backend.precision]
+    noise = BATCH_NOISE[engine.backend.precision]
     norm = engine.norm(states)
     known = np.zeros_like(norm)
     passes = np.full(len(norm), engine.draws)

@@ -75,16 +75,17 @@ class Rule:
         """Return the rule for another cosine: this one if the cosine is its own, else one that is not fitted.
 
         Args:
-            alignment, operands: the cosine; None stands for this rule's.
+            alignment: over what the cosine is taken; None stands for this rule's.
+            operands: the cosine's pair; None stands for this rule's.
 
         Raises:
             InputError: there is no such alignment or there are no such operands.
         """
-        kind, pair = alignment or self.alignment, operands or self.operands
-        check_options(kind, pair)
-        if (kind, pair) == (self.alignment, self.operands):
+        alignment, operands = alignment or self.alignment, operands or self.operands
+        check_options(alignment, operands)
+        if (alignment, operands) == (self.alignment, self.operands):
             return self
-        return Rule(alignment=kind, operands=pair)
+        return Rule(alignment=alignment, operands=operands)
 
     def without_conformal(self) -> "Rule":
         """Return the same rule, of which only what is proven is used."""
@@ -125,7 +126,9 @@ class Rule:
         a score: the floating-point difference between two evaluations of one prompt in batches of different shapes.
 
         Args:
-            norm, lowest, highest: float64 [B]; lowest equals highest where the alignment is known.
+            norm: float64 [B].
+            lowest: float64 [B], the least that the alignment can be.
+            highest: float64 [B], the greatest that it can be: the least where the alignment is known.
             noise: of the norm, relative, and of the alignment, absolute (engine/precision.py).
         """
         if self.threshold is None:

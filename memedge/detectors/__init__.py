@@ -54,9 +54,9 @@ _MAKERS: dict[str, _Make] = {
     "norm-10": _denoising(partial(NormOverSteps, count=10)),
     "norm-50": _denoising(partial(NormOverSteps, count=50)),
     **{
-        alignment_name(kind, pair): partial(Aligned, kind=kind, pair=pair)
-        for pair in get_args(Operands)
-        for kind in get_args(Alignment)
+        alignment_name(alignment, operands): partial(Aligned, alignment=alignment, operands=operands)
+        for operands in get_args(Operands)
+        for alignment in get_args(Alignment)
     },
     "sharpness": _denoising(Sharpness),
     "p-laplace": _denoising(partial(PLaplace, with_prompt=True)),

@@ -21,7 +21,7 @@ class Source(Protocol):
     def norms(self, states: States) -> Floats:
         """Return ‖Δ‖₂ at t_norm, scaled for v-prediction."""
 
-    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
+    def alignments(self, states: States, alignment: Alignment, operands: Operands) -> Floats:
         """Return the cosine at t_cos."""
 
 
@@ -35,8 +35,8 @@ class OwnDraws:
     def norms(self, states: States) -> Floats:
         return self.engine.norms(states, self.draws)
 
-    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
-        every = [self.engine.alignments(states, states.all, draw, kind, pair) for draw in range(self.draws)]
+    def alignments(self, states: States, alignment: Alignment, operands: Operands) -> Floats:
+        every = [self.engine.alignments(states, states.all, draw, alignment, operands) for draw in range(self.draws)]
         return np.stack(every, axis=1)
 
 
@@ -54,13 +54,13 @@ class OtherDraws:
             factor /= sqrt(self._manifest.alphas_cumprod[0])
         return factor * guidance_stats(self._first.cond(states), self._first.uncond).norm
 
-    def alignments(self, states: States, kind: Alignment, pair: Operands) -> Floats:
+    def alignments(self, states: States, alignment: Alignment, operands: Operands) -> Floats:
         cond, uncond = self._late.cond(states), self._late.uncond
         if self._manifest.prediction_type == "v_prediction":
             cond, uncond = (
                 _velocity(eps, self._late.noise, self._manifest.alphas_cumprod[1]) for eps in (cond, uncond)
             )
-        found = guidance_stats(cond, uncond, alignment=kind, operands=pair).alignment
+        found = guidance_stats(cond, uncond, alignment=alignment, operands=operands).alignment
         return found * ~states.empty[:, None]
 
 
@@ -102,15 +102,15 @@ class Aligned:
 
     passes = 1.0
 
-    def __init__(self, engine: Engine, draws: int, seed: int | None, kind: Alignment, pair: Operands):
-        self.name = alignment_name(kind, pair)
+    def __init__(self, engine: Engine, draws: int, seed: int | None, alignment: Alignment, operands: Operands):
+        self.name = alignment_name(alignment, operands)
         self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
-        self._kind, self._pair = kind, pair
-        self._sign = _sign(rule_of(engine), pair)
-        over = "over channels, mean over pixels" if kind == "channel" else "of whole tensors"
+        self._alignment, self._operands = alignment, operands
+        self._sign = _sign(rule_of(engine), operands)
+        over = "over channels, mean over pixels" if alignment == "channel" else "of whole tensors"
         sign = "−" if self._sign < 0 else ""
         self.formula = (
-            f"{sign}cos({_OPERANDS[pair]}) {over}, at the third last timestep; the sign is the model's "
+            f"{sign}cos({_OPERANDS[operands]}) {over}, at the third last timestep; the sign is the model's "
             "(Asthana & Belagiannis 2026)"
         )
 
@@ -118,7 +118,7 @@ class Aligned:
         return per_block(self._engine, prompts, self._draws, self._score)
 
     def _score(self, states: States) -> Floats:
-        return self._sign * self._source.alignments(states, self._kind, self._pair)
+        return self._sign * self._source.alignments(states, self._alignment, self._operands)
 
 
 class Anisotropy:
@@ -150,10 +150,10 @@ class Anisotropy:
 _OPERANDS: dict[Operands, str] = {"uncond_delta": "ε_0, Δ", "cond_uncond": "ε_c, ε_0", "cond_delta": "ε_c, Δ"}
 
 
-def alignment_name(kind: Alignment, pair: Operands) -> str:
+def alignment_name(alignment: Alignment, operands: Operands) -> str:
     """Return what --detector calls an alignment: "alignment", "alignment-flat", "alignment-cond-uncond", …"""
-    words = ["alignment"] + ([] if pair == DEFAULT_OPERANDS else [pair.replace("_", "-")])
-    return "-".join(words + ([] if kind == DEFAULT_ALIGNMENT else [kind]))
+    words = ["alignment"] + ([] if operands == DEFAULT_OPERANDS else [operands.replace("_", "-")])
+    return "-".join(words + ([] if alignment == DEFAULT_ALIGNMENT else [alignment]))
 
 
 def terms(rule: Rule) -> tuple[str, str]:
@@ -166,11 +166,11 @@ def rule_of(engine: Engine) -> Rule:
     return Rule.of(engine.directory.manifest, engine.backend.key)
 
 
-def _sign(rule: Rule, pair: Operands) -> float:
+def _sign(rule: Rule, operands: Operands) -> float:
     """Return whether a high (1) or a low (−1) cosine of a pair means memorized; see Aligned."""
-    if rule.operands == pair:
+    if rule.operands == operands:
         return -1.0 if rule.gamma_alignment < 0 else 1.0
-    return -1.0 if pair == "cond_uncond" else 1.0
+    return -1.0 if operands == "cond_uncond" else 1.0
 
 
 def _velocity(eps: Latents, noise: Latents, alpha: float) -> Latents:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from memedge.decision.rule import Bools, Floats
-from memedge.evaluation.figures import ANISOTROPY, Evaluation, Line, Roc
+from memedge.evaluation.figures import ANISOTROPY, DetectorFigures, Evaluation, RocCurve
 from memedge.metrics import threshold
 from memedge.pictures import COLOURS
 from memedge.wording import counted
@@ -203,7 +203,7 @@ def scatter(evaluation: Evaluation) -> Data:
     return _finish(figure, f"Norm and alignment of each prompt; dashed: {name}, where {rule.formula} = {at:.4g}.")
 
 
-def stability(lines: Sequence[Line]) -> Data:
+def stability(lines: Sequence[DetectorFigures]) -> Data:
     """Return the AUC by the number of draws."""
     figure = go.Figure()
     names = list(dict.fromkeys(line.detector for line in lines))
@@ -278,7 +278,7 @@ def _range(values: Floats) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _roc_name(one: Roc, lines: Sequence[Line], draws: int) -> str:
+def _roc_name(one: RocCurve, lines: Sequence[DetectorFigures], draws: int) -> str:
     area = next(line.auc for line in lines if (line.detector, line.draws) == (one.detector, draws))
     return f"{one.detector}, AUC {area.value:.3f}"
 

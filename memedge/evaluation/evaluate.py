@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from os import PathLike
 from pathlib import Path
 
 import msgspec
@@ -25,7 +26,16 @@ from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
 from memedge.engine.places import check_new_folder
 from memedge.engine.providers import PROVIDERS
-from memedge.evaluation.figures import ANISOTROPY, Described, Evaluation, Measured, PromptFile, Run, Scored, find
+from memedge.evaluation.figures import (
+    ANISOTROPY,
+    EvaluatedDetector,
+    Evaluation,
+    EvaluationRun,
+    Measured,
+    PromptFile,
+    ScoredPrompt,
+    find,
+)
 from memedge.evaluation.measurements import Measurements
 from memedge.evaluation.page import page
 from memedge.prompts.labelled import Prompts, Sample, select
@@ -38,10 +48,10 @@ Progress = Callable[[int, int], None]
 
 
 def evaluate(
-    path: Path,
-    memorized: Path,
-    clean: Path,
-    output: Path,
+    path: str | PathLike[str],
+    memorized: str | PathLike[str],
+    clean: str | PathLike[str],
+    output: str | PathLike[str],
     *,
     detectors: Sequence[str] = DEFAULT,
     draws: Sequence[int] | None = None,
@@ -58,13 +68,16 @@ def evaluate(
 
     Args:
         path: the engine directory.
-        memorized, clean: files of prompts (memedge/prompts/files.py). Those that are in both are left out.
+        memorized: a file of prompts (memedge/prompts/files.py) that the model is known to have memorized.
+        clean: a file of prompts that it is known not to have memorized. Prompts in both files are left out.
         output: the folder to make; what is there must be an empty one.
         detectors: names (memedge/detectors); the others are compared with the first.
         draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
         seed: of the noise; default: the engine's own draws, then more from its seed.
         checkpoint: what the engine was exported from, for detectors that differentiate the model.
-        provider, precision, threads: as in `Detector.load`.
+        provider: as in `Detector.load`.
+        precision: as in `Detector.load`.
+        threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one.
         command: how this was asked for: shown in the report.
         progress: called with the UNet evaluations that are done, and those there are in all.
@@ -74,10 +87,20 @@ def evaluate(
             and not `resume`.
         EngineError: the directory is no engine, cannot run here as asked, or cannot run such a detector.
         ExportError: the checkpoint cannot be read.
+
+    Examples:
+        >>> from memedge import evaluate
+        >>> evaluation = evaluate("engine", "memorized.txt", "clean.txt", "report", provider="cpu")
+        >>> for line in evaluation.findings.lines:
+        ...     print(line.detector, round(line.auc.value, 2))
+        anisotropy 0.98
+        norm 0.96
+        alignment 0.98
     """
-    _check(detectors, draws, output, resume)
-    lists = Prompts.read(memorized), Prompts.read(clean)
-    engine = Engine.open(path, provider, precision, threads)
+    folder = Path(output)
+    _check(detectors, draws, folder, resume)
+    lists = Prompts.read(Path(memorized)), Prompts.read(Path(clean))
+    engine = Engine.open(Path(path), provider, precision, threads)
     info = Detector(engine).info
     sample = select(engine, *lists)
     rule = rule_of(engine)
@@ -92,7 +115,7 @@ def evaluate(
         "draws": str(counts[-1]),
         "seed": str(seed),
     }
-    with closing(Measurements(_journal(output), header, resume)) as journal:
+    with closing(Measurements(_journal(folder), header, resume)) as journal:
         size = max(1, engine.rows_per_call // counts[-1])
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
         if ANISOTROPY in detectors:
@@ -105,11 +128,11 @@ def evaluate(
             cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
             rule=rule,
             terms=terms(rule),
-            detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in chosen],
+            detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in chosen],
             findings=find(chosen, sample.memorized, counts, main, rule),
             prompts=_prompts(sample, measured),
         )
-        _write(evaluation, output)
+        _write(evaluation, folder)
         journal.delete()
     return evaluation
 
@@ -192,10 +215,10 @@ def _measure(
     return measured
 
 
-def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[Scored]:
+def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[ScoredPrompt]:
     columns = {name: one.values.tolist() for name, one in measured.items()}
     return [
-        Scored(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
+        ScoredPrompt(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
         for place, (text, label, cut) in enumerate(zip(sample.texts, sample.memorized, sample.truncated, strict=True))
     ]
 
@@ -230,9 +253,9 @@ def _cautions(
     return found
 
 
-def _run(info: EngineInfo, seed: int | None, command: str) -> Run:
+def _run(info: EngineInfo, seed: int | None, command: str) -> EvaluationRun:
     manifest = info.manifest
-    return Run(
+    return EvaluationRun(
         command=command,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         engine=str(info.path),

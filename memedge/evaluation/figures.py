@@ -49,7 +49,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Line:
+class DetectorFigures:
     """What one detector reaches with n draws, and what it costs per prompt."""
 
     detector: str
@@ -64,7 +64,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Difference:
+class DetectorDifference:
     """A detector's figures minus those of the first one, of the same prompts; p is DeLong's for the AUC."""
 
     detector: str
@@ -76,7 +76,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Stability:
+class DetectorStability:
     """How much hangs on the draw.
 
     Attributes:
@@ -93,7 +93,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Roc:
+class RocCurve:
     """A ROC curve: the highest TPR at an FPR of at most fpr[k], with its 95 % interval."""
 
     detector: str
@@ -104,7 +104,7 @@ class Roc:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class Confusion:
     """What the calibrated threshold says of the prompts, with n draws."""
 
     draws: int
@@ -125,15 +125,15 @@ class Findings:
     """
 
     draws: int
-    lines: list[Line]
-    differences: list[Difference]
-    stability: list[Stability]
-    rocs: list[Roc]
-    verdicts: Verdicts | None
+    lines: list[DetectorFigures]
+    differences: list[DetectorDifference]
+    stability: list[DetectorStability]
+    rocs: list[RocCurve]
+    verdicts: Confusion | None
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationRun:
     """What was run, on what, with what. `draws` and `noise_seed` are the engine's own; `seed` is what was asked for."""
 
     command: str
@@ -163,7 +163,7 @@ class PromptFile:
 
 
 @dataclass(frozen=True)
-class Described:
+class EvaluatedDetector:
     """A detector: its formula, its UNet evaluations and its seconds per prompt and draw."""
 
     name: str
@@ -173,7 +173,7 @@ class Described:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPrompt:
     """A prompt, its label, and its score by each detector on each draw."""
 
     prompt: str
@@ -196,15 +196,15 @@ class Evaluation:
         terms: the detectors that the rule's two weights belong to.
     """
 
-    run: Run
+    run: EvaluationRun
     memorized: PromptFile
     clean: PromptFile
     cautions: list[str]
     rule: Rule
     terms: tuple[str, str]
-    detectors: list[Described]
+    detectors: list[EvaluatedDetector]
     findings: Findings
-    prompts: list[Scored]
+    prompts: list[ScoredPrompt]
 
     @property
     def has_terms(self) -> bool:
@@ -270,16 +270,18 @@ def _figure(value: float, resampled: Array) -> Figure:
     return Figure(float(value), *percentiles(resampled))
 
 
-def _line(one: Measured, draws: int, pair: Pair, resampled: Floats) -> Line:
+def _line(one: Measured, draws: int, pair: Pair, resampled: Floats) -> DetectorFigures:
     area, *tprs = map(_figure, auc_and_tprs(*pair), resampled)
-    return Line(one.name, draws, one.passes * draws, one.seconds * draws, area, *tprs)
+    return DetectorFigures(one.name, draws, one.passes * draws, one.seconds * draws, area, *tprs)
 
 
-def _difference(names: tuple[str, str], draws: int, pairs: tuple[Pair, Pair], resampled: Floats) -> Difference:
+def _difference(names: tuple[str, str], draws: int, pairs: tuple[Pair, Pair], resampled: Floats) -> DetectorDifference:
     """Return the first minus the second; `resampled` is [1 + len(TPRS), R]."""
     value, _, p = delong(*zip(*reversed(pairs), strict=True))
     rates = [float(tpr(*pair, 1)) for pair in pairs]
-    return Difference(*names, draws, _figure(value, resampled[0]), p, _figure(rates[0] - rates[1], resampled[1]))
+    return DetectorDifference(
+        *names, draws, _figure(value, resampled[0]), p, _figure(rates[0] - rates[1], resampled[1])
+    )
 
 
 def _counts(negatives: int) -> npt.NDArray[np.int64]:
@@ -288,12 +290,12 @@ def _counts(negatives: int) -> npt.NDArray[np.int64]:
     return np.unique([0, *at, *np.geomspace(1, negatives, POINTS).round().astype(int)])
 
 
-def _roc(name: str, pair: Pair, counts: npt.NDArray[np.int64], resampled: Floats) -> Roc:
+def _roc(name: str, pair: Pair, counts: npt.NDArray[np.int64], resampled: Floats) -> RocCurve:
     low, high = zip(*(percentiles(column) for column in resampled.T), strict=True)
-    return Roc(name, (counts / len(pair[1])).tolist(), roc(*pair, counts).tolist(), list(low), list(high))
+    return RocCurve(name, (counts / len(pair[1])).tolist(), roc(*pair, counts).tolist(), list(low), list(high))
 
 
-def _stability(one: Measured, threshold: float | None) -> Stability:
+def _stability(one: Measured, threshold: float | None) -> DetectorStability:
     values = one.values
     draws = values.shape[1]
     ranks = rankdata(values, axis=0)
@@ -305,12 +307,12 @@ def _stability(one: Measured, threshold: float | None) -> Stability:
     if threshold is not None and one.name == ANISOTROPY:
         flips = float(((values >= threshold) != (values.mean(axis=1) >= threshold)[:, None]).mean())
     spread = float(np.sqrt(values.var(axis=1, ddof=1).mean()) / between) if between else None
-    return Stability(one.name, draws, spearman, spread, flips)
+    return DetectorStability(one.name, draws, spearman, spread, flips)
 
 
-def _verdicts(score: Floats, memorized: Bools, draws: int, threshold: float) -> Verdicts:
+def _verdicts(score: Floats, memorized: Bools, draws: int, threshold: float) -> Confusion:
     called = score >= threshold
-    return Verdicts(
+    return Confusion(
         draws=draws,
         threshold=threshold,
         found=int((called & memorized).sum()),

@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 import memedge
 from memedge.embedded import DATA
 from memedge.evaluation.charts import BANDS, KINDS, all_figures, bound
-from memedge.evaluation.figures import ANISOTROPY, Difference, Evaluation, Figure, Scored
+from memedge.evaluation.figures import ANISOTROPY, DetectorDifference, Evaluation, Figure, ScoredPrompt
 from memedge.metrics import RESAMPLES
 from memedge.wording import counted
 
@@ -111,7 +111,7 @@ def _summary(evaluation: Evaluation) -> str:
     return _section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
 
 
-def _compared(differences: Sequence[Difference]) -> list[str]:
+def _compared(differences: Sequence[DetectorDifference]) -> list[str]:
     """Return in sentences which detectors are better or worse than the first one."""
     sorted_by: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
     for one in differences:
@@ -238,7 +238,7 @@ def _mistakes(evaluation: Evaluation, detector: str) -> str:
     return _section("mistakes", "Worst mistakes", text + note)
 
 
-def _prompts(evaluation: Evaluation, detector: str, some: Sequence[Scored], caption: str) -> str:
+def _prompts(evaluation: Evaluation, detector: str, some: Sequence[ScoredPrompt], caption: str) -> str:
     others = [one.name for one in evaluation.detectors if one.name != detector]
     rows = []
     for one in some:
@@ -343,7 +343,7 @@ def _table(head: Iterable[str], rows: Iterable[Sequence[Cell]], caption: str, te
 _NUMBER = ' class="number"'
 
 
-def _score(evaluation: Evaluation, detector: str, one: Scored) -> float:
+def _score(evaluation: Evaluation, detector: str, one: ScoredPrompt) -> float:
     return one.score(detector, evaluation.findings.draws)
 
 

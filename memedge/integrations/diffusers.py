@@ -18,6 +18,8 @@ from memedge.integrations.first_step import AllOver, FirstStep
 from memedge.integrations.guarded import GuardedOutput, GuardVerdict, compare, judged, mitigated
 from memedge.mitigation.mitigator import Mitigator
 
+__all__ = ["Action", "GuardVerdict", "GuardedOutput", "GuardedPipeline", "guard"]
+
 Action = Literal["block", "mitigate", "flag"]
 
 
@@ -50,6 +52,16 @@ def guard(
         InputError: no pipeline with a UNet and prompts, another model's, a detector without calibration, or an option
             that does not exist.
         EngineError: the engine has no derivatives that could be computed here, for "mitigate".
+
+    Examples:
+        >>> from diffusers import StableDiffusionPipeline
+        >>> from memedge import Detector
+        >>> from memedge.integrations.diffusers import guard
+        >>> pipe = StableDiffusionPipeline.from_pretrained("model")
+        >>> guarded = guard(pipe, Detector.load("engine", provider="cpu"))
+        >>> result = guarded(["cow icon", "a green star on a hill"], num_inference_steps=2)
+        >>> [verdict.action for verdict in result.verdicts], result.images[0]
+        (['blocked', 'passed'], None)
     """
     try:
         from diffusers import DiffusionPipeline

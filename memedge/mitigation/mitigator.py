@@ -182,6 +182,14 @@ class Mitigator:
                 is needed.
             ProviderError: the engine has no gradients that can be computed here.
             NotFiniteError: the model or its derivatives gave NaN or infinity.
+
+        Examples:
+            >>> from memedge import Mitigator
+            >>> result = Mitigator.load(provider="cpu").embedding("picture of a crossed fingers")
+            >>> round(result.before, 1), round(result.after, 1), result.succeeded
+            (4.4, 1.1, True)
+            >>> result.states.shape
+            (24, 96)
         """
         (prompt,) = checked_prompts([prompt])
         _check(steps, learning_rate)
@@ -256,6 +264,12 @@ class Mitigator:
             InputError: something that is not text, the empty prompt, or a number that cannot be.
             ProviderError: the engine has no gradients that can be computed here, or computes on its own noise only.
             NotFiniteError: the model or its derivatives gave NaN or infinity.
+
+        Examples:
+            >>> from memedge import Mitigator
+            >>> result = Mitigator.load(provider="cpu").noise("picture of a crossed fingers", draws=2, steps=3)
+            >>> round(result.norm_before, 1), round(result.norm_after, 1), result.noise.shape
+            (2.8, 2.2, (4, 32, 32))
         """
         (prompt,) = checked_prompts([prompt])
         _check(steps, learning_rate)

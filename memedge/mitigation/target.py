@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Iterate:
     """One prompt's embeddings, [K, D], after some steps: their norm, their loss, and whether it is at the target."""
 
     states: Array
@@ -75,21 +75,21 @@ class Target:
             value = rule.clean_score
         self.value = value
 
-    def measure(self, states: Array, steps: int) -> Measured:
+    def measure(self, states: Array, steps: int) -> Iterate:
         """Return the loss of embeddings [K, D], by a forward pass of the engine."""
         if self._is_norm:
             norm = loss = self._engine.norm(self._engine.embed(states[None]))
         else:
             norm, loss = self._score(states)
-        return Measured(states, steps, float(norm[0]), float(loss[0]), bool(loss[0] <= self.value))
+        return Iterate(states, steps, float(norm[0]), float(loss[0]), bool(loss[0] <= self.value))
 
-    def verdict(self, measured: Measured) -> tuple[float | None, bool | None, int]:
+    def verdict(self, iterate: Iterate) -> tuple[float | None, bool | None, int]:
         """Return the score, whether it is that of a memorized prompt, and how many passes it took to know."""
         if not self.rule.fitted:
             return None, None, 0
-        norm, score, passes = np.array([measured.norm]), np.array([measured.loss]), 0
+        norm, score, passes = np.array([iterate.norm]), np.array([iterate.loss]), 0
         if self._is_norm:
-            (norm, score), passes = self._score(measured.states), self._engine.passes
+            (norm, score), passes = self._score(iterate.states), self._engine.passes
         memorized = self.rule.memorized(norm, score)
         return float(score[0]), None if memorized is None else bool(memorized[0]), passes
 
@@ -100,7 +100,7 @@ class Target:
         )
         return norm, self.rule.score(norm, aligned)
 
-    def reason(self, before: Measured, after: Measured, steps: int, memorized: bool | None) -> str:
+    def reason(self, before: Iterate, after: Iterate, steps: int, memorized: bool | None) -> str:
         """Say what came of `steps` steps."""
         still = "; the score is still that of a memorized prompt" if memorized and after.reached else ""
         name = "norm" if self._is_norm else "score"

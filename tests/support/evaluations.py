@@ -2,7 +2,16 @@
 
 import numpy as np
 
-from memedge.evaluation.figures import Described, Evaluation, Measured, PromptFile, Rule, Run, Scored, find
+from memedge.evaluation.figures import (
+    EvaluatedDetector,
+    Evaluation,
+    EvaluationRun,
+    Measured,
+    PromptFile,
+    Rule,
+    ScoredPrompt,
+    find,
+)
 
 # Prompts that would be markup, scripts, templates or formulas if anything took them for that.
 HOSTILE = (
@@ -31,10 +40,10 @@ def evaluation(
     norm[: len(HOSTILE)] += 1
     found = {"anisotropy": (norm + 2 * alignment, 2.0), "norm": (norm, 1.0), "alignment": (alignment, 1.0)}
     measured = [Measured(name, f"a formula of {name}", cost, v, 0.01 * cost) for name, (v, cost) in found.items()]
-    rule = Rule(1.0, -2.0, ("norm", "alignment"), "not fitted" if threshold is None else "calibrated", threshold)
+    rule = Rule(1.0, -2.0, source="not fitted" if threshold is None else "calibrated", threshold=threshold)
     texts = [*HOSTILE, *(f"prompt {i}" for i in range(len(HOSTILE), len(label)))]
     return Evaluation(
-        run=Run(
+        run=EvaluationRun(
             command="memedge evaluate engine --memorized 'a&b.txt' --clean c.txt -o report",
             date="2026-11-22T12:00:00+00:00",
             engine="<engine>",
@@ -54,10 +63,11 @@ def evaluation(
         clean=PromptFile("c.txt", "3" * 64, clean, clean),
         cautions=["Mind <this>."],
         rule=rule,
-        detectors=[Described(one.name, one.formula, one.passes, one.seconds) for one in measured],
+        terms=("norm", "alignment"),
+        detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in measured],
         findings=find(measured, label, counts, counts[0], rule),
         prompts=[
-            Scored(text, bool(kind), False, {one.name: one.values[place].tolist() for one in measured})
+            ScoredPrompt(text, bool(kind), False, {one.name: one.values[place].tolist() for one in measured})
             for place, (text, kind) in enumerate(zip(texts, label, strict=True))
         ],
     )

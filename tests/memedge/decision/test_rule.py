@@ -12,7 +12,7 @@ from memedge.decision.early import decide_early
 from memedge.decision.rule import Rule
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Conformal
-from memedge.engine.precision import BATCH, Tolerance
+from memedge.engine.precision import BATCH_NOISE, Tolerance
 
 EXACT = Tolerance(0, 0)
 finite = st.floats(-20, 20, allow_nan=False)
@@ -50,7 +50,7 @@ def test_proven_verdicts_are_those_of_whole_scores(data):
     rule = calibrated(data.draw(finite), data.draw(finite), data.draw(finite))
     norm = data.draw(st.lists(st.floats(0, 10), min_size=count, max_size=count))
     alignment = [data.draw(st.lists(cosine, min_size=draws, max_size=draws)) for _ in range(count)]
-    noise = BATCH["fp32"]
+    noise = BATCH_NOISE["fp32"]
     engine = FakeEngine(norm, alignment, jitter=data.draw(st.sampled_from([-1, 0, 1])) * noise.alignment / 2)
     outcome = decide_early(engine, rule, np.arange(count))
     whole = rule.gamma_norm * engine.norms + rule.gamma_alignment * engine.draw.mean(axis=1)

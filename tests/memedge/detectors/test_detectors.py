@@ -18,7 +18,7 @@ from memedge.detectors.anisotropy import OtherDraws
 from memedge.detectors.norm_steps import NormOverSteps
 from memedge.detectors.p_laplace import PLaplace
 from memedge.embedded import EMBEDDED_ENGINE, captions
-from memedge.engine.denoiser import Denoiser
+from memedge.engine.denoiser import Denoiser, norms
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ProviderError
 from memedge.engine.manifest import Schedule
@@ -197,7 +197,7 @@ def test_p_laplace(embedded, truth, monkeypatch, with_prompt):
 def test_inward_flux():
     """Around the peak of a Gaussian s points inwards everywhere, around its least place outwards, and 0 is neither."""
     units = p_laplace.directions(16, (4, 8, 8))
-    np.testing.assert_allclose(draws.norms(units), 1, rtol=1e-6)
+    np.testing.assert_allclose(norms(units), 1, rtol=1e-6)
     centre = np.random.default_rng(0).standard_normal((3, 4, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(p_laplace.inward_flux(lambda y: 2 * (y - centre), centre, 0.1, units), 1, atol=1e-5)
     np.testing.assert_allclose(p_laplace.inward_flux(lambda y: centre - y, centre, 0.1, units), -1, atol=1e-5)
