@@ -14,8 +14,9 @@ resampled separately. Seconds are per 10 prompts: the median time of a UNet row,
 times the rows that the statistic needs (n for the norm or the alignment alone, else 2n). Peak memory is of the process
 that scores.
 
-OUTPUT.json (everything, each prompt's statistics on each draw too) and OUTPUT.md (the tables) appear at the end. Until
-then OUTPUT.partial.jsonl holds what is measured, and the same command goes on from there after it was cut off.
+OUTPUT.json (everything, each prompt's statistics on each draw too) and the tables as Markdown beside it appear at the
+end. Until then OUTPUT.partial.jsonl holds what is measured, and the same command goes on from there after it was cut
+off.
 """
 
 import argparse

@@ -19,13 +19,13 @@ Floats = npt.NDArray[np.float64]
 class Backend(ABC):
     """Executes one engine's text encoder and UNet in one memory. Safe to call from several threads at once.
 
-    Only ids go in and statistics come out: prompt embeddings and predictions stay in the backend's memory. A tensor is
-    for the thread whose call made it, until that thread has downloaded something; then for all.
+    Only ids go in and statistics come out: prompt embeddings and predictions stay in the backend's memory. Only the
+    thread whose call made a tensor may use it. Once that thread has downloaded something, all threads may.
 
     Attributes:
         identity: the runtime, its version, and what else its rounding depends on.
         most_rows: the most rows of one call, or None where only memory limits it.
-        one_shape: whether calls of ever different numbers of rows cost more than filling each up to the same.
+        one_shape: whether calls should all have the same number of rows, because a change of it costs much.
     """
 
     provider: str

@@ -146,7 +146,7 @@ class Engine:
         return norm[:, : self.draws], cosine[:, self.draws :]
 
     def filled(self, index: Indices) -> Indices:
-        """Return an index of one call's rows, with the last row again and again where the backend wants one shape."""
+        """Return an index of one call's rows; if the backend wants one shape, the last row is repeated to fill it."""
         missing = self.rows_per_call - len(index) if self.backend.one_shape else 0
         return np.pad(index, (0, missing), mode="edge") if missing else index
 

@@ -45,8 +45,8 @@ class Tensor:
 class Memory(Protocol):
     """One device's memory and the queue of work on it.
 
-    Every call may return before its work is done; all of it is done in the order of the calls, and only `download`
-    and `wait` do that. Safe to call from several threads, whose calls then mix in one queue.
+    A call may return before its work is done. Work is done in the order of the calls. `download` and `wait` return when
+    all work before them is done. Several threads may call at once; their calls then mix in one queue.
 
     Attributes:
         device: "cpu" or "cuda", as ONNX Runtime calls it.
@@ -84,7 +84,7 @@ class Memory(Protocol):
         """
 
     def download(self, tensor: Tensor) -> npt.NDArray[Any]:
-        """Wait for all work before, and return the tensor's values as an array of the caller's own."""
+        """Wait for all work before, and return the tensor's values as an array that belongs to the caller."""
 
     def reduce(self, cond: Tensor, uncond: Tensor, row: Tensor, operands: str, out: Tensor) -> None:
         """Compute the statistics of each guidance vector Δ = ε_c − ε_0 (docs/methods.md §1).
@@ -104,14 +104,14 @@ class Memory(Protocol):
         """Return the context within which other libraries queue their work here; one thread at a time on a GPU."""
 
     def wait(self) -> None:
-        """Wait for all work before, which from then on is done for all threads and queues."""
+        """Wait for all work before. After this its results are there for all threads and queues."""
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None]:
         """Do `work`, record what it queues, and return a function that queues it again, on the same tensors, for less.
 
         `work` calls `copy`, `reduce` and foreign launches on this memory's queue, nothing else. It is called more than
-        once, here and later, so it does the same each time. The caller keeps every tensor that it uses alive as long as
-        the returned function.
+        once, here and later, and must do the same each time. The caller keeps every tensor that `work` uses alive as
+        long as the returned function.
         """
 
 

@@ -1,8 +1,9 @@
 """Plans: an engine's graphs compiled by TensorRT for one GPU target, verified before anyone parses them.
 
-They lie in the folder `plans` of the engine directory or, where that cannot be written to, of the user's cache, beside
-a manifest of their own: an engine's manifest never changes after its export. Sizes and hashes tell damage, and plans of
-another engine, version or GPU; they do not tell who made a plan, so plans are built, never shipped (docs/engine.md).
+They lie in the folder `plans` of the engine directory, or in the user's cache if that cannot be written to. A manifest
+of their own lies beside them, because a build never changes the engine's manifest. Sizes and hashes show damage, and
+plans of another engine, version or GPU. They do not show who made a plan: plans are built, never shipped
+(docs/engine.md).
 """
 
 import hashlib

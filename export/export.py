@@ -68,7 +68,7 @@ def export(
     config: str | None = None,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
-    """Export a checkpoint as an engine directory, and compare it with torch; if this fails, nothing is left behind.
+    """Export a checkpoint as an engine directory, and compare it with torch. If it fails, nothing is left behind.
 
     Args:
         model: a directory in diffusers' format or exported by Optimum, a single file in the original layout, or a hub's

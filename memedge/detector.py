@@ -35,7 +35,7 @@ Early = Literal["proven", "conformal", "off"]
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What a detector runs: the engine's path and manifest, and what executes it."""
+    """The engine that a detector runs, its path and manifest, and what executes it."""
 
     path: Path
     manifest: Manifest
@@ -50,23 +50,23 @@ class EngineInfo:
 
     @property
     def key(self) -> str:
-        """What calibrations are keyed by."""
+        """The key of the engine's calibrations: "<provider>-<precision>"."""
         return key_of(self.provider, self.precision)
 
     @property
     def rule(self) -> Rule:
-        """How norm and alignment make a score here, and what is memorized."""
+        """The rule that makes a score of norm and alignment here, and a verdict of the score."""
         return Rule.of(self.manifest, self.key)
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all that scores depend on: the engine's files, its calibration, provider and precision."""
+        """A hash of everything that scores depend on: the engine's files, its calibration, provider and precision."""
         return hashlib.sha256(msgspec.json.encode(self.manifest) + self.key.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """The prompt embeddings of some prompts, and how to encode one of them again, alone."""
+    """The prompt embeddings of some prompts, and a function that encodes one of them again, alone."""
 
     states: States
     alone: Callable[[int], States]
@@ -136,7 +136,7 @@ class Detector:
 
     @property
     def engine(self) -> Engine:
-        """The opened engine, for what else runs on it."""
+        """The opened engine. Mitigation and rival detectors run on it too."""
         return self._engine
 
     @cached_property
@@ -163,10 +163,10 @@ class Detector:
         """Compute every statistic of every prompt (docs/methods.md §1).
 
         Args:
-            prompts: any iterable; it is read in batches, and memory stays bounded but for the results.
-            alignment: "channel" or "flat" cosine; default: what the engine was calibrated for, else "channel".
-            operands: "uncond_delta", "cond_uncond" or "cond_delta"; default likewise, else "uncond_delta". With
-                another alignment or other operands than the calibration's, score and memorized are None.
+            prompts: any iterable. It is read in batches, and memory stays bounded but for the results.
+            alignment: "channel" or "flat" cosine. Default: the calibration's, or "channel" without one.
+            operands: "uncond_delta", "cond_uncond" or "cond_delta". Default: the calibration's, or "uncond_delta"
+                without one. With another cosine than the calibration's, score and memorized are None.
 
         Raises:
             InputError: no prompts, one string instead of a list, something that is not text, an unknown option.
@@ -202,8 +202,8 @@ class Detector:
         """Like `score`, for prompt embeddings of this engine's text encoder (floats, converted to float32).
 
         Args:
-            states: [B, L, D], as diffusers' `prompt_embeds`.
-            pooled: [B, P], as diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
+            states: [B, L, D], diffusers' `prompt_embeds`.
+            pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
             alignment: as in `score`.
             operands: as in `score`.
 
@@ -227,13 +227,13 @@ class Detector:
         return _judge(norm, aligned, np.zeros(len(array), dtype=bool), rule)
 
     def detect(self, prompts: Iterable[str], early: Early = "proven") -> Verdicts:
-        """Return one verdict per prompt, with what it took and the reason.
+        """Return one verdict per prompt, with its passes and its reason.
 
         Args:
             prompts: any iterable of prompts.
-            early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment;
-                verdicts are those of `score`. "conformal": also those that change it for at most a share δ of prompts
-                like the calibration's; δ is in the calibration and in the reason. "off": none.
+            early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment
+                is; verdicts are those of `score`. "conformal": also those that change the verdict for at most a share δ
+                of prompts like the calibration's; the calibration and the reason state δ. "off": none.
 
         Raises:
             InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`.
@@ -271,9 +271,9 @@ class Detector:
         Args:
             prompt: one prompt.
             method: "mask": how much the score falls when a word is masked, or a token alone (explain.Masks). A prompt
-                of k words takes k + 1 times what `score` takes, and some more for words of several tokens. "gradient":
-                how steeply the norm changes with a word's embeddings (explain.by_gradient). It takes a forward and a
-                backward pass per draw, and says less: see Masks.
+                of k words costs as much as k + 1 prompts, and some more for words of several tokens. "gradient": how
+                steeply the norm changes with a word's embeddings (explain.by_gradient). It costs a forward and a
+                backward pass per draw, and says less: Masks has the comparison.
             progress: called with (scored, total) maskings.
 
         Raises:
@@ -337,18 +337,18 @@ class Detector:
         return _Batch(engine.embed(array), lambda row: engine.embed(array[row : row + 1]))
 
     def _statistics(self, batch: _Batch, rule: Rule) -> tuple[Floats, Floats]:
-        """Return norm and alignment of a batch; where the verdict hangs on rounding, those of the prompt alone."""
+        """Return norm and alignment of a batch. If a verdict hangs on rounding, the prompt is evaluated alone."""
         norm, aligned = self._engine.statistics(batch.states, rule.alignment, rule.operands)
         self._settle(batch, np.arange(len(norm)), norm, aligned, rule)
         return norm, aligned
 
     def _settle(self, batch: _Batch, rows: Indices, norm: Floats, aligned: Floats, rule: Rule) -> Indices:
-        """Evaluate alone, in place, each prompt whose score is too near the threshold; return which of `rows`.
+        """Evaluate each prompt alone whose score is too near the threshold, in place; return which of `rows` they are.
 
-        A prompt that is evaluated alone always meets the same shapes, so it gets the same verdict in any batch.
+        A prompt that is evaluated alone has the same shapes whatever its batch was. Its verdict is the same too.
 
         Args:
-            rows: the K prompts of the batch that norm and aligned, float64 [K] each, are of.
+            rows: K prompts of the batch; norm and aligned, float64 [K] each, are theirs.
         """
         near = np.flatnonzero(rule.decide(norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1])
         for place in near:

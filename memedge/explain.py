@@ -21,12 +21,12 @@ APOSTROPHES = "'’"
 
 @dataclass(frozen=True)
 class Token:
-    """The least part of a prompt that can be masked: mostly one token, and all of those that share a character.
+    """The smallest part of a prompt that can be masked: mostly one token, or all tokens that share a character.
 
     Attributes:
         text: the user's own characters, prompt[start:end].
         start, end: where they are.
-        significance: of it alone, as a word's; None if the text encoder does not read it.
+        significance: that of this part alone, defined as a word's; None if the text encoder does not read it.
     """
 
     text: str
@@ -42,10 +42,10 @@ class Word:
     Attributes:
         text: the user's own characters, prompt[start:end].
         start, end: where they are.
-        significance: by method "mask" how much the score falls when all its tokens are masked at once, which is not the
-            sum of theirs; negative where it rises. By method "gradient" the L2 norm of ∂(norm) / ∂(their embeddings).
-            None if the text encoder reads none of it.
-        tokens: its tokens, in order; none, if it has only characters that the tokenizer drops.
+        significance: by method "mask", how much the score falls when all tokens of the word are masked at once, which
+            is not the sum of what each of them makes; negative if the score rises. By method "gradient", the L2 norm of
+            ∂(norm) / ∂(the tokens' embeddings). None if the text encoder reads none of the word.
+        tokens: its tokens, in order; empty if the tokenizer drops all its characters.
     """
 
     text: str
@@ -57,17 +57,17 @@ class Word:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What carries the score of one prompt.
+    """The words that carry the score of one prompt.
 
     Attributes:
         prompt: the prompt.
         score: its score; `detect` gives the verdict.
-        kind: "calibrated": of the engine's calibration; "published": by the γ of its model family, not fitted here;
-            "norm": it is the norm, for there is no γ, or the method is "gradient".
+        kind: what the score is. "calibrated": by the engine's calibration. "published": by the published γ of its model
+            family, which was not fitted here. "norm": the norm, because there is no γ or the method is "gradient".
         threshold: the calibrated threshold of scores, or None: a norm has none.
-        words: all words of the prompt, in order; what lies between them is space.
+        words: all words of the prompt, in order, with nothing but space between them.
         method: how significance was found.
-        passes: conditional UNet evaluations that it took; by method "gradient" there are as many backward passes.
+        passes: conditional UNet evaluations; with method "gradient" there are as many backward passes.
     """
 
     prompt: str
@@ -83,7 +83,7 @@ class Words:
     """The words of a prompt and their tokens, as spans of its characters.
 
     Attributes:
-        spans: of all words and all tokens.
+        spans: the spans of all words and of all tokens.
     """
 
     def __init__(self, found: Sequence[TokenSpan], prompt: str):
@@ -124,17 +124,18 @@ class Masks:
     | "a"      | 0.92            |                 | 0.96                     | 0.82                 |
     | ","      | 0.70            |                 | 0.89                     | 1.41                 |
 
-    63 of them name a concept in a template, as in "picture of a {}". Its share is that of all |significance|; words
-    before it have that mean |significance| / score, and so leaving out blames them for where they put the others; "a"
-    is one of the templates' words. The most significant word is the concept's in 98 to 100 % (",": 79 %); the gradient
-    of docs/methods.md §2 has it in 68 %. Within captions of three words or more it correlates (Spearman) with padding
-    by 0.34, and with leaving out by 0.31. Four noise draws rank the words alike by 0.93 with padding and 0.91 with
-    leaving out, and over all 428 captions, memorized or not, by 0.73 and 0.76.
+    63 of them name a concept in a template, as in "picture of a {}". The concept's share is its part of the sum of all
+    |significance|. The second column is the mean |significance| / score of the words before it: leaving tokens out
+    blames these words for moving the others. "a" is one of the templates' words. The most significant word is the
+    concept's in 98 to 100 % (",": 79 %); the gradient of docs/methods.md §2 names it in 68 %. Within captions of three
+    words or more the gradient correlates (Spearman) with padding by 0.34, and with leaving out by 0.31. Four noise
+    draws rank the words alike by 0.93 with padding and 0.91 with leaving out, and over all 428 captions, memorized or
+    not, by 0.73 and 0.76.
 
-    Where either of two words is enough for the score, neither is significant alone.
+    If either of two words is enough for the score, neither is significant alone.
 
     Attributes:
-        ids: int64 [V, T · L]: the prompt's own, then each masked one; none is there twice.
+        ids: int64 [V, T · L]: the prompt's own, then the masked ones; no two rows are equal.
     """
 
     def __init__(self, tokenizer: PromptTokenizer, prompt: str):
@@ -162,8 +163,8 @@ class Masks:
 def by_gradient(tokenizer: PromptTokenizer, prompt: str, gradient: npt.NDArray[np.float32]) -> tuple[Word, ...]:
     """Return the words of a prompt, given ∂(norm) / ∂(its states), [L, D] (Wen et al., docs/methods.md §2).
 
-    A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂; a word's that of
-    the rows of all its tokens. What the text encoder carried from a word into later rows is not attributed to it.
+    A token's significance is the L2 norm of its row: S_i = ‖∂(mean over draws of ‖Δ‖₂) / ∂e_c[i]‖₂. A word's is the L2
+    norm of the rows of all its tokens. The text encoder carries a word into later rows too; that is not counted.
     """
     words = Words(tokenizer.tokens(prompt), prompt)
 
@@ -175,7 +176,7 @@ def by_gradient(tokenizer: PromptTokenizer, prompt: str, gradient: npt.NDArray[n
 
 
 def _merge(spans: Iterable[Span]) -> Iterator[Span]:
-    """Yield the spans in order, those that overlap as one."""
+    """Yield the spans in order; overlapping ones become one."""
     last: Span | None = None
     for start, end in sorted(spans):
         if last and start < last[1]:

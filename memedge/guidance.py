@@ -13,7 +13,7 @@ from memedge.engine.reduction import reduce_rows
 
 @dataclass(frozen=True)
 class GuidanceStats:
-    """Statistics of R guidance vectors Δ = ε_c − ε_0, in the leading shape of eps_cond.
+    """Statistics of guidance vectors Δ = ε_c − ε_0, in the leading shape of eps_cond.
 
     Attributes:
         norm: float64, ‖Δ‖₂ over C, H, W; for v-prediction √ᾱ / (1 − ᾱ) times that.
@@ -35,16 +35,16 @@ def guidance_stats(
 ) -> GuidanceStats:
     """Return the norm and alignment of predictions that are already there (docs/methods.md §5, "free norm").
 
-    A server that does classifier-free guidance has both at its first step. The norm is meant at the first (noisiest)
-    timestep, the alignment at a late one; each is given for the timestep of the predictions passed in.
+    A server that does classifier-free guidance has both at its first step. The norm belongs to the first (noisiest)
+    timestep and the alignment to a late one. Both are given for the timestep of the predictions that are passed in.
 
-    Predictions on an NVIDIA GPU are reduced there, after the work that their library has enqueued on them; the results
-    come back to the host, so this call waits for them.
+    Predictions on an NVIDIA GPU are reduced there, after the work that their library has enqueued on them. This call
+    waits for the results, which come back to the host.
 
     Args:
         eps_cond: conditional predictions [..., C, H, W]: a NumPy array, anything with DLPack (torch, JAX, CuPy) in host
-            memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16 or bfloat16.
-            Contiguous, if on a GPU.
+            memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16 or bfloat16. On a
+            GPU it must be contiguous.
         eps_uncond: unconditional predictions, on the same device, of the same dtype, whose leading shape ends
             eps_cond's.
         alignment: "channel" averages the cosine over the channels of each pixel, "flat" takes it of whole tensors.

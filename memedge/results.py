@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Statistics of B prompts, in the order given, one array per column.
+    """Statistics of B prompts in the order given, one array per column.
 
     Attributes:
         norm: float64 [B], mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1). 0 for the empty prompt.
         alignment: float64 [B], mean cosine at t_cos, in [-1, 1]. 0 for the empty prompt.
-        score: float64 [B], γ_norm · norm + γ_align · alignment. If the engine is not calibrated, γ is the published
-            one of its model family, not fitted here, or score is None where none was published.
+        score: float64 [B], γ_norm · norm + γ_alignment · alignment. If the engine is not calibrated, γ is the published
+            one of its model family, which was not fitted here. If none was published, score is None.
         memorized: bool [B], score ≥ threshold; None if the engine is not calibrated.
         truncated: bool [B], whether the prompt was longer than the text encoder reads. False for embeddings.
         threshold: the calibrated threshold, or None.
@@ -68,9 +68,18 @@ class Scores:
 class Verdict:
     """The verdict on one prompt.
 
-    `passes` counts the conditional UNet evaluations it took (2 · draws when nothing is skipped); `reason` says in words
-    why the verdict is what it is. If the engine is not calibrated, `memorized` and `threshold` are None, and `score` is
-    by the published γ of its model family, or None.
+    Attributes:
+        prompt: the prompt.
+        memorized: whether it is memorized; None if the engine is not calibrated.
+        score: its score; None if passes were left out. If the engine is not calibrated, it is by the published γ of the
+            model family, or None.
+        norm: mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1).
+        alignment: mean cosine at t_cos; None if passes were left out.
+        threshold: the calibrated threshold, or None.
+        truncated: whether the prompt is longer than the text encoder reads.
+        passes: conditional UNet evaluations; 2 · draws if nothing was left out, and as many again if the score was so
+            near the threshold that the prompt was evaluated alone.
+        reason: in words, why the verdict is what it is.
     """
 
     prompt: str

@@ -12,40 +12,25 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+    return [content for named, content in found if named == language]
+
+
+def test_it_is_read_in_five_minutes():
+    assert len(README.read_text().splitlines()) <= 160
 
 
 def test_three_lines_of_python(tmp_path):
+    """They print what stands below them, but for the last digits, which hang on the provider that runs here."""
     code = blocks("python")[0]
     assert len(code.splitlines()) == 3
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "memorized=True" in done.stdout
-    assert "memorized=False" in done.stdout
-
-
-def test_free_norm():
-    import numpy as np
-
-    names = {"eps_cond": np.ones((3, 4, 8, 8), np.float32), "eps_uncond": np.zeros((1, 4, 8, 8), np.float32)}
-    exec(blocks("python")[1], names)
-    np.testing.assert_allclose(names["stats"].norm, [16, 16, 16])
-
-
-def test_mitigation():
-    names: dict = {}
-    exec(blocks("python")[2], names)
-    assert names["result"].succeeded
-    assert names["noise"].shape == (4, 32, 32)
-
-
-def test_guard(detector):
-    from diffusers import StableDiffusionPipeline
-    from guarded import make_pipe
-
-    names = {"pipe": make_pipe(StableDiffusionPipeline), "detector": detector}
-    exec(blocks("python")[3], names)
-    assert [image is None for image in names["result"].images] == [True, False]
+    number = re.compile(r"\d+\.\d+")
+    shown = blocks("")[0]
+    assert number.sub("N", done.stdout) == number.sub("N", shown)
+    found, expected = ([float(n) for n in number.findall(text)] for text in (done.stdout, shown))
+    assert found == pytest.approx(expected, rel=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +43,12 @@ def folder(checkpoint, tmp_path_factory):
 
 def sort_captions(folder):
     """Write the lists of prompts. What a random model "memorized" is what has the larger norms."""
-    import csv
-
     from memedge import Detector
-    from memedge.embedded import CAPTIONS
+    from memedge.embedded import captions
 
-    with CAPTIONS.open(newline="") as file:
-        captions = [row["caption"] for row in csv.DictReader(file)][:30]
-    norm = Detector.load(folder / "my-engine").score(captions).norm
-    ascending = [captions[i] for i in norm.argsort()]
+    prompts = [caption.prompt for caption in captions()[:30]]
+    norm = Detector.load(folder / "my-engine").score(prompts).norm
+    ascending = [prompts[i] for i in norm.argsort()]
     (folder / "harmless.txt").write_text("".join(f"{caption}\n" for caption in ascending[:20]))
     (folder / "replicates.txt").write_text("".join(f"{caption}\n" for caption in ascending[20:]))
 

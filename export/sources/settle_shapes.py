@@ -159,7 +159,10 @@ def _fix_inputs(graph: ir.Graph, node: ir.Node, known: list[Known]) -> None:
 
 
 def _drop_idle(model: ir.Model) -> None:
-    """Remove nodes that change nothing: that take all, divide by 1, or repeat for those who'd do so themselves."""
+    """Remove nodes that change nothing: slices of everything, casts to the same type, divisions by 1, broadcasts.
+
+    A broadcast changes nothing if its readers broadcast by themselves.
+    """
     for idle in (_takes_all, _is_cast_to_same, _divides_by_one, _is_broadcast):  # what is removed first hides the next
         for node in list(model.graph):
             if not node.outputs[0].is_graph_output() and idle(node):

@@ -134,8 +134,8 @@ class PairOfTextEncoders(nn.Module):
 class UNet(nn.Module):
     """sample [R, C, H, W], timestep int64 [R], states [B, K, D], prompt int64 [R] → prediction [R, C, H, W].
 
-    Row r is for the states of prompt[r]. Without `prompt`, R = B; only so can it be called, until `make_exportable`,
-    and only with it from then on, and not called, but exported.
+    Row r is for the states of prompt[r]. Call it without `prompt`; R is B then. After `make_exportable` it can be
+    exported, with `prompt`, and no longer be called.
     """
 
     time_ids: torch.Tensor  # [1, 6]

@@ -21,7 +21,7 @@ class TorchGradients:
 
         Args:
             engine: encodes the empty prompt, and has the noise.
-            checkpoint: what `memedge export` made the engine of (origin.load_unet).
+            checkpoint: what `memedge export` made the engine of (unet.load_unet).
 
         Raises:
             ExportError: the checkpoint cannot be read.

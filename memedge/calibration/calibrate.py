@@ -34,7 +34,7 @@ OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may ch
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was written into which engine, for which provider and precision, and what to know about it, in sentences."""
+    """A calibration, the engine and the key that it was written under, and warnings about it in sentences."""
 
     engine: Path
     key: str
@@ -54,19 +54,19 @@ def calibrate(
     resume: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibrated:
-    """Fit γ and a threshold (fitting.py) and write them into the engine's manifest, in which nothing else changes.
+    """Fit γ and a threshold (fitting.py) and write them into the engine's manifest. Nothing else in it changes.
 
-    Until they are written, the statistics of prompts are kept in a journal in the engine directory.
+    The statistics of prompts are kept in a journal in the engine directory until then.
 
     Args:
         path: the engine directory.
         memorized: a file of prompts, or prompts, that are known to make this very model replicate training images.
-        clean: likewise of prompts that are known not to.
+        clean: likewise, prompts that are known not to.
         target_fpr: the largest share of these clean prompts that may reach the threshold, in (0, 1).
         provider: as in `Detector.load`. What others run is not calibrated by this.
         precision: as in `Detector.load`. What runs in another is not calibrated by this.
         threads: as in `Detector.load`.
-        resume: go on from the journal of a run that was cut off, if there is one; the lists may be others.
+        resume: go on from the journal of a run that was cut off, if there is one. The lists may have changed.
         progress: called with (prompts scored, prompts in all).
 
     Raises:
@@ -116,12 +116,12 @@ def calibrate(
 
 
 def _bare(manifest: Manifest) -> Manifest:
-    """Return the manifest without calibrations: all that norm and alignment depend on."""
+    """Return the manifest without calibrations: everything that norm and alignment depend on."""
     return msgspec.structs.replace(manifest, calibrations={})
 
 
 def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[[int, int], None] | None) -> Floats:
-    """Return norm and alignment of each prompt, float64 [B, 2]; what the journal lacks is computed and put there."""
+    """Return norm and alignment of each prompt, float64 [B, 2], by the journal; what it lacks is computed and added."""
     keys = [hashlib.sha256(row.tobytes()).digest() for row in sample.ids]
     missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
     batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)

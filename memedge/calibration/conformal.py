@@ -12,13 +12,13 @@ from memedge.engine.manifest import Conformal
 def conformal_interval(alignment: npt.NDArray[np.float64], gamma_alignment: float, delta: float) -> Conformal:
     """Return an interval that holds the alignment of a new prompt with probability at least 1 − δ.
 
-    The new prompt must be exchangeable with the calibration prompts. The interval is open towards lower scores:
-    almost all prompts are clean, so the second pass is saved by knowing how far the alignment can raise the score,
-    and memorized prompts can afford theirs. With m prompts the k-th most suspicious alignment bounds a new one but for
-    a share k / (m + 1), which is the δ that is stored: the largest that is at most the one asked for.
+    The new prompt must be exchangeable with the calibration prompts. The interval is open towards lower scores. Almost
+    all prompts are clean, and knowing how far the alignment can raise a score saves their second pass; memorized
+    prompts are few and may take it. With m prompts the k-th most suspicious alignment bounds that of a new prompt, but
+    for a share k / (m + 1). The δ that is stored is the largest such share that is at most the one asked for.
 
     Args:
-        alignment: float64 [m], of the calibration prompts, on all draws.
+        alignment: float64 [m], that of each calibration prompt, its mean over all draws.
         gamma_alignment: the alignment's weight in the score.
         delta: the share of verdicts that may change, in (0, 1).
 

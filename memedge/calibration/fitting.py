@@ -1,6 +1,6 @@
-"""γ and a threshold from the statistics of prompts whose answer is known, and how good they are on others like them.
+"""γ and a threshold from the statistics of prompts whose answer is known, and how good they are on other prompts.
 
-Logistic regression, as in docs/methods.md §1, and its evaluation rules. Needs scikit-learn, of the extra `eval`.
+Logistic regression as in docs/methods.md §1, judged as in §6. Needs scikit-learn, of the extra `eval`.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,18 @@ from memedge.metrics import CONFIDENCE, auc, interval
 
 FOLDS = 5
 SEED = 0
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C: the less, the more γ is held back
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)  # scikit-learn's C: a smaller one holds γ back more
 
 
 @dataclass(frozen=True)
 class Direction:
-    """weights: float64 [2], of norm and alignment, in log-odds; deviation: float64 [2], of both over the prompts.
+    """A fitted direction in the plane of norm and alignment.
 
-    `strength` is the C that was chosen. What is fitted goes by the deviations, so weights · deviation compare.
+    Attributes:
+        weights: float64 [2], of norm and alignment, in log-odds.
+        deviation: float64 [2], of both over the prompts; weights · deviation compares the two terms.
+        intercept: in log-odds.
+        strength: the C that was chosen.
     """
 
     weights: Floats
@@ -40,7 +44,7 @@ class Direction:
         """(γ_norm, γ_alignment) with γ_norm = 1.
 
         Raises:
-            InputError: a larger norm does not speak for memorized, or by less than a thousandth of what counts.
+            InputError: a larger norm does not speak for memorized, or less than a thousandth as much as the alignment.
         """
         effect = self.weights * self.deviation
         if not effect[0] > 1e-3 * np.abs(effect).max():
@@ -53,7 +57,7 @@ class Direction:
     def distance(self, features: Floats) -> Floats:
         """Return how far features [B, 2] lie on the memorized side of even odds, in deviations; float64 [B].
 
-        Unlike log-odds, it does not grow as C does, so that prompts judged by different folds can be compared.
+        Unlike log-odds it does not grow with C. So prompts that different folds judged can be compared.
         """
         length = np.linalg.norm(self.weights * self.deviation)
         return np.asarray((features @ self.weights + self.intercept) / length)
@@ -61,7 +65,7 @@ class Direction:
 
 @dataclass(frozen=True)
 class Fit:
-    """score = norm + gamma_alignment · alignment, memorized if ≥ threshold; the C chosen, and how good it is."""
+    """score = norm + gamma_alignment · alignment, memorized if ≥ threshold; the C that was chosen; how good it is."""
 
     gamma_alignment: float
     threshold: float
@@ -72,10 +76,10 @@ class Fit:
 def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
     """Fit γ and the threshold to norm and alignment, float64 [B, 2], of prompts known to be memorized or not, bool [B].
 
-    There are at least five of either.
+    At least five are memorized, and at least five are not.
 
     Raises:
-        InputError: features that are all the same, or a larger norm does not speak for memorized.
+        InputError: all features are the same, or a larger norm does not speak for memorized.
     """
     direction = fit_direction(features, memorized)
     gamma = direction.gamma
@@ -86,10 +90,10 @@ def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
 def fit_direction(features: Floats, memorized: Bools) -> Direction:
     """Fit logistic regression to features [B, 2] (norm, alignment), both classes weighing the same.
 
-    C is the one whose held-out log loss is least in stratified cross-validation.
+    C is the one with the least held-out log loss in stratified cross-validation.
 
     Raises:
-        InputError: features that are all the same.
+        InputError: all features are the same.
     """
     if (features == features[0]).all():
         raise InputError(
@@ -116,7 +120,7 @@ def fit_direction(features: Floats, memorized: Bools) -> Direction:
 def fit_threshold(score: Floats, memorized: Bools, target_fpr: float) -> float:
     """Return a threshold that at most a share `target_fpr` of the clean scores reach: the strict convention.
 
-    It is the middle of the gap above the highest clean score [B] that must stay below.
+    It is the middle of the gap above the highest clean score that must stay below it.
     """
     clean = np.sort(score[~memorized])[::-1]
     highest = clean[_allowed(len(clean), target_fpr)]
@@ -130,7 +134,7 @@ def fit_threshold(score: Floats, memorized: Bools, target_fpr: float) -> float:
 def out_of_fold(features: Floats, memorized: Bools, target_fpr: float) -> tuple[Floats, Bools]:
     """Return distance and verdict of each prompt, float64 and bool [B], by what was fitted to the other folds.
 
-    All is fitted anew for every fold: C, direction and threshold.
+    C, direction and threshold are fitted anew for every fold.
     """
     distance, verdict = np.empty(len(features)), np.empty(len(features), dtype=bool)
     for train, test in _folds(memorized).split(features, memorized):
@@ -144,8 +148,9 @@ def out_of_fold(features: Floats, memorized: Bools, target_fpr: float) -> tuple[
 def cross_validate(features: Floats, memorized: Bools, target_fpr: float) -> CrossValidation:
     """Return AUC, TPR and FPR with 95 % intervals, each prompt judged by what was fitted to the other folds.
 
-    AUC: bootstrap over the prompts (memedge/metrics.py). TPR and FPR, at thresholds fitted to the other folds: exact
-    binomial intervals (Clopper and Pearson). None counts that the fits themselves would differ with other prompts.
+    The AUC has a bootstrap interval over the prompts (memedge/metrics.py). TPR and FPR, at thresholds fitted to the
+    other folds, have exact binomial intervals (Clopper and Pearson). No interval counts that the fits themselves would
+    differ with other prompts.
     """
     distance, verdict = out_of_fold(features, memorized, target_fpr)
     pair = distance[memorized], distance[~memorized]
@@ -166,13 +171,13 @@ def share(count: int, total: int) -> Estimate:
 
 
 def _allowed(clean: int, target_fpr: float) -> int:
-    """Return how many of the clean scores may pass: the most that are at most the share."""
+    """Return how many of the clean scores may pass: the largest number whose share is at most the target."""
     near = int(clean * target_fpr)  # but for rounding: 0.29 · 100 is 28.999…
     return max(count for count in (near - 1, near, near + 1) if count / clean <= target_fpr)
 
 
 def _folds(memorized: Bools) -> Any:
-    """Return the folds: as many as the smaller class can be dealt out to, at most FOLDS."""
+    """Return the folds: FOLDS, or as many as the smaller class has prompts if these are fewer."""
     return StratifiedKFold(min(FOLDS, int(np.bincount(memorized).min())), shuffle=True, random_state=SEED)
 
 

@@ -16,10 +16,10 @@ class Outcome:
 
     Attributes:
         norm: float64 [B].
-        alignment: float64 [B]; NaN where passes were left out.
-        lowest, highest: float64 [B], bounds of the score: equal where nothing was left out.
+        alignment: float64 [B]; NaN if passes were left out.
+        lowest, highest: float64 [B], bounds of the score; equal if nothing was left out.
         passes: int64 [B], conditional UNet evaluations.
-        proven: bool [B], whether the verdict holds whatever was left out would have been.
+        proven: bool [B], whether no result of the passes that were left out could change the verdict.
     """
 
     norm: Floats
@@ -40,8 +40,8 @@ class Outcome:
 def decide_early(engine: Engine, rule: Rule, states: States) -> Outcome:
     """Run prompts until each verdict is decided, draw by draw of the low-noise timestep.
 
-    Without a conformal interval in the rule nothing that is left out could have changed a verdict: the alignment lies
-    in [−1, 1].
+    Without a conformal interval in the rule, no pass that is left out could have changed a verdict, because the
+    alignment lies in [−1, 1].
     """
     noise = BATCH_NOISE[engine.backend.precision]
     norm = engine.norm(states)

@@ -33,7 +33,7 @@ class ExactSharpness:
         Args:
             engine: encodes the prompts.
             noise: float32 [n, C, H, W].
-            checkpoint: what `memedge export` made the engine of (autograd/unet.py).
+            checkpoint: what `memedge export` made the engine of (memedge/autograd/unet.py).
 
         Raises:
             ExportError: the checkpoint cannot be read.

@@ -154,7 +154,7 @@ def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, 
     check_new_folder(output, "name another folder for the report")
     if (journal := _journal(output)).exists() and not resume:
         raise InputError(
-            f"{journal} holds the results of an unfinished job; go on from it with --resume, or delete it."
+            f"{journal} holds the results of an unfinished job: go on from it with --resume, or delete it."
         )
 
 

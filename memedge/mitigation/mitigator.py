@@ -24,26 +24,26 @@ from memedge.prompts.text import checked_prompts
 
 @dataclass(frozen=True)
 class Mitigation:
-    """A prompt's embeddings, moved until its loss was at the target, or as far as the steps led.
+    """A prompt's embeddings, moved until the loss was at the target, or else those of the lowest loss that was met.
 
-    `torch.from_dlpack(result.states[None])` is diffusers' `prompt_embeds`, and so with `pooled`.
+    `torch.from_dlpack(result.states[None])` is diffusers' `prompt_embeds`, and `pooled` its `pooled_prompt_embeds`.
 
     Attributes:
         prompt: the prompt.
         states: float32 [L, D], the embeddings; that of BOS is the prompt's own.
         pooled: float32 [P], SDXL's pooled embeddings; None in other models.
-        loss: "score" or "norm": what `target`, `before` and `after` are values of.
-        target: what it was to come down to.
-        before, after: its values of the prompt and of `states`, both by a forward pass of the engine.
+        loss: "score" or "norm"; `target`, `before` and `after` are its values.
+        target: the value that the loss was to reach.
+        before, after: the loss of the prompt and of `states`, both by a forward pass of the engine.
         score: the score of `states`, or None if there is no γ.
         threshold: the calibrated threshold of scores, or None.
         memorized: whether `score` reaches the threshold; None if the engine is not calibrated for what runs.
         iterations: how many steps led to `states`.
         distance: ‖e − e_c‖₂ / ‖e_c‖₂ of the embeddings e and the prompt's e_c, without BOS.
-        succeeded: whether `after` is at the target. If not, `states` are those of the lowest loss that was met.
+        succeeded: whether `after` is at most the target.
         truncated: whether the prompt was longer than the text encoder reads.
-        passes, backward_passes: conditional UNet evaluations that it all took, forward and backward.
-        reason: in words; also where the loss is at the target, but the score still that of a memorized prompt.
+        passes, backward_passes: conditional UNet evaluations in all, forward and backward.
+        reason: in words. It also says if the loss is at the target and the score is still that of a memorized prompt.
     """
 
     prompt: str
@@ -75,12 +75,12 @@ class MitigatedNoise:
         draw: which of the draws it comes from.
         before, after: ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ of that draw and of `noise` (docs/methods.md §3).
         norm_before, norm_after: ‖Δ(x)‖₂, in ε.
-        target: what the loss was to come down to, or None.
+        target: the value that the loss was to reach, or None.
         iterations: how many steps led to `noise`.
         distance: ‖x − x₀‖₂ / ‖x₀‖₂ of the noise x and the draw x₀.
         succeeded: whether `after` is at most the target; None without one.
         truncated: whether the prompt was longer than the text encoder reads.
-        passes, backward_passes: UNet evaluations that it all took, conditional and unconditional, forward and backward.
+        passes, backward_passes: UNet evaluations in all, conditional and unconditional, forward and backward.
         reason: in words.
     """
 
@@ -135,9 +135,9 @@ class Mitigator:
 
     @staticmethod
     def for_detector(detector: Detector) -> "Mitigator":
-        """Return one on a detector's engine, to lower its scores as far as clean prompts'.
+        """Return a mitigator on a detector's engine, for scores as low as those of clean prompts.
 
-        It is the detector's very own engine if that runs on cuda or cpu, else the same opened on cpu.
+        If the detector's provider computes gradients, its very own engine is used, else the same directory on cpu.
 
         Raises:
             InputError: the engine is not calibrated for cuda or cpu, or without the score of clean prompts.
@@ -162,20 +162,20 @@ class Mitigator:
     ) -> Mitigation:
         """Move a prompt's embeddings until its score, or its norm, is at the target (Wen et al., docs/methods.md §2).
 
-        AdamW on all embeddings but that of BOS. The loss is measured by the forward engine before the first step and
-        after each, and the first that is at the target ends it. The norm is the mean over the draws of ‖Δ‖₂: the
-        target of 3 that was published is for the norm of all draws together, which grows with √n.
+        AdamW moves all embeddings but that of BOS. The forward engine measures the loss before the first step and after
+        each one, and the first loss at the target ends it. The norm is the mean over the draws of ‖Δ‖₂. The published
+        target of 3 is for the norm of all draws together, which grows with √n.
 
         Args:
             prompt: one prompt.
-            target: what the loss is to come down to. Default, for loss="score": the median of the clean prompts that
-                the engine was calibrated on. The threshold would not do: what scores just below it is no longer
-                called memorized, but most of it still replicates (README, bench/mitigation.py).
+            target: the value that the loss is to reach. Default, for loss="score": the median score of the clean
+                prompts that the engine was calibrated on. The threshold would not do: a prompt that scores just below
+                it is no longer called memorized, and still replicates mostly (docs/benchmarks.md).
             loss: "score", as the detector's: γ_norm · norm + γ_align · alignment; or "norm".
             steps: at most so many. The papers' 10 are for targets that leave more of the memory.
             learning_rate: AdamW's.
-            distance_weight: what is added to the loss that steps descend, times (‖e − e_c‖₂ / ‖e_c‖₂)². The papers have
-                none, 0; with it more of the prompt is left at the same target, after more steps.
+            distance_weight: steps descend the loss plus this times (‖e − e_c‖₂ / ‖e_c‖₂)². The papers have 0. A weight
+                leaves more of the prompt at the same target, after more steps.
 
         Raises:
             InputError: something that is not text; a number that cannot be; no γ or no target where one
@@ -247,13 +247,13 @@ class Mitigator:
     ) -> MitigatedNoise:
         """Move starting noise to where a prompt's guidance is less sharp: SAIL (Jeon et al., docs/methods.md §3).
 
-        Adam on several draws at once, each with a loss of its own, ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ at the noisiest
-        timestep. The prompt and what it scores stay as they are: this changes the picture, not the verdict.
+        Adam moves several draws at once. Each has a loss of its own, ‖Δ(x + Δ(x)/‖Δ(x)‖)‖₂ + α‖x‖₂ at the noisiest
+        timestep. The prompt and its score stay as they are: this changes the picture, not the verdict.
 
         Args:
             prompt: one prompt, not the empty one.
-            target: the first draw whose loss is at most this ends it. The authors' for SD 1.4 is 8.2, of which α‖x‖₂
-                is 6.4 there. By default all steps are done, and the noise of the lowest loss that was met is returned.
+            target: the first draw whose loss is at most this ends it. The authors have 8.2 for SD 1.4, where α‖x‖₂ is
+                6.4. By default all steps are done, and the noise of the lowest loss that was met is returned.
             draws: at least 1.
             steps: at most so many.
             learning_rate: Adam's.

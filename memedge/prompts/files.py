@@ -27,21 +27,21 @@ Placed = tuple[str, object]  # where a value stands in its file ("line 3"), and 
 
 
 def check_format(path: Path) -> str:
-    """The format of `path`: its suffix in lower case. The file need not exist.
+    """Return the format of `path`: its suffix in lower case. The file need not exist.
 
     Raises:
         InputError: the suffix is not one of the four, or it is `.parquet` and pyarrow is not installed.
     """
     suffix = path.suffix.lower()
     if suffix not in _READERS:
-        raise InputError(f"{path}: unknown file type; use a name that ends in .txt, .csv, .jsonl or .parquet.")
+        raise InputError(f"{path} has an unknown file type: use a name that ends in .txt, .csv, .jsonl or .parquet.")
     if suffix == ".parquet":
         import_pyarrow()
     return suffix
 
 
 def read_prompts(path: Path) -> Iterator[str]:
-    """Yields the prompts of a file in its order, holding one line, or one batch of parquet rows, in memory.
+    """Yield the prompts of a file in its order. One line, or one batch of parquet rows, is in memory.
 
     Raises:
         InputError: when iterated: the file is missing, unreadable, empty, or not what its suffix says. Lines are
@@ -49,32 +49,32 @@ def read_prompts(path: Path) -> Iterator[str]:
     """
     read = _READERS[check_format(path)]
     if path.is_dir():
-        raise InputError(f"{path} is a directory; name a prompt file in it.")
+        raise InputError(f"{path} is a directory: name a prompt file in it.")
     if not path.exists():
-        raise InputError(f"{path} does not exist; check the name of the prompt file.")
+        raise InputError(f"{path} does not exist: check the name of the prompt file.")
     if not path.is_file():
-        raise InputError(f"{path} is a pipe or device, which can be read only once; save the prompts to a file first.")
+        raise InputError(f"{path} is a pipe or device, which can be read only once: save the prompts to a file first.")
     empty = True
     try:
         for place, prompt in read(path):
             if not isinstance(prompt, str):
                 kind = "null" if prompt is None else f"of type {type(prompt).__name__}"
-                raise InputError(f"{path}, {place}: the prompt is {kind}; every prompt must be a string.")
+                raise InputError(f"{path}, {place}, has a prompt that is {kind}: make every prompt a string.")
             if len(prompt) > LONGEST_PROMPT:
                 raise InputError(
-                    f"{path}, {place}: the prompt is longer than {LONGEST_PROMPT} characters; "
+                    f"{path}, {place}, has a prompt of more than {LONGEST_PROMPT} characters: "
                     "check that the file holds one prompt per row."
                 )
             empty = False
             yield prompt
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
+        raise InputError(f"{path} cannot be read ({error.strerror or error}): check the file.") from error
     if empty:
-        raise InputError(f"{path} holds no prompts; put at least one in it.")
+        raise InputError(f"{path} holds no prompts: put at least one in it.")
 
 
 def import_pyarrow() -> tuple[Any, Any]:
-    """The modules `pyarrow` and `pyarrow.parquet`, or an InputError that says how to install them."""
+    """Return the modules `pyarrow` and `pyarrow.parquet`; raise InputError if they are not installed."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -84,23 +84,23 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line numbers from 1, and the lines with their ends. Only `\\n` ends one: prompts may hold U+2028 and its kin."""
+    """Yield numbers from 1 and lines with their ends. Only `\\n` ends one: prompts may hold U+2028 and its kin."""
     with path.open("rb") as file:
         number = 0
         while line := file.readline(LONGEST_LINE + 1):
             number += 1
             if len(line) > LONGEST_LINE:
                 raise InputError(
-                    f"{path}, line {number}: longer than {LONGEST_LINE} bytes; check that it is a text file."
+                    f"{path}, line {number}, is longer than {LONGEST_LINE} bytes: check that it is a text file."
                 )
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{path}, line {number}: not valid UTF-8; save the file as UTF-8.") from error
+                raise InputError(f"{path}, line {number}, is not valid UTF-8: save the file as UTF-8.") from error
 
 
 def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines with something on them, without their ends, and where they stand."""
+    """Yield where each line stands that is not empty, and the line without its end."""
     for number, line in _lines(path):
         if text := line.removesuffix("\n").removesuffix("\r"):
             yield f"line {number}", text
@@ -119,13 +119,13 @@ def _read_csv(path: Path) -> Iterator[Placed]:
                 column, header = _prompt_column(path, row), row
             elif len(row) != len(header):
                 raise InputError(
-                    f"{path}, line {first}: the row has {len(row)} cells where the header has {len(header)}; "
+                    f"{path}, line {first}, has {len(row)} cells where the header has {len(header)}: "
                     "put prompts that hold commas in double quotes."
                 )
             else:
                 yield f"line {first}", row[column]
     except csv.Error as error:
-        raise InputError(f"{path}, line {end + 1}: broken CSV ({error}); check the double quotes.") from error
+        raise InputError(f"{path}, line {end + 1}, is broken CSV ({error}): check the double quotes.") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Placed]:
@@ -135,15 +135,15 @@ def _read_jsonl(path: Path) -> Iterator[Placed]:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or a number too long"
             raise InputError(
-                f'{path}, {place}: broken JSON ({reason}); write one {{"prompt": "..."}} per line.'
+                f'{path}, {place}, is broken JSON ({reason}): write one {{"prompt": "..."}} per line.'
             ) from error
         if isinstance(value, dict):
             if "prompt" not in value:
-                raise InputError(f"{path}, {place}: no key 'prompt', only {_names(value)}; name it so.")
+                raise InputError(f"{path}, {place}, has no key 'prompt', only {_names(value)}: name it so.")
             value = value["prompt"]
         if isinstance(value, str) and not _is_text(value):
             raise InputError(
-                f"{path}, {place}: the prompt holds half a surrogate pair (\\ud800 to \\udfff); remove it."
+                f"{path}, {place}, has a prompt with half a surrogate pair (\\ud800 to \\udfff): remove it."
             )
         yield place, value
 
@@ -159,31 +159,33 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
             if pyarrow.types.is_dictionary(kind):
                 kind = kind.value_type
             if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
-                raise InputError(f"{path}: the column 'prompt' holds {kind}; every prompt must be a string.")
+                raise InputError(f"{path} has {kind} in its column 'prompt': make every prompt a string.")
             for batch in file.iter_batches(PARQUET_BATCH, columns=["prompt"]):
                 for prompt in batch.column(0).to_pylist():
                     row += 1
                     yield f"row {row}", prompt
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a prompt after row {row} is not valid UTF-8; write it again as UTF-8.") from error
+        raise InputError(
+            f"{path} has a prompt after row {row} that is not valid UTF-8: write it again as UTF-8."
+        ) from error
     except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is not a parquet file or is damaged; write it again.") from error
+        raise InputError(f"{path} is not a parquet file or is damaged: write it again.") from error
 
 
 def _prompt_column(path: Path, names: list[str]) -> int:
     if names.count("prompt") != 1:
-        raise InputError(f"{path}: needs exactly one column 'prompt', but has {_names(names)}; name it so.")
+        raise InputError(f"{path} needs exactly one column 'prompt', but has {_names(names)}: name it so.")
     return names.index("prompt")
 
 
 def _names(names: Iterable[str]) -> str:
-    """Names for an error message, not longer than a sentence bears."""
+    """Return names for an error message, cut where they would make the sentence too long."""
     text = ", ".join(map(repr, names)) or "none"
     return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _is_text(value: str) -> bool:
-    """Whether UTF-8 can write it: JSON's escapes can spell lone surrogates."""
+    """Return whether UTF-8 can write it: JSON's escapes can spell lone surrogates."""
     try:
         value.encode()
     except UnicodeEncodeError:

@@ -1,12 +1,12 @@
 """The resumable scoring job: a prompt file in, a score file out, and nothing scored twice.
 
 Results are kept beside the output in a journal, `OUTPUT.partial`, committed batch by batch (journal.py). The output
- appears at the end and at once, replacing a file of that name; then the journal goes. Whatever ends a job before
-that leaves the journal, and the same job with `resume=True` goes on from it and gives the same bytes. Files that cannot
-be read are refused before the journal is made.
+appears at the end and at once, in the place of a file of that name; then the journal goes. A job that ends before that
+leaves the journal. The same job with `resume=True` goes on from it and gives the same bytes. Files that cannot be read
+are refused before the journal is made.
 
-`resume=True` without a journal starts from the beginning, so that a command with `--resume` can be retried blindly;
-after a job that finished it scores everything again.
+`resume=True` without a journal starts from the beginning, so a command with `--resume` can be repeated blindly. After a
+job that finished it scores everything again.
 """
 
 import os
@@ -56,7 +56,7 @@ def score_file(
     batch_size: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> JobSummary:
-    """Scores every distinct prompt of `source` once and writes a row per prompt to `output`, in input order.
+    """Score every distinct prompt of `source` once and write a row per prompt to `output`, in input order.
 
     Args:
         score: scores a list of at most `batch_size` distinct prompts, in order.
@@ -70,10 +70,10 @@ def score_file(
 
     Raises:
         InputError: a file, the output folder or the journal cannot be used.
-        Exception: whatever `score` or `progress` raises; the journal stays.
+        Exception: `score` or `progress` raised it; the journal stays.
     """
     if batch_size < 1:
-        raise InputError(f"A batch of {batch_size} prompts is impossible; use 1 or more.")
+        raise InputError(f"A batch of {batch_size} prompts is impossible: use 1 or more.")
     suffix = check_format(output)
     check_places(source, output)
     total = sum(1 for _ in read_prompts(source))  # also finds a bad row now, not after hours of scoring
@@ -106,14 +106,16 @@ def check_places(source: Path, output: Path) -> None:
     """Raise InputError if `output` cannot be written where it is, or is the input; `score_file` checks this too."""
     check_folder_of(output, "write the output elsewhere")
     if output.is_dir():
-        raise InputError(f"{output} is a directory; name a file for the output.")
+        raise InputError(f"{output} is a directory: name a file for the output.")
     if output.exists() and source.exists() and output.samefile(source):
-        raise InputError(f"{output} is the input file too; name another file for the output.")
+        raise InputError(f"{output} is the input file too: name another file for the output.")
 
 
 def _unscored(source: Path, journal: Journal, batch_size: int) -> Iterator[tuple[int, dict[bytes, str]]]:
-    """Batches of distinct prompts the journal lacks, and the row each ends at. Each must be in the journal before the
-    next is asked for."""
+    """Yield batches of distinct prompts that the journal lacks, and the row that each ends at.
+
+    A batch must be in the journal before the next one is asked for.
+    """
     batch: dict[bytes, str] = {}
     row = 0
     for row, prompt in enumerate(read_prompts(source), start=1):
@@ -128,9 +130,9 @@ def _unscored(source: Path, journal: Journal, batch_size: int) -> Iterator[tuple
 
 
 def _write_output(source: Path, digest: str, output: Path, suffix: str, journal: Journal) -> Counter[str]:
-    """Writes all rows beside the output and moves them there; returns the counts of `JobSummary`."""
+    """Write all rows beside the output and move them there; return the counts of `JobSummary`."""
     tally = Counter(unique=len(journal))
-    changed = f"{source} changed while it was scored; delete {journal.path} and score it again."
+    changed = f"{source} changed while it was scored: delete {journal.path} and score it again."
 
     def rows() -> Iterator[ScoreRow]:
         for prompt in read_prompts(source):
@@ -152,7 +154,7 @@ def _write_output(source: Path, digest: str, output: Path, suffix: str, journal:
         _sync(output.parent)
     except OSError as error:
         raise InputError(
-            f"{output} cannot be written ({error.strerror or error}); make room, then run again with --resume."
+            f"{output} cannot be written ({error.strerror or error}): make room, then run again with --resume."
         ) from error
     finally:
         unfinished.unlink(missing_ok=True)
@@ -160,7 +162,7 @@ def _write_output(source: Path, digest: str, output: Path, suffix: str, journal:
 
 
 def _sync(path: Path) -> None:
-    """Returns when the file's content, or the folder's names, are on the disk."""
+    """Return when the file's content, or the folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

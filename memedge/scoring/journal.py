@@ -28,10 +28,10 @@ _TABLE = (
     "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized, truncated)"
     " WITHOUT ROWID"
 )
-_DAMAGED = "is not a journal of this program or is damaged; delete it and score again"
-_UNUSABLE = "cannot be written; make room and check permissions, then run again with --resume"
+_DAMAGED = "is not a journal of this program or is damaged: delete it and score again"
+_UNUSABLE = "cannot be written: make room and check permissions, then run again with --resume"
 _SQLITE_TROUBLE = {
-    sqlite3.SQLITE_BUSY: "is in use by another process that writes the same output; wait for it to end",
+    sqlite3.SQLITE_BUSY: "is in use by another process that writes the same output: wait for it to end",
     sqlite3.SQLITE_NOTADB: _DAMAGED,
     sqlite3.SQLITE_CORRUPT: _DAMAGED,
     sqlite3.SQLITE_ERROR: _DAMAGED,  # a database without our tables
@@ -46,7 +46,7 @@ class JobFile:
     """The file of one job. Locked from opening to closing, so that an output has one job at a time."""
 
     def __init__(self, path: Path, header: dict[str, str], names: dict[str, str], table: str, resume: bool):
-        """Opens the file at `path`, or makes it where there is none.
+        """Open the file at `path`, or make it where there is none.
 
         Args:
             path: where.
@@ -68,14 +68,14 @@ class JobFile:
                 self._db.execute("BEGIN EXCLUSIVE")
                 if existed and not resume:
                     raise InputError(
-                        f"{path} holds the results of an unfinished job; go on from it with --resume, or delete it."
+                        f"{path} holds the results of an unfinished job: go on from it with --resume, or delete it."
                     )
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                     self._create(header, table)
                 found = dict(self._db.execute("SELECT key, value FROM header"))
                 if differing := [names[key] for key in header if found.get(key) != header[key]]:
                     raise InputError(
-                        f"{path} is from a job with another {' and another '.join(differing)}; "
+                        f"{path} is from a job with another {' and another '.join(differing)}: "
                         "run that job again with --resume, or delete the file."
                     )
         except BaseException:
@@ -88,11 +88,11 @@ class JobFile:
         self._db.execute(table)
 
     def close(self) -> None:
-        """Gives the lock back and leaves the results for another run."""
+        """Give the lock back and leave the results for another run."""
         self._db.close()
 
     def delete(self) -> None:
-        """Closes and removes the journal."""
+        """Close and remove the journal."""
         # SQLite's own file, which SQLite deletes only if it wrote to it since a kill; safe while the lock is ours.
         self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
         self.close()
@@ -117,7 +117,7 @@ class JobFile:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
+        """Turn what SQLite can meet on a disk into a sentence; its other errors are bugs and pass."""
         try:
             yield
         except sqlite3.Error as error:
@@ -131,12 +131,12 @@ class Journal(JobFile):
     """The results of a scoring job."""
 
     def __init__(self, path: Path, input_sha256: str, engine_key: str, resume: bool):
-        """Opens the journal at `path`, or makes it where there is none; raises as JobFile."""
+        """Open the journal at `path`, or make it where there is none; raises as JobFile."""
         header = {"format": FORMAT, "input": input_sha256, "engine": engine_key}
         super().__init__(path, header, _HEADER, _TABLE, resume)
 
     def get(self, key: bytes) -> Result | None:
-        """The result of the prompt with this digest, or None if it has none yet."""
+        """Return the result of the prompt with this digest, or None if it has none yet."""
         row = self.find("SELECT norm, alignment, score, memorized, truncated FROM results WHERE prompt = ?", key)
         if row is None:
             return None
@@ -144,7 +144,7 @@ class Journal(JobFile):
         return norm, alignment, score, None if memorized is None else bool(memorized), bool(truncated)
 
     def put(self, keys: list[bytes], scores: Scores) -> None:
-        """Commits the results of the B prompts with these digests; none of them may have one yet."""
+        """Commit the results of the B prompts with these digests; none of them may have one yet."""
         empty = [None] * len(keys)
         columns = (
             keys,

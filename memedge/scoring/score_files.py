@@ -35,7 +35,7 @@ class ScoreRow(NamedTuple):
 
 
 def write_scores(path: Path, suffix: str, rows: Iterable[ScoreRow]) -> None:
-    """Writes `rows` to the new file `path` in the format of `suffix`, as `files.check_format` returned it.
+    """Write `rows` to the new file `path` in the format of `suffix`, as `files.check_format` returned it.
 
     Raises:
         OSError: the file exists or cannot be written; what was written of it stays.
@@ -75,7 +75,7 @@ def _write_parquet(path: Path, rows: Iterable[ScoreRow]) -> None:
 
 
 def _cells(row: ScoreRow) -> list[str]:
-    """All but the prompt as text; `repr` gives the shortest digits that read back as the same float64."""
+    """Return all but the prompt as text; `repr` gives the shortest digits that read back as the same float64."""
     floats = ["" if value is None else repr(value) for value in (row.norm, row.alignment, row.score)]
     truths = ["" if value is None else str(value).lower() for value in (row.memorized, row.truncated)]
     return floats + truths

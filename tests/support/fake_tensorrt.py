@@ -1,6 +1,6 @@
 """A stand-in for TensorRT's Python module on the processor: a plan is an ONNX file, which ONNX Runtime executes.
 
-It has the names that engine/tensorrt.py uses and no others (tests/engine/test_tensorrt_names.py checks those against
+It has the names that engine/tensorrt.py uses and no others (tests/export/test_tensorrt_names.py checks those against
 the real ones), and it refuses what TensorRT leaves undefined: contexts used by two threads at once, inputs without a
 shape, tensors without an address, too little scratch memory, more rows than the plan was built for.
 """

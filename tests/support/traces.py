@@ -20,7 +20,7 @@ def share(monkeypatch: Any) -> None:
     trace = torch_checkpoint.trace
 
     def traced(graph: nn.Module, example: dict[str, torch.Tensor], *rest: Any) -> ir.Model:
-        key = _key(graph, example)
+        key = identity(graph, {name: value.shape for name, value in example.items()})
         if key not in _kept:
             _kept[key] = trace(graph, example, *rest)
         return _kept[key].clone()  # which export rewrites in place
@@ -28,8 +28,9 @@ def share(monkeypatch: Any) -> None:
     monkeypatch.setattr(torch_checkpoint, "trace", traced)
 
 
-def _key(graph: nn.Module, example: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256(f"{graph} { {name: value.shape for name, value in example.items()} }".encode())
+def identity(graph: nn.Module, *rest: object) -> str:
+    """Return a hash of a module, with its weights, and of what else its graph depends on."""
+    digest = hashlib.sha256(f"{graph} {rest}".encode())
     for name, value in graph.state_dict().items():
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(value.contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")

@@ -333,6 +333,7 @@ def test_weights_beyond_fp16(engine, tmp_path):
     assert fp16.wide(graph, none) - before == {gemm}
 
 
+@pytest.mark.slow
 def test_refuses_what_cannot_be_stored(tmp_path):
     """Cached inputs are fp16 in every fp16 engine: what does not fit is not exported, and nothing is left."""
 

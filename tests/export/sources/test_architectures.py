@@ -33,8 +33,7 @@ def sdxl(tmp_path_factory) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("sd2-768", "fp32"),
-        *(pytest.param(n, "fp32", marks=SLOW) for n in ("sd2", "realistic-vision")),
+        *(pytest.param(n, "fp32", marks=SLOW) for n in ("sd2", "sd2-768", "realistic-vision")),
         *(pytest.param(n, "fp16", marks=SLOW) for n in ("sd1", "sd2-768", "sdxl")),
     ],
 )

@@ -16,7 +16,7 @@ import onnxruntime
 import pytest
 import torch
 from models import TOKENS, make_checkpoint
-from optimum_layout import GRAPH, KINDS, export_layout, make_pipeline
+from optimum_layout import GRAPH, export_layout, make_pipeline
 from torch.utils.flop_counter import FlopCounterMode
 
 from memedge.engine.directory import EngineDirectory
@@ -41,7 +41,7 @@ needs_optimum = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["sd1", "sdxl", pytest.param("sd2", marks=pytest.mark.slow)])
 def kind(request) -> str:
     return request.param
 
@@ -59,9 +59,7 @@ def layout(pipeline, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engine(layout, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("optimum_engine") / "engine"
-    command = [sys.executable, "-m", "memedge.cli", "export", layout, "-o", output]
-    done = subprocess.run(command, cwd="/", capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    export(layout, output)
     return output
 
 

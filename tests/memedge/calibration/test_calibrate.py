@@ -193,7 +193,7 @@ def test_a_run_that_was_cut_off_goes_on(folder, lists, scored):
         calibrate(folder, *lists, provider="cpu", progress=interrupt)
     assert len(scored.done) == 64
     assert (folder / "manifest.json").read_bytes() == before
-    with pytest.raises(InputError, match=r"calibration-cpu-fp32\.partial holds the results of an unfinished job; go"):
+    with pytest.raises(InputError, match=r"calibration-cpu-fp32\.partial holds the results of an unfinished job: go"):
         calibrate(folder, *lists, provider="cpu")
     steps = []
     resumed = calibrate(folder, *lists, provider="cpu", resume=True, progress=lambda *step: steps.append(step))

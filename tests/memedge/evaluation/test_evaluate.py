@@ -209,7 +209,7 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, monkeypatch):
     assert names(tmp_path) == ["report.partial", "whole"]
     with pytest.raises(InputError, match="go on from it with --resume"):
         run(output)
-    with pytest.raises(InputError, match="another seed; run that job again with --resume"):
+    with pytest.raises(InputError, match="another seed: run that job again with --resume"):
         run(output, seed=5, resume=True)
     assert len(calls) == 3
     monkeypatch.setattr(module, "make", lambda *a, **k: Counted(make(*a, **k), None))

@@ -208,7 +208,7 @@ def test_whatever_the_scorer_raises_passes_and_the_journal_stays(error: type[Bas
 
 
 def test_an_unfinished_job_is_not_discarded(unfinished: Path, source: Path) -> None:
-    message = "scores.csv.partial holds the results of an unfinished job; go on from it with --resume, or delete it."
+    message = "scores.csv.partial holds the results of an unfinished job: go on from it with --resume, or delete it."
     with pytest.raises(InputError, match=re.escape(message)):
         run(source, unfinished)
     assert run(source, unfinished, resume=True).scored_now == 24
@@ -225,18 +225,18 @@ def test_a_journal_of_another_job_is_refused(unfinished: Path, source: Path) -> 
     def resume(engine_key: str = "k") -> JobSummary:
         return score_file(fake, source, unfinished, engine_key=engine_key, resume=True)
 
-    with pytest.raises(InputError, match=r"from a job with another engine, calibration, provider or precision; "):
+    with pytest.raises(InputError, match=r"from a job with another engine, calibration, provider or precision: "):
         resume("other")
     text = source.read_text()
     source.write_text(text + "one more\n")
-    with pytest.raises(InputError, match=r"from a job with another input file; run that job again with --resume"):
+    with pytest.raises(InputError, match=r"from a job with another input file: run that job again with --resume"):
         resume()
     with pytest.raises(InputError, match=r"from a job with another input file and another engine, calibration"):
         resume("other")
     source.write_text(text)
     with closing(sqlite3.connect(unfinished.with_name("scores.csv.partial"))) as db, db:
         db.execute("UPDATE header SET value = '0' WHERE key = 'format'")
-    with pytest.raises(InputError, match=r"from a job with another version of memedge; "):
+    with pytest.raises(InputError, match=r"from a job with another version of memedge: "):
         resume()
 
 
@@ -253,7 +253,7 @@ def test_what_is_no_journal_is_refused(content: bytes | str | None, unfinished: 
         with closing(sqlite3.connect(journal)) as db, db:
             db.execute("CREATE TABLE somebody_elses (x)")
     before = journal.read_bytes()
-    with pytest.raises(InputError, match=r"\.partial is not a journal of this program or is damaged; delete it"):
+    with pytest.raises(InputError, match=r"\.partial is not a journal of this program or is damaged: delete it"):
         run(source, unfinished, resume=True)
     assert journal.read_bytes() == before
     assert not unfinished.exists()
@@ -291,9 +291,9 @@ def test_bad_places_are_refused_before_any_work(source: Path, tmp_path: Path) ->
         / "gone"
         / "out.csv": r"The folder of .*out\.csv does not exist: make it, or write the output elsewhere",
         source / "out.csv": r"The folder of .*out\.csv does not exist",
-        tmp_path / "folder.csv": r"folder\.csv is a directory; name a file for the output",
-        tmp_path / "out.tsv": r"out\.tsv: unknown file type",
-        source: r"prompts\.txt is the input file too; name another file",
+        tmp_path / "folder.csv": r"folder\.csv is a directory: name a file for the output",
+        tmp_path / "out.tsv": r"out\.tsv has an unknown file type",
+        source: r"prompts\.txt is the input file too: name another file",
         tmp_path / "link.txt": r"link\.txt is the input file too",
         Path("/proc/out.csv"): r"/proc.* cannot be written",  # to root too
     }.items():
@@ -316,7 +316,7 @@ def test_a_read_only_folder_is_refused(source: Path, tmp_path: Path) -> None:
 def test_a_bad_last_row_is_found_before_the_first_is_scored(tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('"fine"\n' * 999 + '{"prompt": null}')
-    with pytest.raises(InputError, match=r"line 1000: the prompt is null"):
+    with pytest.raises(InputError, match=r"line 1000, has a prompt that is null"):
         run(source, tmp_path / "out.csv", score=lambda _: pytest.fail("scored"))
     assert names(tmp_path) == {"in.jsonl"}
 
@@ -329,7 +329,7 @@ def test_an_input_that_changes_meanwhile_gives_no_output(change: str, source: Pa
         if done == total:
             source.write_text(source.read_text() + change if change else "prompt 1\n")
 
-    with pytest.raises(InputError, match=r"prompts\.txt changed while it was scored; delete .*out\.csv\.partial and"):
+    with pytest.raises(InputError, match=r"prompts\.txt changed while it was scored: delete .*out\.csv\.partial and"):
         run(source, output, progress=progress)
     assert names(source.parent) == {"prompts.txt", "out.csv.partial"}
 
@@ -348,12 +348,12 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     source, output = tmp_path / "in.txt", tmp_path / "out.csv"
     source.write_text("".join(f"{number:01000}\n" for number in range(2000)))
-    with largest_file(65536), pytest.raises(InputError, match=r"out\.csv\.partial cannot be written; make room"):
+    with largest_file(65536), pytest.raises(InputError, match=r"out\.csv\.partial cannot be written: make room"):
         run(source, output)
     assert names(tmp_path) == {"in.txt", "out.csv.partial"}
     with (
         largest_file(1_000_000),
-        pytest.raises(InputError, match=r"out\.csv cannot be written \(.+\); make room, then run again with --resume"),
+        pytest.raises(InputError, match=r"out\.csv cannot be written \(.+\): make room, then run again with --resume"),
     ):
         run(source, output, resume=True)
     assert names(tmp_path) == {"in.txt", "out.csv.partial"}

@@ -1,0 +1,281 @@
+"""What pages, docstrings and comments name exists, and the examples of the pages run."""
+
+import ast
+import importlib.util
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("bench", "csrc", "docs", "engine", "export", "memedge", "tests")
+COMMENT = {".cc": "//", ".h": "//", ".cu": "//", ".cuh": "//", ".c": "//", ".sh": "#", ".toml": "#", ".yml": "#"}
+
+# A path within the repository, or a file's name alone.
+PATH = re.compile(rf"(?<![\w./~*<>-])(?:{'|'.join(FOLDERS)})/[\w./*-]*[\w/*]")
+NAME = re.compile(r"(?<![\w./*<>-])[\w-]+\.(?:py|cc|cu|cuh|h|sh)\b")
+PAGE = re.compile(r"(?<![\w./*-])[\w./-]*[\w-]\.md\b")
+SECTION = re.compile(r"§(\d+)")
+DOTTED = re.compile(r"(?<![\w./-])([a-z]\w*)\.([A-Za-z_]\w*)\b(?!\.\w)")
+POINTER = re.compile(r"\(([a-z]\w*)\.([A-Za-z_]\w*)\)")
+SUFFIX = {"py", "cc", "cu", "h", "c", "json", "npz"}
+OTHERS = {"cuda.h", "numpy.py"}  # CUDA's, and one that nobody has
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+
+
+@cache
+def files() -> tuple[Path, ...]:
+    """Return the repository's files of text: those of its folders, and those beside them."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    found += [path for path in ROOT.iterdir() if path.is_file()]
+    return tuple(path for path in found if path.suffix in {".py", ".md", *COMMENT} and "__pycache__" not in path.parts)
+
+
+def pages() -> list[Path]:
+    return [path for path in files() if path.suffix == ".md"]
+
+
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@cache
+def texts() -> tuple[tuple[Path, str], ...]:
+    """Return what people read: whole pages, docstrings, runs of comments; each with its file."""
+    found = []
+    for path in files():
+        source = path.read_text(encoding="utf-8")
+        if path.suffix == ".md":
+            found.append((path, source))
+        elif path.suffix == ".py":
+            found += [(path, text) for text in (*docstrings(ast.parse(source)), *comments(source))]
+        else:
+            lines = (line.partition(COMMENT[path.suffix])[2] for line in source.splitlines())
+            found.append((path, "\n".join(lines)))
+    return tuple(found)
+
+
+def docstrings(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+            yield text
+
+
+def comments(source: str) -> Iterator[str]:
+    """Yield the comments, those on lines that follow each other as one."""
+    last, lines = -1, []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start[0] > last + 1 and lines:
+                yield "\n".join(lines)
+                lines = []
+            lines.append(token.string)
+            last = token.start[0]
+    if lines:
+        yield "\n".join(lines)
+
+
+def test_texts_are_found():
+    suffixes = {path.suffix for path, _ in texts()}
+    assert {".py", ".md", ".cc", ".cu"} <= suffixes
+    assert len(texts()) > 1000
+
+
+def test_files_that_are_named_exist():
+    """A path from the root, or a name alone, which may lie in any folder."""
+    names = OTHERS | {path.name for path in files()}
+    missing = []
+    for path, text in texts():
+        for found in PATH.findall(text):
+            if not (any(ROOT.glob(found)) if "*" in found else (ROOT / found).exists()):
+                missing.append(f"{shown(path)}: {found}")
+        missing += [f"{shown(path)}: {found}" for found in NAME.findall(text) if found not in names]
+    assert not missing, "\n".join(missing)
+
+
+def test_pages_that_are_named_exist():
+    names = {path.name for path in pages()}
+    missing = [
+        f"{shown(path)}: {found}"
+        for path, text in texts()
+        for found in PAGE.findall(text)
+        if not (ROOT / found).is_file() and not (path.parent / found).is_file() and found not in names
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_sections_that_are_named_exist():
+    """§N belongs to the page named before it, or else to the page that it stands in."""
+    missing = []
+    for path, text in texts():
+        for found in SECTION.finditer(text):
+            named = PAGE.findall(text[: found.start()])
+            page = path if path.suffix == ".md" and path.name == "methods.md" else ROOT / (named or ["?"])[-1]
+            if not page.is_file():
+                page = path.parent / (named or ["?"])[-1]
+            if not page.is_file() or not re.search(rf"^## {found[1]}\b", page.read_text(), re.MULTILINE):
+                missing.append(f"{shown(path)}: {page.name} §{found[1]}")
+    assert not missing, "\n".join(missing)
+
+
+@cache
+def identifiers() -> dict[str, set[str]]:
+    """Return every name that a module of ours defines or uses, and a package's modules, by its own name."""
+    folders = {path.name for path in (ROOT / "memedge").iterdir() if path.is_dir()}
+    found: dict[str, set[str]] = {"memedge": {"engine", "export", "_core"} | folders}
+    for path in files():
+        if path.suffix == ".py":
+            found.setdefault(path.parent.name, set()).add(path.stem)
+            known = found.setdefault(path.stem, set())
+            for node in ast.walk(ast.parse(path.read_text())):
+                known |= {str(getattr(node, field, "")) for field in ("name", "id", "attr", "arg")}
+    return found
+
+
+def test_names_of_modules_exist():
+    """`module.name` in code's own words: the module has it; in parentheses, such a module is there."""
+    missing = []
+    for path, text in texts():
+        if path.suffix == ".md":
+            continue
+        for module, name in DOTTED.findall(text):
+            # Or the word before the dot is a variable of the file itself.
+            own = identifiers().get(path.stem, set())
+            if module in identifiers() and name not in identifiers()[module] | own | SUFFIX:
+                missing.append(f"{shown(path)}: {module}.{name}")
+        for module, name in POINTER.findall(text):
+            if module not in identifiers() and name not in SUFFIX and importlib.util.find_spec(module) is None:
+                missing.append(f"{shown(path)}: {module}.{name}")
+    assert not missing, "\n".join(missing)
+
+
+def test_arguments_that_are_described_exist():
+    """In "Args:" of every docstring; one line may describe several."""
+    wrong = []
+    for path in files():
+        if path.suffix != ".py" or path.parts[len(ROOT.parts)] not in ("engine", "export", "memedge"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            described = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE)
+            known = {one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+            for names in re.findall(r"^ {4}(\w[\w, ]*):", described[1] if described else "", re.MULTILINE):
+                wrong += [f"{shown(path)}, {node.name}: {name}" for name in names.split(", ") if name not in known]
+    assert not wrong, "\n".join(wrong)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors of a page's headings, as repositories and mkdocs.yml make them."""
+    prose = FENCE.sub("", page.read_text())
+    headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|`", r"\1", heading) for heading in headings)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\- ]", "", heading).strip().lower()) for heading in plain}
+
+
+def test_links_lead_somewhere():
+    """Relative to the page, within the repository; and the heading is there."""
+    broken = []
+    for page in pages():
+        for link in LINK.findall(FENCE.sub("", page.read_text())):
+            target, _, anchor = link.partition("#")
+            if target.startswith(("https://", "http://")):
+                continue
+            path = (page.parent / target).resolve() if target else page
+            inside = path.is_relative_to(ROOT) and path.is_file()
+            if not inside or (anchor and anchor not in anchors(path)):
+                broken.append(f"{shown(page)}: {link}")
+    assert not broken, "\n".join(broken)
+
+
+def test_providers_are_named():
+    from memedge import Detector
+    from memedge.engine.providers import PROVIDERS
+
+    table = (ROOT / "docs/providers.md").read_text()
+    assert re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE) == list(PROVIDERS), "in the order of auto"
+    for name in PROVIDERS:
+        assert f'"{name}"' in inspect.getdoc(Detector.load)
+
+
+def test_detectors_and_commands_are_named():
+    from memedge.cli import app
+    from memedge.detectors import NAMES
+
+    worth, commands = (ROOT / "docs/detectors.md").read_text(), (ROOT / "docs/commands.md").read_text()
+    rows = " ".join(re.findall(r"^\| (`[^-].*?) \|", worth, re.MULTILINE))
+    # "`alignment`; flat" stands for two.
+    assert {name.removesuffix("-flat") for name in NAMES} == set(re.findall(r"`([\w-]+)`", rows))
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__
+        assert re.search(rf"\b{name}\b", commands), name
+        assert f"memedge {name}" in (ROOT / "README.md").read_text(), name
+
+
+def test_environment_variables_are_named():
+    used = {
+        name
+        for path in files()
+        if path.suffix in (".py", ".sh") and path != Path(__file__)
+        for name in re.findall(r"MEMEDGE_[A-Z_]+", path.read_text())
+    }
+    compiled = {"MEMEDGE_CUDA_TARGETS"}  # a macro, from setup.py to the core
+    named = set(re.findall(r"MEMEDGE_[A-Z_]+", (ROOT / "CONTRIBUTING.md").read_text()))
+    assert named == used - compiled
+
+
+def test_public_names_are_on_the_site():
+    """Each name of memedge, or the whole module that it comes from, is on a page of the reference."""
+    import memedge
+
+    rendered = set(re.findall(r"^::: (\S+)", "\n".join(page.read_text() for page in pages()), re.MULTILINE))
+    for home in rendered:
+        module, _, name = home.rpartition(".")
+        assert importlib.util.find_spec(home.removesuffix(f".{name}")) or importlib.util.find_spec(module), home
+    missing = []
+    for name in memedge.__all__:
+        one = getattr(memedge, name)
+        if not {one.__module__, f"{one.__module__}.{one.__qualname__}"} & rendered:
+            missing.append(name)
+    assert not missing, f"put them on a page of docs/api: {missing}"
+
+
+def examples() -> list[Path]:
+    return [
+        page
+        for page in pages()
+        if page.name != "README.md" and "python" in (m[1] for m in FENCE.findall(page.read_text()))
+    ]
+
+
+@pytest.mark.parametrize("page", examples(), ids=shown)
+def test_examples_run(page, request, detector, tmp_path, monkeypatch):
+    """A page's blocks, one after the other; they may use what a server has at hand."""
+    monkeypatch.chdir(tmp_path)
+    names = {"detector": detector, "eps_cond": np.ones((3, 4, 8, 8), np.float32)}
+    names["eps_uncond"] = np.zeros((1, 4, 8, 8), np.float32)
+    blocks = [code for _, language, code in FENCE.findall(page.read_text()) if language == "python"]
+    if any("pipe" in block for block in blocks):
+        from diffusers import StableDiffusionPipeline
+        from guarded import make_pipe
+
+        request.getfixturevalue("one_thread")
+        names["pipe"] = make_pipe(StableDiffusionPipeline)
+    for block in blocks:
+        exec(block, names)
+    if "stats" in names:
+        np.testing.assert_allclose(names["stats"].norm, [16, 16, 16])
+    if page.name == "remedies.md":
+        assert names["result"].succeeded
+        assert names["noise"].shape == (4, 32, 32)
+    if "guarded" in names:
+        assert [image is None for image in names["result"].images] == [True, False]
+    if "done" in names:
+        assert names["done"].calibration.memorized.prompts == 32
