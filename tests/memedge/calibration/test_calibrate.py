@@ -101,10 +101,10 @@ def test_an_engine_learns_to_judge(folder, lists, monkeypatch, capsys):
     calibration = new.info.calibration
     assert msgspec.to_builtins(calibration) == done["calibration"]
     assert set(new.info.manifest.calibrations) == {"cpu-fp32", "cuda-fp32"}
-    scores = new.score(captions[False][:30])
+    scores = new.score(prompts[False][:30])
     np.testing.assert_allclose(scores.score, scores.norm + calibration.gamma_alignment * scores.alignment)
     assert scores.memorized.sum() <= 0.05 * 30
-    assert new.score(captions[True][:20]).memorized.mean() > 0.5
+    assert new.score(prompts[True][:20]).memorized.mean() > 0.5
     assert Detector.load(folder).info.key == "cpu-fp32"
 
     code, out, _ = command(monkeypatch, capsys, "info", folder)
