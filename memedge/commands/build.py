@@ -1,13 +1,14 @@
 """`memedge build ENGINE_DIR --provider NAME`: TensorRT plans for GPUs."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import EngineArgument, EngineOption, JsonOption, app, one_engine
 from memedge.engine.errors import MemedgeError, not_installed
+from memedge.engine.tensorrt_module import PlanProvider
 
 if TYPE_CHECKING:
     from memedge.engine.plans import Plan
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 @app.command()
 def build(
     provider: Annotated[
-        Literal["tensorrt", "tensorrt-rtx"],
+        PlanProvider,
         typer.Option("--provider", help="tensorrt: on the GPU that is to run it; tensorrt-rtx: anywhere, for any GPU."),
     ],
     directory: EngineArgument = None,
