@@ -67,7 +67,7 @@ def test_every_public_call_has_an_example(module):
     assert sorted(examples(module)) == CALLS[module]
 
 
-@pytest.mark.usefixtures("folder", "one_thread")
+@pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("module", "call"),
     [
