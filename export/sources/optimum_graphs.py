@@ -2,12 +2,14 @@
 
 Row r of a batch is for the prompt that `prompt` names. Of the inputs of Stable Diffusion XL that stem from a prompt or
 from the image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
+
+Nodes are added at the end, wherever they belong, and sorted later. Until `settle` gives their outputs types and shapes,
+they have those of their first inputs.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
 from memedge.engine.errors import ExportError
-from memedge.export.graphs.edit import constant, move
+from memedge.export.graphs.edit import add, constant, move
 from memedge.export.sources.settle_shapes import settle, tidy
 from memedge.export.sources.trace import OPSET
 from memedge.export.sources.weights import check_not_pointer, reading
@@ -128,16 +130,16 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) 
     sample, timestep, states, prompt = inputs
     _feed(graph, given[SAMPLE], sample)
     first = constant(graph, "timestep.first", np.zeros([1] * len(given[TIMESTEP].shape or ()), np.int64))
-    _feed(graph, given[TIMESTEP], _add(graph, "Gather", [timestep, first], "timestep.one"))
+    _feed(graph, given[TIMESTEP], add(graph, "Gather", [timestep, first], "timestep.one"))
     text = states
     if packing.pooled:
         text = _slice(graph, states, "states.text", {1: (0, packing.tokens)})
         last = _slice(graph, states, "states.last", {1: (packing.tokens, depth), 2: (0, packing.pooled)})
-        vector = _add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
-        _feed(graph, given[POOLED], _add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
+        vector = add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
+        _feed(graph, given[POOLED], add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
         _feed(graph, given[TIME_IDS], _time_ids(graph, sample, packing))
     _project_once(graph, given[STATES], text, prompt)
-    _feed(graph, given[STATES], _add(graph, "Gather", [text, prompt], "states.rows"))
+    _feed(graph, given[STATES], add(graph, "Gather", [text, prompt], "states.rows"))
     graph.inputs[:] = inputs
     given[SAMPLE].name, sample.name = "sample.given", SAMPLE
     graph.outputs[0].name = "prediction"
@@ -182,18 +184,10 @@ def _output(graph: ir.Graph, name: str) -> ir.Value:
     return next(value for value in graph.outputs if value.name == name)
 
 
-def _add(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
-    """Add a node at the end, wherever it belongs; return its output, of its first input's type until `settle`."""
-    node = ir.node(op_type, inputs, attributes)
-    node.outputs[0].name, node.outputs[0].type = name, inputs[0].type
-    graph.append(node)
-    return node.outputs[0]
-
-
 def _feed(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let all that reads an input read another value, cast to the input's type."""
     assert old.dtype is not None
-    same = new if new.dtype == old.dtype else _add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype)
+    same = new if new.dtype == old.dtype else add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype)
     old.replace_all_uses_with(same)
 
 
@@ -202,16 +196,16 @@ def _slice(graph: ir.Graph, value: ir.Value, name: str, ranges: Mapping[int, tup
     starts, ends = zip(*ranges.values(), strict=True)
     parts = (("starts", starts), ("ends", ends), ("axes", tuple(ranges)))
     operands = [constant(graph, f"{name}.{part}", np.array(numbers)) for part, numbers in parts]
-    return _add(graph, "Slice", [value, *operands], name)
+    return add(graph, "Slice", [value, *operands], name)
 
 
 def _time_ids(graph: ir.Graph, sample: ir.Value, packing: Packing) -> ir.Value:
     """Add the image's size for every row: of the sample, so that what follows from it alone can be cached."""
-    rows = _add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
+    rows = add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
     own = packing.time_ids
     count = constant(graph, "time_ids.count", np.array([own.shape[1]]))
-    shape = _add(graph, "Concat", [rows, count], "time_ids.shape", axis=0)
-    return _add(graph, "Expand", [constant(graph, "time_ids.one", own), shape], "time_ids.all")
+    shape = add(graph, "Concat", [rows, count], "time_ids.shape", axis=0)
+    return add(graph, "Expand", [constant(graph, "time_ids.one", own), shape], "time_ids.all")
 
 
 def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.Value) -> None:
@@ -220,20 +214,20 @@ def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.V
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer():
             result = node.outputs[0]
-            product = _add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
-            result.replace_all_uses_with(_add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
+            product = add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
+            result.replace_all_uses_with(add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
 
 
 def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:
     """Add the states of both text encoders side by side, below them the pooled state; zero for the empty prompt."""
     axis = constant(graph, "states.axis", np.array([1]))
-    both = _add(graph, "Concat", states, "states.both", axis=-1)
+    both = add(graph, "Concat", states, "states.both", axis=-1)
     pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
-    last = _add(graph, "Unsqueeze", [_add(graph, "Pad", [pooled, pads], "states.padded"), axis], "states.last")
-    found = _add(graph, "Concat", [both, last], "states.all", axis=1)
+    last = add(graph, "Unsqueeze", [add(graph, "Pad", [pooled, pads], "states.padded"), axis], "states.last")
+    found = add(graph, "Concat", [both, last], "states.all", axis=1)
     if packing.zeros is None:
         return found
-    equal = _add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
-    other = _add(graph, "Cast", [_add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
-    factor = _add(graph, "ReduceMax", [other, axis], "empty.any")
-    return _add(graph, "Mul", [found, _add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
+    equal = add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
+    other = add(graph, "Cast", [add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
+    factor = add(graph, "ReduceMax", [other, axis], "empty.any")
+    return add(graph, "Mul", [found, add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
