@@ -47,7 +47,7 @@ from memedge.export.precision.int8_samples import Samples, read_samples
 from memedge.export.quiet_libraries import quiet
 from memedge.export.sources.checkpoint import Checkpoint, latent_shape
 from memedge.export.sources.open import load_checkpoint
-from memedge.export.sources.presets import published
+from memedge.export.sources.presets import preset_of
 from memedge.export.sources.schedule import Noise, read_noise
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
@@ -141,7 +141,8 @@ def _write(
     states = checkpoint.encode(ids)
     reference = Statistics.of(_reference(checkpoint, noise, sample, states), factor)
     source = Source(checkpoint.id, checkpoint.sha256)
-    preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, noise.prediction_type)
+    family = checkpoint.architecture
+    preset = preset_of(family.published, checkpoint.id, checkpoint.state_width, noise.prediction_type)
     tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
 
     # Only now, with the reference computed, may modules change their attention.

@@ -1,7 +1,7 @@
 """Optimum's graphs, made fit for the engine: what they compute stays as it is, their inputs become the engine's.
 
-Row r of a batch is for the prompt that `prompt` names. Of the inputs of Stable Diffusion XL that stem from a prompt or
-from the image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
+Row r of a batch is for the prompt that `prompt` names. Of the UNet's inputs that stem from a prompt or from the
+image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
 
 Nodes are added at the end, wherever they belong, and sorted later. Until `settle` gives their outputs types and shapes,
 they have those of their first inputs.
@@ -27,6 +27,7 @@ GRAPH = "model.onnx"
 SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS = "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"
 OLDEST_OPSET = 18  # Optimum's own choice; before it, operators were spelt otherwise
 IR_VERSION = 10
+ORDINALS = ("first", "second", "third")  # of text encoders
 SMALL = 4096  # bytes of weights that are read at once: onnx_ir takes such back from a file when it writes
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
@@ -82,28 +83,29 @@ def open_graph(folder: Path, part: str) -> ir.Model:
     return model
 
 
-def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir.Model:
-    """Return ids int64 [prompts, T · L] → states float32 [prompts, K, D] of T = 1 or 2 text encoders; consumes them.
+def text_encoder(models: Sequence[tuple[ir.Model, Sequence[str]]], packing: Packing) -> ir.Model:
+    """Return ids int64 [prompts, T · L] → states float32 [prompts, K, D] of T text encoders; consumes them.
 
     Args:
-        models: as `open_graph` gives them, with the output of each that holds the states.
+        models: as `open_graph` gives them, each with the names of the outputs that the UNet takes: the states, and the
+            pooled state if it takes that.
         packing: of what they are to make.
     """
     for model, _ in models:
         _prepare(model)
-    (model, output), graph = models[0], models[0][0].graph
-    width = len(models) * packing.tokens
-    ids = _input("ids", INT64, "prompts", width)
-    states = _output(graph, output)
-    first = ids if len(models) == 1 else _slice(graph, ids, "ids.first", {1: (0, packing.tokens)})
-    _feed(graph, graph.inputs[0], first)
+    model, graph = models[0][0], models[0][0].graph
+    ids = _input("ids", INT64, "prompts", len(models) * packing.tokens)
+    found = [[_output(one.graph, name) for name in outputs] for one, outputs in models]
+    for number, (one, _) in enumerate(models):
+        given, own = one.graph.inputs[0], ids
+        if number:
+            move(one.graph, graph, ORDINALS[number])
+        if len(models) > 1:
+            part = (number * packing.tokens, (number + 1) * packing.tokens)
+            own = _slice(graph, ids, f"ids.{ORDINALS[number]}", {1: part})
+        _feed(graph, given, own)
+    states = _packed(graph, ids, [own for own, *_ in found], [value for _, *more in found for value in more], packing)
     graph.inputs[:] = [ids]
-    if len(models) == 2:
-        second, output = models[1]
-        hidden, pooled, given = _output(second.graph, output), _output(second.graph, POOLED), second.graph.inputs[0]
-        move(second.graph, graph, "second")
-        _feed(graph, given, _slice(graph, ids, "ids.second", {1: (packing.tokens, width)}))
-        states = _packed(graph, ids, [states, hidden], pooled, packing)
     graph.outputs[:] = [states]
     states.name = "states"
     _finish(model, "The text encoder")
@@ -218,16 +220,25 @@ def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.V
             result.replace_all_uses_with(add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
 
 
-def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:
-    """Add the states of both text encoders side by side, below them the pooled state; zero for the empty prompt."""
+def _beside(graph: ir.Graph, values: Sequence[ir.Value], name: str) -> ir.Value:
+    """Add values side by side on their last axis."""
+    return values[0] if len(values) == 1 else add(graph, "Concat", values, name, axis=-1)
+
+
+def _packed(
+    graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: Sequence[ir.Value], packing: Packing
+) -> ir.Value:
+    """Add the states of all text encoders side by side, below them the pooled state; zero for the empty prompt."""
     axis = constant(graph, "states.axis", np.array([1]))
-    both = add(graph, "Concat", states, "states.both", axis=-1)
-    pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
-    last = add(graph, "Unsqueeze", [add(graph, "Pad", [pooled, pads], "states.padded"), axis], "states.last")
-    found = add(graph, "Concat", [both, last], "states.all", axis=1)
-    if packing.zeros is None:
-        return found
-    equal = add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
-    other = add(graph, "Cast", [add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
-    factor = add(graph, "ReduceMax", [other, axis], "empty.any")
-    return add(graph, "Mul", [found, add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
+    found = _beside(graph, states, "states.both")
+    if pooled:
+        pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
+        padded = add(graph, "Pad", [_beside(graph, pooled, "states.pooled"), pads], "states.padded")
+        last = add(graph, "Unsqueeze", [padded, axis], "states.last")
+        found = add(graph, "Concat", [found, last], "states.all", axis=1)
+    if packing.zeros is not None:
+        equal = add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
+        other = add(graph, "Cast", [add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
+        factor = add(graph, "ReduceMax", [other, axis], "empty.any")
+        found = add(graph, "Mul", [found, add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
+    return found

@@ -34,7 +34,7 @@ def test_folder(kind, tmp_path):
     half = load(make(tmp_path / "half", kind, "v_prediction", dtype=torch.float16))
     assert half.id == "half"
     assert half.scheduler["prediction_type"] == "v_prediction"
-    assert half.zeros_for_empty  # said, or left out
+    assert half.zeros_for_empty == (kind == "sdxl")
     assert len(half.text_encoders) == len(half.tokenizers) == (2 if kind == "sdxl" else 1)
     stored = load_file(tmp_path / "half" / "unet" / f"{UNET}.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
