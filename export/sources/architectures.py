@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from memedge.export.sources.presets import OF_STABLE_DIFFUSION, Published
@@ -65,9 +64,10 @@ class Architecture:
         encoders: its text encoders, in the order of their ids.
         wrapper: makes one torch module (text_encoders.py) of them, and of the ids [T · L] of the prompt whose states
             are all zero, or None.
-        pipeline: the class of diffusers that model_index.json names; it reads single files, and names LoRAs' layers.
-        single_files: its layouts.
-        published: γ.
+        pipeline: the name of diffusers' class, as model_index.json has it: the class reads single files and LoRAs. It
+            is imported where it is needed, as that takes long.
+        single_files: the layouts.
+        published: the γ that were published for its models.
         addition_embed_type: what the UNet's config.json says that it takes besides states; "text_time": a pooled state
             and time ids.
         optimum_inputs: what the UNet takes besides latents, timestep and states, in Optimum's graphs.
@@ -78,7 +78,7 @@ class Architecture:
     name: str
     encoders: tuple[Encoder, ...]
     wrapper: Callable[[Sequence[Any], npt.NDArray[np.int64] | None], TextEncoders]
-    pipeline: Any
+    pipeline: str
     single_files: tuple[SingleFile, ...]
     published: tuple[Published, ...] = ()
     addition_embed_type: str | None = None
@@ -101,7 +101,7 @@ ARCHITECTURES = (
         name="Stable Diffusion 1.x, 2.x",
         encoders=(Encoder("text_encoder", "tokenizer", CLIPTextModel),),
         wrapper=OneTextEncoder,
-        pipeline=StableDiffusionPipeline,
+        pipeline="StableDiffusionPipeline",
         single_files=(
             SingleFile(
                 "SD 1",
@@ -119,7 +119,7 @@ ARCHITECTURES = (
             Encoder("text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, penultimate=True, pooled=True),
         ),
         wrapper=PairOfTextEncoders,
-        pipeline=StableDiffusionXLPipeline,
+        pipeline="StableDiffusionXLPipeline",
         single_files=(
             SingleFile(
                 "SDXL",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
@@ -115,6 +116,6 @@ def _fold_alphas(state: dict[str, torch.Tensor]) -> bool:
 
 def _pipeline(parts: Parts) -> Any:
     """Return a pipeline of the parts, which knows how LoRAs name them; it makes no images, and has nothing else."""
-    kind = parts.architecture.pipeline
+    kind = getattr(diffusers, parts.architecture.pipeline)
     required = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
     return kind(**dict.fromkeys(required) | parts.modules)

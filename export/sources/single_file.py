@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from memedge.engine.directory import sha256
@@ -38,7 +38,7 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
     model = _configuration(path, layout, config, progress)
     files = weights.settings(folder.list_files(model), str(model))
     pipeline_class = folder.read_json(model / weights.INDEX).get("_class_name") if weights.INDEX in files else None
-    if pipeline_class != architecture.pipeline.__name__:
+    if pipeline_class != architecture.pipeline:
         kind = pipeline_class or "model of unknown kind, without model_index.json"
         raise ExportError(f"{config or model} is a {kind}, {path} is not: give a config that fits it.")
     scheduler = folder.read_json(model / weights.SCHEDULER)
@@ -53,7 +53,7 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
         )
     with weights.reading(path):
         unwanted = ("vae", "scheduler", "feature_extractor", "image_encoder", *architecture.tokenizers)
-        pipeline = architecture.pipeline.from_single_file(
+        pipeline = getattr(diffusers, architecture.pipeline).from_single_file(
             str(path),
             config=str(model),
             torch_dtype=torch.float32,
@@ -96,7 +96,7 @@ def _names(path: Path) -> list[str]:
 def _tensors(model: Path) -> int:
     """Return how many tensors the UNet has that is configured in a folder."""
     with weights.reading(model / "unet" / "config.json"), torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(folder.read_json(model / "unet" / "config.json"))
+        unet = diffusers.UNet2DConditionModel.from_config(folder.read_json(model / "unet" / "config.json"))
         return len(unet.state_dict())
 
 
