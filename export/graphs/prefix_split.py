@@ -22,7 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from memedge.engine.directory import Tensors
 from memedge.engine.errors import ExportError
 from memedge.export.graphs import cost, split_concats
-from memedge.export.graphs.edit import add, constant
+from memedge.export.graphs.edit import add
 
 ROWS = "rows"  # the name of the dynamic first dimension, in export/graphs/files.py
 MEMORY_SHARE = 0.25
@@ -106,7 +106,9 @@ def _settle_shapes(graph: ir.Graph) -> None:
             like = maker.inputs[0] if maker is not None and maker.op_type == "Shape" else None
             if like is not None and like.shape is not None and all(isinstance(d, int) for d in like.shape[1:]):
                 target = np.array([-1, *(int(d) for d in like.shape[1:])], dtype=np.int64)  # type: ignore[arg-type]
-                node.replace_input_with(1, constant(graph, f"{output.name}.shape", target))
+                name = f"{output.name}.shape"
+                graph.register_initializer(shape := ir.Value(name=name, const_value=ir.tensor(target, name=name)))
+                node.replace_input_with(1, shape)
                 output.shape = like.shape
         elif node.op_type in split_concats.BINARY and output.shape is not None:
             output.shape = _broadcast([v.shape for v in node.inputs if v is not None and v.shape is not None])

@@ -16,7 +16,7 @@ from memedge.export.graphs import cost, files, prefix_split
 from memedge.export.quiet_libraries import quiet
 from memedge.export.sources.open import load_checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
