@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memedge.engine.directory import PREFIX, SECOND_TOKENIZER, TEXT_ENCODER, TOKENIZER, UNET
+from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
 from memedge.engine.manifest import Flops, Precision, Preset, Source
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear
@@ -97,7 +97,7 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
 
 
 def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
-    paths = [job.folder / name for name, _ in zip((TOKENIZER, SECOND_TOKENIZER), checkpoint.tokenizers, strict=False)]
+    paths = [job.folder / name for name in TOKENIZERS[: len(checkpoint.tokenizers)]]
     for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
         tokenizer.save(str(path))
     return PromptTokenizer(paths, checkpoint.tokens)

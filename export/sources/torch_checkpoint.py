@@ -105,7 +105,8 @@ class UNet(nn.Module):
             ids = checkpoint.time_ids(config)
             width = pooled_width + len(ids) * config.addition_time_embed_dim
             if width != config.projection_class_embeddings_input_dim:
-                raise ExportError("This UNet is not told sizes and crop as SDXL's base model is: give that one.")
+                family = parts.architecture.name
+                raise ExportError(f"This UNet is not told sizes and crop as {family}'s base model is: give that one.")
             self.register_buffer("time_ids", torch.tensor([ids], dtype=torch.float32))
 
     def make_exportable(self) -> None:
