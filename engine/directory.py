@@ -16,7 +16,7 @@ from memedge.engine.errors import IntegrityError
 from memedge.engine.manifest import FileEntry, Manifest, read_manifest
 
 TOKENIZER = "tokenizer.json"
-SECOND_TOKENIZER = "tokenizer_2.json"  # SDXL's
+TOKENIZERS = (TOKENIZER, "tokenizer_2.json")  # one for each text encoder
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
 PREFIX = "prefix.onnx"  # not in int8 engines, whose UNet is made for the engine's own noise
@@ -79,7 +79,7 @@ class EngineDirectory:
     @property
     def tokenizers(self) -> list[Path]:
         """The tokenizers' files: one for each text encoder."""
-        return [self.file(name) for name in (TOKENIZER, SECOND_TOKENIZER) if name in self.manifest.files]
+        return [self.file(name) for name in TOKENIZERS if name in self.manifest.files]
 
     @property
     def ids_width(self) -> int:

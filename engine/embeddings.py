@@ -8,7 +8,7 @@ from memedge.engine.manifest import Manifest
 
 
 def pack(manifest: Manifest, states: npt.ArrayLike, pooled: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
-    """Return states [B, L, D] and pooled states [B, P], which SDXL alone has, as one array [B, K, D].
+    """Return states [B, L, D] and, of models that have them, pooled states [B, P] as one array [B, K, D].
 
     Raises:
         InputError: no numbers, other shapes than the engine's, no rows, or pooled states missing or not wanted.

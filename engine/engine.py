@@ -110,7 +110,8 @@ class Engine:
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
         """Return prompt embeddings [B, L, D] as they are."""
-        empty = self._is_near(array[:, 1], self._empty_states[1])  # BOS aside, few others pass even this far
+        first = self.tokenizer.first_word
+        empty = self._is_near(array[:, first], self._empty_states[first])  # few others pass even this far
         for prompt in np.flatnonzero(empty):
             empty[prompt] = self._is_near(array[prompt], self._empty_states).all()
         return States(self.backend.memory.upload(array), empty)

@@ -34,7 +34,7 @@ class Gradient:
 class Gradients(Protocol):
     """A source of derivatives for one engine, on its own noise. Safe to call from any thread.
 
-    (K, D) is manifest.states_shape; of SDXL's pooled row the padding's derivative is 0.
+    (K, D) is manifest.states_shape; of a pooled row the padding's derivative is 0.
     """
 
     def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:

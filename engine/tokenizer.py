@@ -28,7 +28,11 @@ class TokenSpan:
 class PromptTokenizer:
     """The tokenizers of a model's text encoders; the files carry padding and truncation. Safe to share between threads.
 
-    SDXL has two that differ in more than padding: where "!" is the padding, it is never part of a word.
+    Two of one model may differ in more than padding: where "!" is the padding, it is never part of a word.
+
+    Attributes:
+        first_word: the place of a prompt's first word among its ids, and among its states: 1, behind BOS, or 0 where
+            the tokenizers add no BOS.
     """
 
     def __init__(self, paths: Sequence[Path], tokens: int):
@@ -38,6 +42,8 @@ class PromptTokenizer:
             IntegrityError: a file is no tokenizer, or pads to another length than L.
         """
         self._tokenizers = [_load(path, tokens) for path in paths]
+        # Of the empty prompt, all that is not padding is BOS, if there is one, and EOS.
+        self.first_word = max(0, sum(self._tokenizers[0].encode("").attention_mask) - 1)
 
     def __call__(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers side by side, and whether each prompt was cut, bool [B]."""
@@ -63,13 +69,13 @@ class PromptTokenizer:
 
         A masked token becomes padding, so that the others stay where they are; EOS follows the last that is kept.
         """
-        result: npt.NDArray[np.int64] = self([""])[0][0]  # BOS, EOS, padding
+        result: npt.NDArray[np.int64] = self([""])[0][0]  # BOS, EOS at the first word's place, padding
         masked = result.reshape(len(self._tokenizers), -1)
         tokens = masked.shape[1]
         for row, part in enumerate(ids.reshape(masked.shape)):
             own = [place % tokens for place in kept if place // tokens == row]
             if own:
-                end, masked[row, 1] = masked[row, 1], masked[row, -1]
+                end, masked[row, self.first_word] = masked[row, self.first_word], masked[row, -1]
                 masked[row, own] = part[own]
                 masked[row, max(own) + 1] = end
         return result

@@ -9,47 +9,26 @@ from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors.numpy import save
 
 from memedge.engine import atomic, probe
-from memedge.engine.directory import (
-    BASELINE,
-    PREFIX,
-    SECOND_TOKENIZER,
-    TEXT_ENCODER,
-    TOKENIZER,
-    UNET,
-    Tensors,
-    describe_file,
-)
+from memedge.engine.directory import BASELINE, PREFIX, Tensors, describe_file
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import (
-    SCHEMA,
-    CheckpointSource,
-    Drift,
-    Flops,
-    Manifest,
-    Precision,
-    velocity_norm_factor,
-    write_manifest,
-)
+from memedge.engine.manifest import SCHEMA, Manifest, Parity, Precision, write_manifest
 from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
 from memedge.engine.places import check_new_folder
-from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, gradient_graphs
-from memedge.export.graphs.prefix_split import run_prefix, split
-from memedge.export.parity import PROBES, Statistics, check, compare, engine_epsilon, epsilon, worse
-from memedge.export.precision import fp16, int8, ranges, simulate_fp16
-from memedge.export.precision.drift import drift, scores
-from memedge.export.precision.int8_samples import Samples, read_samples
+from memedge.export.from_checkpoint import Job, Model, write_graphs
+from memedge.export.graphs import gradient_graphs
+from memedge.export.graphs.prefix_split import run_prefix
+from memedge.export.parity import Statistics, check, compare, engine_epsilon, worse
+from memedge.export.precision import simulate_fp16
+from memedge.export.precision.convert import to_precision
+from memedge.export.precision.int8_samples import read_samples
 from memedge.export.quiet_libraries import quiet
-from memedge.export.sources.checkpoint import Checkpoint, latent_shape
+from memedge.export.sources.checkpoint import Checkpoint
 from memedge.export.sources.open import load_checkpoint
-from memedge.export.sources.presets import published
-from memedge.export.sources.schedule import Noise, read_noise
 
 TOOLS = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "memedge")
 
@@ -114,189 +93,89 @@ def export(
     check_new_folder(place, "name another folder")
     samples = read_samples(None if prompts is None else Path(prompts)) if precision == "int8" else None
     with atomic.folder(place) as folder, quiet():
-        progress("loading the checkpoint")
-        return _write(
-            # Held by nobody else, so that it can be let go of: its weights are as large as the engine's.
-            load_checkpoint(
+
+        def load() -> Checkpoint:
+            progress("loading the checkpoint")
+            return load_checkpoint(
                 model, revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
-            ),
-            folder,
-            draws,
-            seed,
-            precision,
-            samples,
-            progress,
-        )
+            )
+
+        return _write(Job(folder, draws, seed, precision, samples, progress), load)
 
 
-def _write(
-    checkpoint: Checkpoint,
-    folder: Path,
-    draws: int,
-    seed: int,
-    precision: Precision,
-    samples: Samples | None,
-    progress: Callable[[str], None],
-) -> Manifest:
-    shape, noise = latent_shape(checkpoint.unet_config), read_noise(checkpoint.scheduler)
-    tokenizer = _write_tokenizers(checkpoint, folder)
-    ids, _ = tokenizer(PROBES)
-    sample = torch.randn((draws, *shape), generator=torch.Generator().manual_seed(seed)).numpy()
-    factor = 1.0
-    if noise.prediction_type == "v_prediction":
-        factor = velocity_norm_factor(noise.alphas_cumprod[0])
-
-    progress("computing the reference with the checkpoint's own libraries")
-    states = checkpoint.encode(ids)
-    reference = Statistics.of(_reference(checkpoint, noise, sample, states), factor)
-    source = CheckpointSource(checkpoint.id, checkpoint.sha256)
-    preset = published(checkpoint.id, checkpoint.state_width, checkpoint.pooled_width, noise.prediction_type)
-    tokens, state_width, pooled_width = checkpoint.tokens, checkpoint.state_width, checkpoint.pooled_width
-
-    # Only now, with the reference computed, may modules change their attention.
-    progress("exporting the text encoder")
-    text_encoder = checkpoint.text_encoder_graph()
-    files.save(text_encoder, folder / TEXT_ENCODER, external_data=files.weight_bytes(text_encoder) > files.LARGE)
-    progress("exporting the UNet")
-    unet = checkpoint.unet_graph()
-    opset = unet.opset_imports[""]
-    progress("splitting off what no prompt changes")
-    parts = split(unet, 2 * draws)
-    fold_upsampling.fold(parts.unet)
-    flops = Flops(
-        text_encoder=sum(map(cost.flops, text_encoder.graph)),
-        unet=parts.flops,
-        prefix=parts.flops_cached,
-        remaining=sum(map(cost.flops, parts.unet.graph)),
-    )
-    fuse_linear.fuse(parts.unet)
-    files.save(parts.unet, folder / UNET, external_data=True)
-    files.save(parts.prefix, folder / PREFIX, external_data=files.weight_bytes(parts.prefix) > files.LARGE)
-    cached = run_prefix(folder / PREFIX, sample, noise.timesteps)
-    # Graphs refer to themselves and keep their weights until they are collected; the sessions to come need the room.
-    del checkpoint, text_encoder, unet, parts
+def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
+    """Write the engine, and a manifest that says how far it is from the checkpoint."""
+    model, opset, flops = write_graphs(job, load)
+    # Nobody holds the checkpoint any more, whose weights are as large as the engine's. But graphs refer to themselves,
+    # and keep theirs until they are collected: now, because the sessions to come need the room.
     gc.collect()
-
-    # Here and not at the end, because the baseline must come from the graph that is shipped.
-    measured = _to_int8(folder, cached, tokenizer, samples, draws, factor, progress) if samples else None
-    if precision == "fp16":
-        cached = _to_half(folder, cached, ids, states, progress)
-
-    notes = noise.notes
-    if precision != "int8":  # whose rounding has no gradient
-        progress("differentiating the UNet")
-        if missing := gradient_graphs.write(folder):
-            notes += (f"There are no gradients, so no mitigation without the checkpoint: {missing}.",)
-
-    progress("caching the unconditional predictions")
-    prediction = engine_epsilon(OrtBackend(folder, cached, precision, HostMemory()), ids, draws)
-    tensors = {"sample": sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
-    (folder / BASELINE).write_bytes(save(tensors))
-
-    progress("comparing with the reference")
-    parity = compare(Statistics.of(prediction, factor), reference)
-    if precision == "fp16":
-        # The worse of both, so that the tolerance holds here and on a GPU.
-        simulated = Statistics.of(simulate_fp16.epsilon(folder, cached, ids, draws), factor)
-        parity = worse(parity, compare(simulated, reference))
-    check(parity, precision)
+    cached = run_prefix(job.folder / PREFIX, model.sample, model.noise.timesteps)
+    # Before the baseline, which must come from the graph that is shipped.
+    cached, measured = to_precision(job, model, cached)
+    notes = (*model.noise.notes, *_write_gradients(job))
+    prediction = _write_baseline(job, model, cached)
+    parity = _compare(job, model, cached, prediction)
     manifest = Manifest(
         schema=SCHEMA,
-        source=source,
-        prediction_type=noise.prediction_type,
-        latent_shape=shape,
-        tokens=tokens,
-        state_width=state_width,
-        timesteps=noise.timesteps,
-        alphas_cumprod=noise.alphas_cumprod,
-        schedule=noise.schedule,
-        draws=draws,
-        seed=seed,
-        precision=precision,
+        source=model.source,
+        prediction_type=model.noise.prediction_type,
+        latent_shape=model.latent_shape,
+        tokens=model.tokens,
+        state_width=model.state_width,
+        timesteps=model.noise.timesteps,
+        alphas_cumprod=model.noise.alphas_cumprod,
+        schedule=model.noise.schedule,
+        draws=job.draws,
+        seed=job.seed,
+        precision=job.precision,
         opset=opset,
         flops=flops,
         cached={name: array.shape[1:] for name, array in cached.items()},
         tools={tool: version(tool) for tool in TOOLS} | probe.distributions("onnxruntime"),
         parity=parity,
         calibrations={},
-        files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+        files={path.name: describe_file(path) for path in sorted(job.folder.iterdir())},
         drift=measured,
-        preset=preset,
+        preset=model.preset,
         notes=notes,
-        pooled_width=pooled_width,
+        pooled_width=model.pooled_width,
     )
-    write_manifest(folder, manifest)
-    Engine.open(folder, "cpu", None, None)  # what was written must be what can be read
+    write_manifest(job.folder, manifest)
+    Engine.open(job.folder, "cpu", None, None)  # what was written must be what can be read
     return manifest
 
 
-def _write_tokenizers(checkpoint: Checkpoint, folder: Path) -> PromptTokenizer:
-    paths = [folder / name for name, _ in zip((TOKENIZER, SECOND_TOKENIZER), checkpoint.tokenizers, strict=False)]
-    for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
-        tokenizer.save(str(path))
-    return PromptTokenizer(paths, checkpoint.tokens)
+def _write_gradients(job: Job) -> tuple[str, ...]:
+    """Write the gradient graphs; return a note if there are none."""
+    if job.precision == "int8":  # whose rounding has no gradient
+        return ()
+    job.progress("differentiating the UNet")
+    missing = gradient_graphs.write(job.folder)
+    return (f"There are no gradients, so no mitigation without the checkpoint: {missing}.",) if missing else ()
 
 
-def _to_half(
-    folder: Path,
-    cached: Tensors,
-    ids: npt.NDArray[np.int64],
-    states: npt.NDArray[np.float32],
-    progress: Callable[[str], None],
-) -> Tensors:
-    """Replace both float32 graphs by mixed ones; return the cached inputs in fp16."""
-    rounded = fp16.cached_in_half(cached)
-    progress("measuring how large values become")
-    text_encoder = ranges.observe(folder / TEXT_ENCODER, [{"ids": ids}])
-    unet = ranges.observe(folder / UNET, ranges.unet_calls(states, cached))
-    progress("converting to fp16")
-    fp16.convert(folder / TEXT_ENCODER, text_encoder)
-    fp16.convert(folder / UNET, unet)
-    fp16.narrow_outputs(folder / PREFIX)
-    gc.collect()  # of the float32 graphs, whose files are gone, but stay mapped till then
-    return rounded
+def _write_baseline(job: Job, model: Model, cached: Tensors) -> npt.NDArray[np.float32]:
+    """Write what no prompt changes, as the engine's own graphs compute it; return ε of the probes."""
+    job.progress("caching the unconditional predictions")
+    backend = OrtBackend(job.folder, cached, job.precision, HostMemory())
+    prediction = engine_epsilon(backend, model.ids, job.draws)
+    tensors = {"sample": model.sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
+    (job.folder / BASELINE).write_bytes(save(tensors))
+    return prediction
 
 
-def _to_int8(
-    folder: Path,
-    cached: Tensors,
-    tokenizer: PromptTokenizer,
-    samples: Samples,
-    draws: int,
-    norm_factor: float,
-    progress: Callable[[str], None],
-) -> Drift:
-    """Replace the float32 UNet by an int8 one, and return how far that moves scores.
+def _compare(job: Job, model: Model, cached: Tensors, prediction: npt.NDArray[np.float32]) -> Parity:
+    """Return how far the engine's ε of the probes is from the checkpoint's.
 
-    It holds for the engine's own noise, so the prefix, which is for any, goes.
+    Raises:
+        ExportError: further than the precision allows.
     """
-    count = len(samples.drift)
-    ids, _ = tokenizer(["", *samples.drift])
-    progress(f"scoring {count} prompts in fp32")
-    backend = OrtBackend(folder, cached, "fp32", HostMemory())
-    true = scores(backend, ids, draws, norm_factor)
-    progress(f"calibrating int8 on {len(samples.activations)} prompts")
-    states = backend.memory.download(backend.encode(tokenizer(["", *samples.activations])[0]))
-    del backend  # at most one float32 UNet in memory
-    int8.quantise(folder / UNET, states, cached)
-    for path in folder.glob(f"{PREFIX}*"):
-        path.unlink()
-    progress(f"scoring {count} prompts in int8")
-    return drift(
-        scores(OrtBackend(folder, cached, "int8", HostMemory()), ids, draws, norm_factor), true, samples.memorized
-    )
-
-
-def _reference(
-    checkpoint: Checkpoint,
-    noise: Noise,
-    sample: npt.NDArray[np.float32],
-    states: npt.NDArray[np.float32],
-) -> npt.NDArray[np.float32]:
-    """Return ε, [B, 2, n, C, H, W], that the checkpoint itself predicts for states [B, K, D]."""
-
-    def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
-        step, draw = divmod(row, len(sample))
-        return checkpoint.predict(sample[draw], noise.timesteps[step], state)
-
-    return epsilon(predict, states, len(sample))
+    job.progress("comparing with the reference")
+    factor = model.noise.norm_factor
+    parity = compare(Statistics.of(prediction, factor), model.reference)
+    if job.precision == "fp16":
+        # The worse of both, so that the tolerance holds here and on a GPU.
+        simulated = simulate_fp16.epsilon(job.folder, cached, model.ids, job.draws)
+        parity = worse(parity, compare(Statistics.of(simulated, factor), model.reference))
+    check(parity, job.precision)
+    return parity

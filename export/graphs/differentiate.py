@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from memedge.export.graphs.append import Appender, Axes, NotDifferentiableError, dtype_of, shape_of
+from memedge.export.graphs.terms import Axes, NotDifferentiableError, Terms, dtype_of, shape_of
 
 
 def differentiate(
@@ -36,7 +36,7 @@ def differentiate(
     return _Tape(graph, source, selections).backward(output, gradient)
 
 
-class _Tape(Appender):
+class _Tape(Terms):
     """The nodes on the way from the source, and the gradients found so far."""
 
     def __init__(self, graph: ir.Graph, source: ir.Value, selections: Mapping[ir.Value, ir.Value]):

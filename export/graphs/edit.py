@@ -1,6 +1,6 @@
-"""Adding to a graph: constants, and nodes with named and typed outputs."""
+"""Editing a graph: nodes and constants that are added, values that are replaced, graphs that move into others."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,57 @@ import onnx_ir as ir
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 
 
+def add(
+    graph: ir.Graph,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    name: str,
+    like: ir.Value | None = None,
+    *,
+    before: ir.Node | None = None,
+    behind: ir.Value | None = None,
+    shape: Sequence[Any] | ir.Shape | None = None,
+    dtype: ir.DataType | None = None,
+    **attributes: Any,
+) -> ir.Value:
+    """Add a node of ONNX's own operators, with one output, to a graph; return that output.
+
+    Args:
+        graph: what it is added to: at its end, unless `before` or `behind` says where.
+        op_type: the operator.
+        inputs: its inputs; None is one that is left out.
+        name: the output's.
+        like: the output has this value's type and shape. Default: the first input's.
+        before: the node that it is added before.
+        behind: it is added right behind what makes this value; of an input, at the graph's beginning.
+        shape: the output's, in place of that of `like`.
+        dtype: the output's, in place of that of `like`.
+        attributes: the operator's.
+    """
+    like = inputs[0] if like is None else like
+    assert like is not None
+    output = ir.Value(
+        name=name,
+        shape=like.shape if shape is None else ir.Shape(shape),
+        type=like.type if dtype is None else ir.TensorType(dtype),
+    )
+    node = ir.node(op_type, inputs, attributes, outputs=[output])
+    if behind is not None and (maker := behind.producer()) is not None:
+        graph.insert_after(maker, node)
+    elif behind is not None:
+        graph.insert_before(graph[0], node)
+    elif before is not None:
+        graph.insert_before(before, node)
+    else:
+        graph.append(node)
+    return output
+
+
+def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
+    """Add a Cast right behind what makes the value; return its output."""
+    return add(graph, "Cast", [value], name, behind=value, dtype=dtype, to=dtype)
+
+
 def constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
     """Return an initializer of the graph with this name, made of the array if there is none yet."""
     if name not in graph.initializers:
@@ -17,56 +68,6 @@ def constant(graph: ir.Graph, name: str, array: npt.NDArray[Any]) -> ir.Value:
         value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
         graph.register_initializer(value)
     return graph.initializers[name]
-
-
-def insert(
-    graph: ir.Graph,
-    before: ir.Node,
-    op_type: str,
-    inputs: Sequence[ir.Value | None],
-    name: str,
-    like: ir.Value,
-    *,
-    shape: ir.Shape | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> ir.Value:
-    """Insert a node before another; return its output, of the type of `like` and of the shape given, or of `like`'s."""
-    output = ir.Value(name=name, shape=like.shape if shape is None else shape, type=like.type)
-    graph.insert_before(before, ir.node(op_type, inputs, attributes, outputs=[output], domain=""))
-    return output
-
-
-def follow(
-    graph: ir.Graph,
-    value: ir.Value,
-    op_type: str,
-    name: str,
-    *others: ir.Value,
-    dtype: ir.DataType | None = None,
-    shape: ir.Shape | None = None,
-    attributes: Mapping[str, Any] | None = None,
-) -> ir.Value:
-    """Insert a node of the value, and of others, right behind what makes the value; return its output.
-
-    The output is of the type and of the shape given, or of the value's.
-    """
-    output = ir.Value(
-        name=name,
-        shape=value.shape if shape is None else shape,
-        type=value.type if dtype is None else ir.TensorType(dtype),
-    )
-    node = ir.node(op_type, [value, *others], attributes, outputs=[output], domain="")
-    producer = value.producer()
-    if producer is None:
-        graph.insert_before(graph[0], node)
-    else:
-        graph.insert_after(producer, node)
-    return output
-
-
-def cast(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
-    """Insert a Cast right behind what makes the value; return its output."""
-    return follow(graph, value, "Cast", name, dtype=dtype, attributes={"to": dtype})
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import IntegrityError
-from memedge.export.graphs.edit import constant, insert, replace
+from memedge.export.graphs.edit import add, constant, replace
 
 MICROSOFT = "com.microsoft"
 
@@ -86,21 +86,19 @@ def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
     if dtype is None or _width(k) != _width(q):
         raise ValueError(f"{node.name} multiplies queries and keys of unknown types or different widths")
     scale = constant(graph, f"attention.scale.{width}.{dtype.name}", np.array(width**-0.5, dtype.numpy()))
-    scaled = insert(graph, node, "Mul", [q, scale], f"{name}.q.scaled", q)
+    scaled = add(graph, "Mul", [q, scale], f"{name}.q.scaled", before=node)
     queries = _apart(graph, node, scaled, heads, f"{name}.q", [0, 2, 1, 3])
     keys = _apart(graph, node, k, heads, f"{name}.k", [0, 2, 3, 1])
     values = _apart(graph, node, v, heads, f"{name}.v", [0, 2, 1, 3])
-    square = ir.Shape([*queries.shape[:3], keys.shape[3]])  # type: ignore[index]
-    logits = insert(graph, node, "MatMul", [queries, keys], f"{name}.logits", q, shape=square)
-    shares = insert(graph, node, "Softmax", [logits], f"{name}.softmax", q, shape=square, attributes={"axis": -1})
+    square = [*queries.shape[:3], keys.shape[3]]  # type: ignore[index]
+    logits = add(graph, "MatMul", [queries, keys], f"{name}.logits", before=node, shape=square)
+    shares = add(graph, "Softmax", [logits], f"{name}.softmax", before=node, axis=-1)
     rows, tokens, d = q.shape[0], q.shape[1], _width(v) // heads  # type: ignore[index]
-    result = insert(
-        graph, node, "MatMul", [shares, values], f"{name}.heads", q, shape=ir.Shape([rows, heads, tokens, d])
-    )
-    perm, shape = {"perm": [0, 2, 1, 3]}, ir.Shape([rows, tokens, heads, d])
-    result = insert(graph, node, "Transpose", [result], f"{name}.tokens", q, shape=shape, attributes=perm)
+    result = add(graph, "MatMul", [shares, values], f"{name}.heads", before=node, shape=[rows, heads, tokens, d])
+    shape, perm = [rows, tokens, heads, d], [0, 2, 1, 3]
+    result = add(graph, "Transpose", [result], f"{name}.tokens", before=node, shape=shape, perm=perm)
     together = constant(graph, f"attention.together.{_width(v)}", np.array([0, 0, _width(v)]))
-    return insert(graph, node, "Reshape", [result, together], f"{name}.together", node.outputs[0])
+    return add(graph, "Reshape", [result, together], f"{name}.together", node.outputs[0], before=node)
 
 
 def _apart(graph: ir.Graph, node: ir.Node, value: ir.Value, heads: int, name: str, order: list[int]) -> ir.Value:
@@ -109,9 +107,9 @@ def _apart(graph: ir.Graph, node: ir.Node, value: ir.Value, heads: int, name: st
     # Zeros keep what is there: no shape has to be computed while the network runs.
     target = constant(graph, f"attention.apart.{heads}.{width}", np.array([0, 0, heads, width]))
     shape = [*value.shape[:2], heads, width]  # type: ignore[index]
-    reshaped = insert(graph, node, "Reshape", [value, target], f"{name}.reshaped", value, shape=ir.Shape(shape))
-    turned = ir.Shape([shape[axis] for axis in order])
-    return insert(graph, node, "Transpose", [reshaped], name, value, shape=turned, attributes={"perm": order})
+    reshaped = add(graph, "Reshape", [value, target], f"{name}.reshaped", before=node, shape=shape)
+    turned = [shape[axis] for axis in order]
+    return add(graph, "Transpose", [reshaped], name, before=node, shape=turned, perm=order)
 
 
 def _width(value: ir.Value) -> int:

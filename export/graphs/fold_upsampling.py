@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from memedge.export.graphs.edit import constant, insert, replace
+from memedge.export.graphs.edit import add, constant, replace
 
 # Row or column weights of the two source pixels, for even and odd output pixels, from the three of the kernel.
 TAPS = (np.array([[1, 0, 0], [0, 1, 1]]), np.array([[1, 1, 0], [0, 0, 1]]))
@@ -63,17 +63,11 @@ def _rewrite(graph: ir.Graph, conv: ir.Node, source: ir.Value) -> None:
             # Sums in float64: the four weights then carry one rounding, like those they are made of.
             taps = np.einsum("ai,ocij,bj->ocab", TAPS[row], kernel.astype(np.float64), TAPS[column])
             inputs = [source, constant(graph, f"{name}.weight", taps.astype(kernel.dtype)), *conv.inputs[2:]]
-            attributes = {"pads": [1 - row, 1 - column, row, column], "kernel_shape": [2, 2]}
-            phases.append(insert(graph, conv, "Conv", inputs, name, output, shape=small, attributes=attributes))
-    wide = ir.Shape([small[0], 4 * int(small[1]), *small[2:]])  # type: ignore[arg-type]
-    joined = insert(graph, conv, "Concat", phases, f"{output.name}.phases", output, shape=wide, attributes={"axis": 1})
-    spread = insert(
-        graph,
-        conv,
-        "DepthToSpace",
-        [joined],
-        f"{output.name}.spread",
-        output,
-        attributes={"blocksize": 2, "mode": "DCR"},
-    )
-    replace(output, spread)
+            pads = [1 - row, 1 - column, row, column]
+            phases.append(
+                add(graph, "Conv", inputs, name, output, before=conv, shape=small, pads=pads, kernel_shape=[2, 2])
+            )
+    wide = [small[0], 4 * int(small[1]), *small[2:]]  # type: ignore[arg-type]
+    joined = add(graph, "Concat", phases, f"{output.name}.phases", output, before=conv, shape=wide, axis=1)
+    name = f"{output.name}.spread"
+    replace(output, add(graph, "DepthToSpace", [joined], name, output, before=conv, blocksize=2, mode="DCR"))

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from memedge.export.graphs.edit import constant, insert, replace
+from memedge.export.graphs.edit import add, constant, replace
 
 
 def fuse(model: ir.Model) -> None:
@@ -60,10 +60,9 @@ def _replace(
 ) -> None:
     """Compute `value` as Gemm(data [R · S, K], weight, bias), in its three-dimensional shape."""
     assert value.shape is not None
-    columns = ir.Shape([None, weight.shape[1]])
     flat = constant(graph, f"{name}.flat", np.array([-1, len(weight)]))
-    rows = insert(graph, before, "Reshape", [data, flat], f"{name}.in", value, shape=ir.Shape([None, len(weight)]))
+    rows = add(graph, "Reshape", [data, flat], f"{name}.in", value, before=before, shape=[None, len(weight)])
     layer = [rows, constant(graph, f"{name}.weight", weight), constant(graph, f"{name}.bias", bias)]
-    product = insert(graph, before, "Gemm", layer, f"{name}.out", value, shape=columns)
+    product = add(graph, "Gemm", layer, f"{name}.out", value, before=before, shape=[None, weight.shape[1]])
     target = constant(graph, f"{name}.shape", np.array([-1, *(int(d) for d in value.shape[1:])]))  # type: ignore[arg-type]
-    replace(value, insert(graph, before, "Reshape", [product, target], name, value))
+    replace(value, add(graph, "Reshape", [product, target], name, value, before=before))

@@ -12,11 +12,11 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, UNET
-from memedge.export.graphs.append import Appender, Axes, NotDifferentiableError, shape_of
 from memedge.export.graphs.differentiate import differentiate
 from memedge.export.graphs.edit import HALF, move
 from memedge.export.graphs.expand_attention import expand
 from memedge.export.graphs.prefix_split import ROWS
+from memedge.export.graphs.terms import Axes, NotDifferentiableError, Terms, shape_of
 
 # In fp16, gradients are scaled up before they pass the UNet and down again behind it: most would be less than fp16's
 # smallest number.
@@ -50,7 +50,7 @@ def _of_states(model: ir.Model) -> ir.Model:
     uncond = _add_input(graph, "uncond", ["cached", *latent])
     weights = [_add_input(graph, f"{name}_weight", [rows]) for name in ("norm", "cosine")]
     selection = _add_input(graph, "selection", ["prompts", rows])
-    loss = Appender(graph, "loss")
+    loss = Terms(graph, "loss")
     zero = loss.node("Gather", [uncond, row], shape, axis=0)
     delta = loss.node("Sub", [prediction, zero])
     norm = _length(loss, delta, (1, 2, 3), 1e-30)
@@ -115,13 +115,13 @@ def _through(
     """Return the gradient of the source, given that of the prediction; in fp16 graphs scaled up on its way."""
     if not any(value.dtype == HALF for node in graph for value in node.outputs):
         return differentiate(graph, prediction, gradient, source, selections)
-    scale = Appender(graph, "scale")
+    scale = Terms(graph, "scale")
     up = scale.node("Mul", [gradient, scale.scalar(FP16_SCALE, gradient)])
     found = differentiate(graph, prediction, up, source, selections)
     return scale.node("Mul", [found, scale.scalar(1 / FP16_SCALE, found)])
 
 
-def _length(loss: Appender, value: ir.Value, axes: Axes, least: float) -> ir.Value:
+def _length(loss: Terms, value: ir.Value, axes: Axes, least: float) -> ir.Value:
     """Return the L2 norm over some axes, which stay with size 1, clamped from below."""
     squares = loss.reduced("ReduceSum", loss.node("Mul", [value, value]), axes)
     return loss.node("Max", [loss.node("Sqrt", [squares]), loss.scalar(least, value)])

@@ -22,7 +22,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from memedge.engine.directory import Tensors
 from memedge.engine.errors import ExportError
 from memedge.export.graphs import cost, split_concats
-from memedge.export.graphs.edit import insert
+from memedge.export.graphs.edit import add
 
 ROWS = "rows"  # the name of the dynamic first dimension, in export/graphs/files.py
 MEMORY_SHARE = 0.25
@@ -92,7 +92,7 @@ def _name_noise(graph: ir.Graph) -> None:
     """Let the noise itself be a value that can be cached, where nothing else fits."""
     sample = next(value for value in graph.inputs if value.name == "sample")
     users = sample.uses()
-    copy = insert(graph, graph[0], "Identity", [sample], "sample.copy", sample)
+    copy = add(graph, "Identity", [sample], "sample.copy", behind=sample)
     for node, index in users:
         node.replace_input_with(index, copy)
 
@@ -105,10 +105,10 @@ def _settle_shapes(graph: ir.Graph) -> None:
             maker = source.producer()
             like = maker.inputs[0] if maker is not None and maker.op_type == "Shape" else None
             if like is not None and like.shape is not None and all(isinstance(d, int) for d in like.shape[1:]):
-                name = f"{output.name}.shape"
                 target = np.array([-1, *(int(d) for d in like.shape[1:])], dtype=np.int64)  # type: ignore[arg-type]
-                graph.register_initializer(constant := ir.Value(name=name, const_value=ir.tensor(target, name=name)))
-                node.replace_input_with(1, constant)
+                name = f"{output.name}.shape"
+                graph.register_initializer(shape := ir.Value(name=name, const_value=ir.tensor(target, name=name)))
+                node.replace_input_with(1, shape)
                 output.shape = like.shape
         elif node.op_type in split_concats.BINARY and output.shape is not None:
             output.shape = _broadcast([v.shape for v in node.inputs if v is not None and v.shape is not None])
@@ -192,10 +192,7 @@ def _feed(graph: ir.Graph, cached: Sequence[ir.Value], after: set[ir.Node], rows
         stored = ir.Value(name=value.name, shape=ir.Shape([rows, *value.shape[1:]]), type=value.type)  # type: ignore[index]
         value.name = f"{value.name}.computed"
         graph.inputs.append(stored)
-        gather = ir.node("Gather", [stored, row], {"axis": 0})
-        gather.outputs[0].name, gather.outputs[0].shape = f"{stored.name}.rows", value.shape
-        gather.outputs[0].type = value.type
-        graph.insert_before(next(iter(graph)), gather)
+        taken = add(graph, "Gather", [stored, row], f"{stored.name}.rows", value, behind=stored, axis=0)
         for node, index in value.uses():
             if node in after:
-                node.replace_input_with(index, gather.outputs[0])
+                node.replace_input_with(index, taken)

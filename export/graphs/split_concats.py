@@ -6,11 +6,12 @@ conv(concat(a, b)) = conv(a) + conv(b). So b's share can be computed once (docs/
 """
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from memedge.export.graphs.edit import constant, insert, replace
+from memedge.export.graphs.edit import add, constant, replace
 
 Halves = tuple[ir.Value, ir.Value]
 UNARY = {"Sigmoid", "Tanh", "Relu", "Gelu", "Erf", "Cast"}
@@ -85,7 +86,7 @@ def _conv(graph: ir.Graph, node: ir.Node, part: Part, _channels: tuple[int, int]
         values = [part(node.inputs[0], half), part(weight, half), *([bias] if bias is not None and half == 0 else [])]
         products.append(_emit(graph, node, values, half))
     output = node.outputs[0]
-    replace(output, insert(graph, node, "Add", products, f"{output.name}.sum", output))
+    replace(output, add(graph, "Add", products, f"{output.name}.sum", output, before=node))
 
 
 def _reshape(graph: ir.Graph, node: ir.Node, part: Part, channels: tuple[int, int]) -> Halves | None:
@@ -128,4 +129,4 @@ def _emit(
     """Insert a copy of the node on other inputs, before it."""
     output = node.outputs[0]
     name = f"{output.name}.half{half}"
-    return insert(graph, node, node.op_type, inputs, name, output, shape=shape, attributes=node.attributes)
+    return add(graph, node.op_type, inputs, name, output, before=node, shape=shape, **dict[str, Any](node.attributes))

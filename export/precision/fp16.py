@@ -19,19 +19,30 @@ from memedge.export.graphs import files
 from memedge.export.graphs.edit import HALF, SINGLE, cast
 from memedge.export.precision.ranges import Ranges
 
-FLOATS = (HALF, SINGLE)
+FLOATS = {HALF, SINGLE}
 LARGEST = 65504.0
 # How much larger than with the probes' prompts a value may become with others. In the embedded model, 40 prompts, some
 # of them memorized, took values up to 4.4 times as far as the probes did (the median value 1.07 times, logits 2.3).
 MARGIN = 8.0
 # Operators that move values and compute nothing; Resize, as UNets enlarge: by nearest neighbours.
 LAYOUT = {
-    *("Concat", "DepthToSpace", "Expand", "Gather", "Identity", "Reshape", "Resize", "Slice", "Split", "Squeeze"),
-    *("Transpose", "Unsqueeze"),
+    "Concat",
+    "DepthToSpace",
+    "Expand",
+    "Gather",
+    "Identity",
+    "Reshape",
+    "Resize",
+    "Slice",
+    "Split",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
 }
-# Operators that may run in fp16; all others stay float32.
 ACTIVATION = {"Erf", "Gelu", "Mul", "Relu", "Sigmoid", "Tanh"}
-NARROW = {*LAYOUT, *ACTIVATION, "Add", "Conv", "Div", "Gemm", "MatMul", "MultiHeadAttention", "Sub"}
+ARITHMETIC = {"Add", "Conv", "Div", "Gemm", "MatMul", "MultiHeadAttention", "Sub"}
+# Operators that may run in fp16; all others stay float32.
+NARROW = LAYOUT | ACTIVATION | ARITHMETIC
 
 
 def convert(path: Path, ranges: Ranges) -> None:

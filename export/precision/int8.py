@@ -25,7 +25,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import Tensors
 from memedge.export.graphs import files
-from memedge.export.graphs.edit import constant, insert
+from memedge.export.graphs.edit import add, constant
 from memedge.export.precision.scratch_session import open_session
 
 # Of weights: two products with uint8 fit the 16-bit sums of CPUs without VNNI, so that all CPUs compute the same.
@@ -132,26 +132,20 @@ def _convolutions(graph: ir.Graph, observed: dict[str | None, Observed]) -> None
         if x not in inputs:
             source, _ = _ends(node)  # x, or what replaced it
             empty = _table(graph, node, row, f"{x.name}.in.empty", found.source, source)
-            change = insert(graph, node, "Sub", [source, empty], f"{x.name}.in.change", source)
+            change = add(graph, "Sub", [source, empty], f"{x.name}.in.change", before=node)
             inputs[x] = _outputs(graph, node, ir.node("DynamicQuantizeLinear", [change], num_outputs=3), change)
         quantised, step, zero = inputs[x]
         weight = _quantised_weight(graph, node, f"{y.name}.weight", axis=0)
         ratio = constant(graph, f"{y.name}.ratio", np.array(found.gain / 127, np.float32))
-        target = insert(graph, node, "Mul", [step, ratio], f"{y.name}.out.step", step), centre
+        target = add(graph, "Mul", [step, ratio], f"{y.name}.out.step", before=node), centre
         operands = [quantised, step, zero, *weight, *target]
-        product = insert(
-            graph,
-            node,
-            "QLinearConv",
-            operands,
-            f"{y.name}.out.uint8",
-            centre,
-            shape=y.shape,
-            attributes=node.attributes,
+        name = f"{y.name}.out.uint8"
+        product = add(
+            graph, "QLinearConv", operands, name, centre, before=node, shape=y.shape, **dict[str, Any](node.attributes)
         )
-        change = insert(graph, node, "DequantizeLinear", [product, *target], f"{y.name}.out.change", y)
+        change = add(graph, "DequantizeLinear", [product, *target], f"{y.name}.out.change", y, before=node)
         empty = _table(graph, node, row, f"{y.name}.out.empty", found.result, y)
-        y.replace_all_uses_with(insert(graph, node, "Add", [change, empty], f"{y.name}.int8", y))
+        y.replace_all_uses_with(add(graph, "Add", [change, empty], f"{y.name}.int8", y, before=node))
 
 
 def _linear_layers(graph: ir.Graph) -> None:
@@ -197,7 +191,6 @@ def _table(
     step = np.float32(_step(array) or 1)
     zero = np.array(round(-lowest / float(step)), np.uint8)
     table = constant(graph, f"{name}.uint8", np.clip(np.round(array / step) + zero, 0, 255).astype(np.uint8))
-    axis = {"axis": 0}
-    rows = insert(graph, before, "Gather", [table, row], f"{name}.rows", table, shape=like.shape, attributes=axis)
+    rows = add(graph, "Gather", [table, row], f"{name}.rows", before=before, shape=like.shape, axis=0)
     scale = constant(graph, f"{name}.scale", np.array(step)), constant(graph, f"{name}.zero", zero)
-    return insert(graph, before, "DequantizeLinear", [rows, *scale], name, like)
+    return add(graph, "DequantizeLinear", [rows, *scale], name, like, before=before)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from memedge.engine.directory import Tensors
-from memedge.export.graphs.edit import constant, follow
+from memedge.export.graphs.edit import add, constant
 from memedge.export.precision.scratch_session import open_session
 
 Feeds = Mapping[str, npt.NDArray[Any]]
@@ -86,9 +86,8 @@ def _raise(known: dict[str, float], found: Iterable[float]) -> None:
 
 def _largest(graph: ir.Graph, value: ir.Value) -> ir.Value:
     """Add max |value|, a number."""
-    magnitude = follow(graph, value, "Abs", f"{value.name}.abs")
-    once = {"keepdims": 0}
-    return follow(graph, magnitude, "ReduceMax", f"{value.name}.largest", shape=ir.Shape([]), attributes=once)
+    magnitude = add(graph, "Abs", [value], f"{value.name}.abs", behind=value)
+    return add(graph, "ReduceMax", [magnitude], f"{value.name}.largest", behind=magnitude, shape=[], keepdims=0)
 
 
 def _longest(graph: ir.Graph, attention: ir.Node, index: int) -> ir.Value:
@@ -98,7 +97,6 @@ def _longest(graph: ir.Graph, attention: ir.Node, index: int) -> ir.Value:
     count = _heads(attention)
     apart = constant(graph, f"{name}.shape", np.array([0, 0, count, -1]))
     axis, others = constant(graph, "ranges.axis", np.array([-1])), constant(graph, "ranges.others", np.array([0, 1]))
-    once = {"keepdims": 0}
-    vectors = follow(graph, value, "Reshape", f"{name}.heads", apart, shape=ir.Shape([None] * 4))
-    length = follow(graph, vectors, "ReduceL2", f"{name}.length", axis, shape=ir.Shape([None] * 3), attributes=once)
-    return follow(graph, length, "ReduceMax", f"{name}.longest", others, shape=ir.Shape([count]), attributes=once)
+    vectors = add(graph, "Reshape", [value, apart], f"{name}.heads", behind=value, shape=[None] * 4)
+    length = add(graph, "ReduceL2", [vectors, axis], f"{name}.length", behind=vectors, shape=[None] * 3, keepdims=0)
+    return add(graph, "ReduceMax", [length, others], f"{name}.longest", behind=length, shape=[count], keepdims=0)

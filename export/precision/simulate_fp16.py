@@ -15,7 +15,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
 from memedge.export import parity
-from memedge.export.graphs.edit import HALF, SINGLE, cast, insert, replace
+from memedge.export.graphs.edit import HALF, SINGLE, add, cast, replace
 from memedge.export.graphs.expand_attention import expand
 from memedge.export.precision import scratch_session
 from memedge.export.precision.fp16 import LAYOUT
@@ -63,8 +63,7 @@ def rewrite(model: ir.Model) -> None:
         for index, weight in enumerate(node.inputs):
             if weight is not None and weight.is_initializer() and weight.dtype == HALF:
                 name = f"{node.outputs[0].name}.weight{index}"
-                to = {"to": SINGLE}
-                single = insert(graph, node, "Cast", [weight], name, node.outputs[0], shape=weight.shape, attributes=to)
+                single = add(graph, "Cast", [weight], name, before=node, dtype=SINGLE, to=SINGLE)
                 node.replace_input_with(index, single)
     for node in widening:
         replace(node.outputs[0], node.inputs[0])  # type: ignore[arg-type]

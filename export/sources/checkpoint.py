@@ -9,6 +9,7 @@ import onnx_ir as ir
 from tokenizers import Tokenizer
 
 from memedge.engine.errors import ExportError
+from memedge.export.sources.architectures import ARCHITECTURES, Architecture
 
 VAE_SCALE = 8  # pixels per latent pixel in each direction, of every Stable Diffusion
 
@@ -20,16 +21,18 @@ class Checkpoint(Protocol):
     it. They are not called any more once `unet_graph` was.
 
     Attributes:
+        architecture: its family.
         id: what people call it.
         sha256: over the names and hashes of all files that were read.
         tokenizers: T of them, one for each text encoder; each pads and cuts prompts to `tokens`.
         tokens: L.
-        pooled_width: P, of SDXL's pooled states; 0 in models that have none.
+        pooled_width: P, of the pooled states; 0 in models that have none.
         state_width: D.
         scheduler: scheduler_config.json as it stands.
         unet_config: the UNet's config.json as it stands.
     """
 
+    architecture: Architecture
     id: str
     sha256: str
     tokenizers: Sequence[Tokenizer]
@@ -75,17 +78,16 @@ def latent_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
             raise ExportError(
                 f"This UNet needs more than a prompt ({name} is {config[name]!r}): memedge can't export it."
             )
-    if config.get("addition_embed_type") not in (None, "text_time"):
-        raise ExportError(
-            f"This UNet has additional embeddings of type {config['addition_embed_type']!r}: memedge knows SDXL's, "
-            "text_time."
-        )
+    known = {row.addition_embed_type for row in ARCHITECTURES}
+    if (kind := config.get("addition_embed_type")) not in known:
+        types = ", ".join(sorted(filter(None, known)))
+        raise ExportError(f"This UNet has additional embeddings of type {kind!r}: memedge knows {types}.")
     height, width = (size, size) if isinstance(size, int) else size
     return int(channels), int(height), int(width)
 
 
 def time_ids(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return what SDXL is told about the picture: its original size, no cropping, its size; all in pixels."""
+    """Return what a UNet is told about the picture by its time ids: original size, no cropping, size; all in pixels."""
     _, height, width = latent_shape(config)
     pixels = (VAE_SCALE * height, VAE_SCALE * width)
     return (*pixels, 0, 0, *pixels)

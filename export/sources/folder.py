@@ -1,4 +1,4 @@
-"""A diffusers-format directory: SD 1.x, SD 2.x, SDXL."""
+"""A directory in diffusers' format."""
 
 import json
 from collections.abc import Callable
@@ -7,37 +7,40 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import AutoTokenizer
 
 from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
+from memedge.export.sources.architectures import ARCHITECTURES, Architecture, architecture_of
 from memedge.export.sources.parts import Parts, hash_of
-
-KINDS: dict[str, Any] = {
-    "unet": UNet2DConditionModel,
-    "text_encoder": CLIPTextModel,
-    "text_encoder_2": CLIPTextModelWithProjection,
-}
+from memedge.wording import listed
 
 
 def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
     """Load the modules of a diffusers-format directory in fp32; `name` becomes the id.
 
     Raises:
-        ExportError: a part is missing, cannot be read, or is of another kind than SD's.
+        ExportError: a part is missing, cannot be read, or is of another kind than its family's.
     """
     names = list_files(folder)
     files = weights.needed(names, str(folder), allow_pickle)
-    unet, *text_encoders = (_module(folder, part, names, allow_pickle, progress) for part in weights.modules(names))
+    architecture = architecture_of(names)
+    check_kinds(folder, architecture)
+    readers = [UNet2DConditionModel, *(encoder.reader for encoder in architecture.encoders)]
+    unet, *text_encoders = (
+        _module(folder, part, reader, names, allow_pickle, progress)
+        for part, reader in zip(architecture.modules, readers, strict=True)
+    )
     return Parts(
         id=name,
         sha256=hash_of((file, sha256(folder / file)) for file in files),
+        architecture=architecture,
         unet=unet,
         text_encoders=text_encoders,
-        tokenizers=tokenizers(folder),
+        tokenizers=tokenizers(folder, architecture),
         scheduler=read_json(folder / weights.SCHEDULER),
-        zeros_for_empty=zeros_for_empty(folder),
+        zeros_for_empty=zeros_for_empty(folder, architecture),
     )
 
 
@@ -47,22 +50,23 @@ def list_files(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def tokenizers(folder: Path) -> list[Any]:
+def tokenizers(folder: Path, architecture: Architecture) -> list[Any]:
     """Load the tokenizer of each text encoder.
 
     Raises:
         ExportError: one cannot be read.
     """
-    paths = [folder / weights.tokenizer(part) for part in weights.text_encoders(list_files(folder))]
     loaded = []
-    for path in paths:
-        with weights.reading(path):
-            loaded.append(AutoTokenizer.from_pretrained(path, use_fast=True, local_files_only=True))
+    for name in architecture.tokenizers:
+        with weights.reading(folder / name):
+            loaded.append(AutoTokenizer.from_pretrained(folder / name, use_fast=True, local_files_only=True))
     return loaded
 
 
-def zeros_for_empty(folder: Path) -> bool:
-    """Return whether ε_0 of SDXL is of zeros instead of the empty prompt; left out, its pipeline takes it for true."""
+def zeros_for_empty(folder: Path, architecture: Architecture) -> bool:
+    """Return whether ε_0 is of zeros instead of the empty prompt's states; left out, pipelines take it for true."""
+    if not architecture.zeros_for_empty:
+        return False
     path = folder / weights.INDEX
     return bool((read_json(path) if path.is_file() else {}).get("force_zeros_for_empty_prompt", True))
 
@@ -80,22 +84,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_kind(folder: Path, part: str) -> None:
-    """Refuse modules that the class which is to read them does not describe; the libraries would only warn.
+def check_kinds(folder: Path, architecture: Architecture) -> None:
+    """Refuse modules that the classes which are to read them do not describe; the libraries would only warn.
 
     Raises:
-        ExportError: the UNet is no UNet2DConditionModel, or a text encoder is not CLIP's.
+        ExportError: the UNet is no UNet2DConditionModel, or a text encoder is not the family's.
     """
-    config = read_json(folder / part / "config.json")
-    kind = config.get("_class_name") if part == "unet" else config.get("model_type")
-    if kind not in (("UNet2DConditionModel",) if part == "unet" else ("clip_text_model", "clip")):
-        raise ExportError(f"{folder / part} is a {kind}: memedge exports Stable Diffusion 1.x, 2.x and SDXL.")
+    told: list[tuple[str, str, tuple[str, ...]]] = [("unet", "_class_name", ("UNet2DConditionModel",))]
+    told += [(encoder.folder, "model_type", encoder.kinds) for encoder in architecture.encoders]
+    for part, entry, kinds in told:
+        kind = read_json(folder / part / "config.json").get(entry)
+        if kind not in kinds:
+            families = listed([row.name for row in ARCHITECTURES], "and")
+            raise ExportError(f"{folder / part} is a {kind}: memedge exports {families}.")
 
 
 def _module(
-    folder: Path, part: str, names: list[str], allow_pickle: bool, progress: Callable[[str], None]
+    folder: Path, part: str, reader: Any, names: list[str], allow_pickle: bool, progress: Callable[[str], None]
 ) -> torch.nn.Module:
-    check_kind(folder, part)
     chosen = weights.weights(part, names, str(folder), allow_pickle)
     if chosen.variant:
         progress(f"reading {part} from its {chosen.variant} weights: it has no others")
@@ -108,7 +114,7 @@ def _module(
     for name in shards:
         weights.check_not_pointer(folder / name)
     with weights.reading(folder / part):
-        module, info = KINDS[part].from_pretrained(
+        module, info = reader.from_pretrained(
             folder / part,
             torch_dtype=torch.float32,
             variant=chosen.variant,

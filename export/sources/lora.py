@@ -1,5 +1,6 @@
 """LoRAs: low-rank changes of a checkpoint's weights, W + scale · alpha/rank · up · down, fused before all else."""
 
+import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,18 +76,17 @@ def fuse(parts: Parts, lora: Lora) -> None:
         pipeline.load_lora_weights(state if folded or weights.is_pickle(path) else str(path), adapter_name="lora")
     except Exception as error:  # diffusers, peft and torch raise what they please for a key or shape that is not there
         raise ExportError(f"{path} does not fit {parts.id}: it is a LoRA for another architecture.") from error
-    modules = [parts.unet, *parts.text_encoders]
-    fitting = sum(isinstance(layer, BaseTunerLayer) for module in modules for layer in module.modules())
+    modules = parts.modules
+    fitting = sum(isinstance(layer, BaseTunerLayer) for module in modules.values() for layer in module.modules())
     if fitting != layers:
         raise ExportError(
             f"{path} fits {parts.id} in {fitting} of its {layers} layers: it is a LoRA for another architecture."
         )
-    for module in modules:
+    for module in modules.values():
         module.float()  # a product of halves would be rounded to half
-    components = ["unet", "text_encoder", "text_encoder_2"][: len(modules)]
-    pipeline.fuse_lora(components=components, lora_scale=lora.scale)
+    pipeline.fuse_lora(components=list(modules), lora_scale=lora.scale)
     pipeline.unload_lora_weights()
-    for module in modules:
+    for module in modules.values():
         module.eval().requires_grad_(False)
     entry = f"{path.name}:{lora.scale:g}"
     parts.id += f" + {entry}"
@@ -115,11 +115,7 @@ def _fold_alphas(state: dict[str, torch.Tensor]) -> bool:
 
 
 def _pipeline(parts: Parts) -> Any:
-    """Return a pipeline of the parts, which knows how LoRAs name them; it makes no images."""
-    modules = dict(zip(("unet", "text_encoder", "text_encoder_2"), [parts.unet, *parts.text_encoders], strict=False))
-    absent = ["vae", "tokenizer", "scheduler", "feature_extractor", "image_encoder"]
-    if len(parts.text_encoders) == 1:
-        return diffusers.StableDiffusionPipeline(
-            **modules, **dict.fromkeys([*absent, "safety_checker"]), requires_safety_checker=False
-        )
-    return diffusers.StableDiffusionXLPipeline(**modules, **dict.fromkeys([*absent, "tokenizer_2"]))
+    """Return a pipeline of the parts, which knows how LoRAs name them; it makes no images, and has nothing else."""
+    kind = getattr(diffusers, parts.architecture.pipeline)
+    required = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+    return kind(**dict.fromkeys(required) | parts.modules)

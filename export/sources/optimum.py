@@ -8,28 +8,25 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer
 
 from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import optimum_graphs
+from memedge.export.sources.architectures import ARCHITECTURES, Architecture, Encoder
 from memedge.export.sources.checkpoint import Checkpoint, latent_shape, time_ids
-from memedge.export.sources.folder import read_json
+from memedge.export.sources.folder import read_json, tokenizers, zeros_for_empty
 from memedge.export.sources.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph
 from memedge.export.sources.parts import hash_of
-from memedge.export.sources.tokenizers import padding_tokenizers
-from memedge.export.sources.weights import INDEX, SCHEDULER, reading, reason, tokenizer
+from memedge.export.sources.tokenizers import empty_ids, padding_tokenizers
+from memedge.export.sources.weights import INDEX, SCHEDULER, reason
+from memedge.wording import listed
 
-PARTS = ("unet", "text_encoder", "tokenizer", "scheduler")
-XL_PARTS = ("text_encoder_2", "tokenizer_2")  # what Stable Diffusion XL has besides
-ENCODERS = ("text_encoder", "text_encoder_2")
-TIME_ID_COUNT = 6  # of Stable Diffusion XL; its refiner has 5
+TIME_ID_COUNT = 6  # of a base model; SDXL's refiner has 5
 NUMPY = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 def is_optimum(folder: Path) -> bool:
-    """Return whether a folder holds a UNet as Optimum writes it, and none of torch's: SDXL's repository has both."""
+    """Return whether a folder holds a UNet as Optimum writes it, and none of torch's: a repository may have both."""
     unet = folder / "unet"
     return (unet / GRAPH).is_file() and not any(unet.glob("diffusion_pytorch_model*"))
 
@@ -43,38 +40,38 @@ class OptimumCheckpoint(Checkpoint):
         Raises:
             ExportError: a part is missing, cannot be read, or is of a kind that memedge does not export.
         """
-        for part in PARTS:
-            _require(folder, part)
+        _require(folder, "unet")
         unet = _checked(folder, "unet")
         inputs = {str(value.name): value for value in unet.inputs}
-        xl = POOLED in inputs
+        self.architecture = architecture = _architecture(folder, inputs)
         _check_inputs(folder, inputs)
-        for part in XL_PARTS if xl else ():
+        parts = [*architecture.modules, *architecture.tokenizers, "scheduler"]
+        if architecture.zeros_for_empty:
+            parts.append(INDEX)
+        for part in parts:
             _require(folder, part)
         self._folder = folder
         self.id = folder.resolve().name
-        self.sha256 = _hash(folder, xl)
+        self.sha256 = _hash(folder, parts)
         self.scheduler: Mapping[str, Any] = _read_json(folder, SCHEDULER)
         self.unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
         if missing := {"in_channels", "out_channels", "sample_size"} - self.unet_config.keys():
             raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
-        self._outputs = {part: _states(folder, part, xl) for part in ENCODERS[: 1 + xl]}  # which hold the states
-        self.tokenizers, self.tokens = _tokenizers([folder / tokenizer(part) for part in self._outputs])
-        self.state_width, self.pooled_width = _width(inputs[STATES]), _width(inputs[POOLED]) if xl else 0
-        zeros = None
-        # Left out, the pipeline takes it for true.
-        if xl and _read_json(folder, INDEX).get("force_zeros_for_empty_prompt", True):
-            zeros = np.concatenate([one.encode("").ids for one in self.tokenizers])
+        self._outputs = {encoder.folder: _taken(folder, encoder) for encoder in architecture.encoders}
+        self.tokenizers, self.tokens = padding_tokenizers(tokenizers(folder, architecture))
+        self.state_width = _width(inputs[STATES])
+        self.pooled_width = _width(inputs[POOLED]) if POOLED in inputs else 0
+        zeros = empty_ids(self.tokenizers) if zeros_for_empty(folder, architecture) else None
         image = np.array([time_ids(self.unet_config)], np.float32)
         self._packing = Packing(self.tokens, self.state_width, self.pooled_width, image, zeros)
         self._sessions: dict[str, Any] = {}
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         packing, parts = self._packing, np.split(ids, len(self._outputs), axis=1)
-        results = [self._run_encoder(name, own) for name, own in zip(self._outputs, parts, strict=True)]
-        states: npt.NDArray[np.float32] = np.concatenate([result[0] for result in results], axis=-1)
+        results = [self._run_encoder(part, own) for part, own in zip(self._outputs, parts, strict=True)]
+        states: npt.NDArray[np.float32] = np.concatenate([own for own, *_ in results], axis=-1)
         if packing.pooled:
-            pooled = results[1][1]
+            pooled = np.concatenate([array for _, *more in results for array in more], axis=-1)
             row = np.pad(pooled, ((0, 0), (0, packing.width - packing.pooled)))
             states = np.concatenate([states, row[:, None]], axis=1)
         if packing.zeros is not None:
@@ -98,7 +95,7 @@ class OptimumCheckpoint(Checkpoint):
     def text_encoder_graph(self) -> ir.Model:
         for part in self._outputs:
             self._sessions.pop(part, None)  # the memory is needed
-        models = [(open_graph(self._folder, part), output) for part, output in self._outputs.items()]
+        models = [(open_graph(self._folder, part), outputs) for part, outputs in self._outputs.items()]
         return optimum_graphs.text_encoder(models, self._packing)
 
     def unet_graph(self) -> ir.Model:
@@ -132,8 +129,7 @@ class OptimumCheckpoint(Checkpoint):
     def _run_encoder(self, part: str, ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.float32]]:
         """Return a text encoder's states, and its pooled state if the UNet takes that encoder's."""
         (given,) = self._given(part).values()
-        outputs = [self._outputs[part], *([POOLED] if part == ENCODERS[1] else [])]
-        return self._run(part, outputs, {given.name: ids.astype(NUMPY[given.type])})
+        return self._run(part, self._outputs[part], {given.name: ids.astype(NUMPY[given.type])})
 
 
 def _require(folder: Path, part: str) -> None:
@@ -146,11 +142,10 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
     return read_json(folder / name)
 
 
-def _hash(folder: Path, xl: bool) -> str:
-    """Return the hash of all files that belong to the model."""
-    parts = [*PARTS, *(XL_PARTS if xl else ())]
-    files = [path for part in parts for path in (folder / part).rglob("*") if path.is_file()]
-    files += [folder / INDEX] if xl else []
+def _hash(folder: Path, parts: Sequence[str]) -> str:
+    """Return the hash of all files that belong to the model: its parts are files and folders."""
+    paths = [path for part in parts for path in (folder / part, *(folder / part).rglob("*"))]
+    files = [path for path in paths if path.is_file()]
     return hash_of((path.relative_to(folder).as_posix(), sha256(path)) for path in files)
 
 
@@ -166,14 +161,21 @@ def _checked(folder: Path, part: str) -> ir.Graph:
     return graph
 
 
+def _architecture(folder: Path, inputs: dict[str, ir.Value]) -> Architecture:
+    """Return the family whose UNets take these inputs; refuse those of other pipelines than text-to-image."""
+    plain = {SAMPLE, TIMESTEP, STATES}
+    for row in ARCHITECTURES:
+        if inputs.keys() == plain | set(row.optimum_inputs):
+            return row
+    more = [f"for {row.name}, {listed(row.optimum_inputs, 'and')} too" for row in ARCHITECTURES if row.optimum_inputs]
+    raise ExportError(
+        f"The UNet of {folder} takes {', '.join(sorted(inputs))}, memedge's {', '.join(sorted(plain))} or, "
+        f"{' or, '.join(more)}: it cannot be exported."
+    )
+
+
 def _check_inputs(folder: Path, inputs: dict[str, ir.Value]) -> None:
-    """Refuse UNets of other pipelines than text-to-image by Stable Diffusion 1, 2 and XL."""
-    plain, xl = {SAMPLE, TIMESTEP, STATES}, {SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS}
-    if inputs.keys() not in (plain, xl):
-        raise ExportError(
-            f"The UNet of {folder} takes {', '.join(sorted(inputs))}, memedge's {', '.join(sorted(plain))} or, for "
-            f"Stable Diffusion XL, {POOLED} and {TIME_IDS} too: it cannot be exported."
-        )
+    """Refuse UNets whose inputs have sizes that do not fit, and refiners."""
     for name, value in inputs.items():
         shape = tuple(value.shape or ())
         if name != TIMESTEP and (not shape or isinstance(shape[0], int)):
@@ -190,25 +192,16 @@ def _width(value: ir.Value) -> int:
     return value.shape[-1]
 
 
-def _tokenizers(folders: Sequence[Path]) -> tuple[list[Tokenizer], int]:
-    """Return tokenizers that pad and cut to their text encoders' length, and that length."""
-    sources = []
-    for folder in folders:
-        with reading(folder):
-            sources.append(AutoTokenizer.from_pretrained(folder, use_fast=True, local_files_only=True))
-    return padding_tokenizers(sources)
-
-
-def _states(folder: Path, part: str, xl: bool) -> str:
-    """Return which output of a text encoder the UNet takes: the last state, or the last but one for an XL UNet."""
-    graph = _checked(folder, part)
+def _taken(folder: Path, encoder: Encoder) -> list[str]:
+    """Return which outputs of a text encoder the UNet takes: its states, and its pooled state if it takes that."""
+    graph = _checked(folder, encoder.folder)
     names = [str(value.name) for value in graph.outputs]
     hidden = [name for name in names if name.startswith("hidden_states.")]
-    found = f"hidden_states.{len(hidden) - 2}" if xl else "last_hidden_state"
-    wanted = [found, *([POOLED] if part == ENCODERS[1] else [])]
+    states = f"hidden_states.{len(hidden) - 2}" if encoder.penultimate else "last_hidden_state"
+    wanted = [states, *([POOLED] if encoder.pooled else [])]
     if len(graph.inputs) != 1 or not set(wanted) <= set(names):
         raise ExportError(
-            f"The text encoder in {folder / part} takes {', '.join(str(v.name) for v in graph.inputs)} and has no "
-            f"{' and '.join(wanted)}: memedge exports CLIP text encoders."
+            f"The text encoder in {folder / encoder.folder} takes {', '.join(str(v.name) for v in graph.inputs)} and "
+            f"has no {' and '.join(wanted)}: memedge exports CLIP text encoders."
         )
-    return found
+    return wanted

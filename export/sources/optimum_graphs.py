@@ -1,13 +1,15 @@
 """Optimum's graphs, made fit for the engine: what they compute stays as it is, their inputs become the engine's.
 
-Row r of a batch is for the prompt that `prompt` names. Of the inputs of Stable Diffusion XL that stem from a prompt or
-from the image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
+Row r of a batch is for the prompt that `prompt` names. Of the UNet's inputs that stem from a prompt or from the
+image's size, one tensor of states is left. Sizes that the exporter left open become those of the model.
+
+Nodes are added at the end, wherever they belong, and sorted later. Until `settle` gives their outputs types and shapes,
+they have those of their first inputs.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import version_converter
 
 from memedge.engine.errors import ExportError
-from memedge.export.graphs.edit import constant, move
+from memedge.export.graphs.edit import add, constant, move
 from memedge.export.sources.settle_shapes import settle, tidy
 from memedge.export.sources.trace import OPSET
 from memedge.export.sources.weights import check_not_pointer, reading
@@ -25,6 +27,7 @@ GRAPH = "model.onnx"
 SAMPLE, TIMESTEP, STATES, POOLED, TIME_IDS = "sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"
 OLDEST_OPSET = 18  # Optimum's own choice; before it, operators were spelt otherwise
 IR_VERSION = 10
+ORDINALS = ("first", "second", "third")  # of text encoders
 SMALL = 4096  # bytes of weights that are read at once: onnx_ir takes such back from a file when it writes
 INT64, FLOAT = ir.DataType.INT64, ir.DataType.FLOAT
 
@@ -80,28 +83,29 @@ def open_graph(folder: Path, part: str) -> ir.Model:
     return model
 
 
-def text_encoder(models: Sequence[tuple[ir.Model, str]], packing: Packing) -> ir.Model:
-    """Return ids int64 [prompts, T · L] → states float32 [prompts, K, D] of T = 1 or 2 text encoders; consumes them.
+def text_encoder(models: Sequence[tuple[ir.Model, Sequence[str]]], packing: Packing) -> ir.Model:
+    """Return ids int64 [prompts, T · L] → states float32 [prompts, K, D] of T text encoders; consumes them.
 
     Args:
-        models: as `open_graph` gives them, with the output of each that holds the states.
+        models: as `open_graph` gives them, each with the names of the outputs that the UNet takes: the states, and the
+            pooled state if it takes that.
         packing: of what they are to make.
     """
     for model, _ in models:
         _prepare(model)
-    (model, output), graph = models[0], models[0][0].graph
-    width = len(models) * packing.tokens
-    ids = _input("ids", INT64, "prompts", width)
-    states = _output(graph, output)
-    first = ids if len(models) == 1 else _slice(graph, ids, "ids.first", {1: (0, packing.tokens)})
-    _feed(graph, graph.inputs[0], first)
+    model, graph = models[0][0], models[0][0].graph
+    ids = _input("ids", INT64, "prompts", len(models) * packing.tokens)
+    found = [[_output(one.graph, name) for name in outputs] for one, outputs in models]
+    for number, (one, _) in enumerate(models):
+        given, own = one.graph.inputs[0], ids
+        if number:
+            move(one.graph, graph, ORDINALS[number])
+        if len(models) > 1:
+            part = (number * packing.tokens, (number + 1) * packing.tokens)
+            own = _slice(graph, ids, f"ids.{ORDINALS[number]}", {1: part})
+        _feed(graph, given, own)
+    states = _packed(graph, ids, [own for own, *_ in found], [value for _, *more in found for value in more], packing)
     graph.inputs[:] = [ids]
-    if len(models) == 2:
-        second, output = models[1]
-        hidden, pooled, given = _output(second.graph, output), _output(second.graph, POOLED), second.graph.inputs[0]
-        move(second.graph, graph, "second")
-        _feed(graph, given, _slice(graph, ids, "ids.second", {1: (packing.tokens, width)}))
-        states = _packed(graph, ids, [states, hidden], pooled, packing)
     graph.outputs[:] = [states]
     states.name = "states"
     _finish(model, "The text encoder")
@@ -128,16 +132,16 @@ def unet(model: ir.Model, latent_shape: tuple[int, int, int], packing: Packing) 
     sample, timestep, states, prompt = inputs
     _feed(graph, given[SAMPLE], sample)
     first = constant(graph, "timestep.first", np.zeros([1] * len(given[TIMESTEP].shape or ()), np.int64))
-    _feed(graph, given[TIMESTEP], _add(graph, "Gather", [timestep, first], "timestep.one"))
+    _feed(graph, given[TIMESTEP], add(graph, "Gather", [timestep, first], "timestep.one"))
     text = states
     if packing.pooled:
         text = _slice(graph, states, "states.text", {1: (0, packing.tokens)})
         last = _slice(graph, states, "states.last", {1: (packing.tokens, depth), 2: (0, packing.pooled)})
-        vector = _add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
-        _feed(graph, given[POOLED], _add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
+        vector = add(graph, "Squeeze", [last, constant(graph, "states.axis", np.array([1]))], "states.pooled")
+        _feed(graph, given[POOLED], add(graph, "Gather", [vector, prompt], "states.pooled.rows"))
         _feed(graph, given[TIME_IDS], _time_ids(graph, sample, packing))
     _project_once(graph, given[STATES], text, prompt)
-    _feed(graph, given[STATES], _add(graph, "Gather", [text, prompt], "states.rows"))
+    _feed(graph, given[STATES], add(graph, "Gather", [text, prompt], "states.rows"))
     graph.inputs[:] = inputs
     given[SAMPLE].name, sample.name = "sample.given", SAMPLE
     graph.outputs[0].name = "prediction"
@@ -182,18 +186,10 @@ def _output(graph: ir.Graph, name: str) -> ir.Value:
     return next(value for value in graph.outputs if value.name == name)
 
 
-def _add(graph: ir.Graph, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Any) -> ir.Value:
-    """Add a node at the end, wherever it belongs; return its output, of its first input's type until `settle`."""
-    node = ir.node(op_type, inputs, attributes)
-    node.outputs[0].name, node.outputs[0].type = name, inputs[0].type
-    graph.append(node)
-    return node.outputs[0]
-
-
 def _feed(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
     """Let all that reads an input read another value, cast to the input's type."""
     assert old.dtype is not None
-    same = new if new.dtype == old.dtype else _add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype)
+    same = new if new.dtype == old.dtype else add(graph, "Cast", [new], f"{new.name}.given", to=old.dtype)
     old.replace_all_uses_with(same)
 
 
@@ -202,16 +198,16 @@ def _slice(graph: ir.Graph, value: ir.Value, name: str, ranges: Mapping[int, tup
     starts, ends = zip(*ranges.values(), strict=True)
     parts = (("starts", starts), ("ends", ends), ("axes", tuple(ranges)))
     operands = [constant(graph, f"{name}.{part}", np.array(numbers)) for part, numbers in parts]
-    return _add(graph, "Slice", [value, *operands], name)
+    return add(graph, "Slice", [value, *operands], name)
 
 
 def _time_ids(graph: ir.Graph, sample: ir.Value, packing: Packing) -> ir.Value:
     """Add the image's size for every row: of the sample, so that what follows from it alone can be cached."""
-    rows = _add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
+    rows = add(graph, "Shape", [sample], "time_ids.rows", start=0, end=1)
     own = packing.time_ids
     count = constant(graph, "time_ids.count", np.array([own.shape[1]]))
-    shape = _add(graph, "Concat", [rows, count], "time_ids.shape", axis=0)
-    return _add(graph, "Expand", [constant(graph, "time_ids.one", own), shape], "time_ids.all")
+    shape = add(graph, "Concat", [rows, count], "time_ids.shape", axis=0)
+    return add(graph, "Expand", [constant(graph, "time_ids.one", own), shape], "time_ids.all")
 
 
 def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.Value) -> None:
@@ -220,20 +216,29 @@ def _project_once(graph: ir.Graph, given: ir.Value, text: ir.Value, prompt: ir.V
         weight = node.inputs[1] if node.op_type == "MatMul" else None
         if weight is not None and weight.is_initializer():
             result = node.outputs[0]
-            product = _add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
-            result.replace_all_uses_with(_add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
+            product = add(graph, "MatMul", [text, weight], f"{result.name}.prompts")
+            result.replace_all_uses_with(add(graph, "Gather", [product, prompt], f"{result.name}.rows"))
 
 
-def _packed(graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: ir.Value, packing: Packing) -> ir.Value:
-    """Add the states of both text encoders side by side, below them the pooled state; zero for the empty prompt."""
+def _beside(graph: ir.Graph, values: Sequence[ir.Value], name: str) -> ir.Value:
+    """Add values side by side on their last axis."""
+    return values[0] if len(values) == 1 else add(graph, "Concat", values, name, axis=-1)
+
+
+def _packed(
+    graph: ir.Graph, ids: ir.Value, states: Sequence[ir.Value], pooled: Sequence[ir.Value], packing: Packing
+) -> ir.Value:
+    """Add the states of all text encoders side by side, below them the pooled state; zero for the empty prompt."""
     axis = constant(graph, "states.axis", np.array([1]))
-    both = _add(graph, "Concat", states, "states.both", axis=-1)
-    pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
-    last = _add(graph, "Unsqueeze", [_add(graph, "Pad", [pooled, pads], "states.padded"), axis], "states.last")
-    found = _add(graph, "Concat", [both, last], "states.all", axis=1)
-    if packing.zeros is None:
-        return found
-    equal = _add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
-    other = _add(graph, "Cast", [_add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
-    factor = _add(graph, "ReduceMax", [other, axis], "empty.any")
-    return _add(graph, "Mul", [found, _add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
+    found = _beside(graph, states, "states.both")
+    if pooled:
+        pads = constant(graph, "states.pads", np.array([0, 0, 0, packing.width - packing.pooled]))
+        padded = add(graph, "Pad", [_beside(graph, pooled, "states.pooled"), pads], "states.padded")
+        last = add(graph, "Unsqueeze", [padded, axis], "states.last")
+        found = add(graph, "Concat", [found, last], "states.all", axis=1)
+    if packing.zeros is not None:
+        equal = add(graph, "Equal", [ids, constant(graph, "empty.ids", packing.zeros[None])], "empty.equal")
+        other = add(graph, "Cast", [add(graph, "Not", [equal], "empty.not")], "empty.other", to=FLOAT)
+        factor = add(graph, "ReduceMax", [other, axis], "empty.any")
+        found = add(graph, "Mul", [found, add(graph, "Unsqueeze", [factor, axis], "empty.factor")], "states.kept")
+    return found

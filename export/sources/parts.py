@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from memedge.export.sources.architectures import Architecture
+
 
 @dataclass
 class Parts:
@@ -15,11 +17,17 @@ class Parts:
 
     id: str  # folder name, "org/name@commit" or file name; with " + FILE:scale" for each LoRA
     sha256: str  # over names and hashes of all files read
+    architecture: Architecture
     unet: Any  # UNet2DConditionModel
-    text_encoders: list[Any]  # CLIPTextModel; SDXL: and CLIPTextModelWithProjection
+    text_encoders: list[Any]  # the architecture's
     tokenizers: list[Any]  # transformers' fast tokenizers, as many
     scheduler: dict[str, Any]  # scheduler_config.json
-    zeros_for_empty: bool  # of SDXL: model_index.json's force_zeros_for_empty_prompt
+    zeros_for_empty: bool  # whether ε_0 is of zeros, not of the empty prompt's states
+
+    @property
+    def modules(self) -> dict[str, Any]:
+        """The UNet and the text encoders, by their names in a pipeline."""
+        return dict(zip(self.architecture.modules, [self.unet, *self.text_encoders], strict=True))
 
 
 def hash_of(files: Iterable[tuple[str, str]]) -> str:

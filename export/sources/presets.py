@@ -1,19 +1,44 @@
-"""The γ that was released with the paper, by family of models (docs/methods.md §1)."""
+"""The γ that was released with the paper: for which kinds of models (docs/methods.md §1)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from memedge.engine.manifest import PredictionType, Preset
 
-FIRST, SECOND = Preset("Stable Diffusion 1.x", 1, 2), Preset("Stable Diffusion 2.x", 1, 0.1)
-REALISTIC_VISION = Preset("Realistic Vision", 2, 1)
-# By the width of the prompt embeddings, and by what the UNet predicts.
-_ARCHITECTURES = {(768, "epsilon"): FIRST, (1024, "epsilon"): SECOND, (1024, "v_prediction"): SECOND}
 
+@dataclass(frozen=True)
+class Published:
+    """A γ, and the models of a family that it was published for.
 
-def published(name: str, state_width: int, pooled_width: int, prediction_type: PredictionType) -> Preset | None:
-    """Return the γ released for the family that a checkpoint belongs to, or None.
+    Fine-tuned models count as the model they were made from, but for those that are known by their names.
 
-    Realistic Vision is known by its name alone, as its architecture is SD 1.5's; other fine-tuned models count as the
-    model they were made from. Models with pooled embeddings, SDXL, were not among the published ones.
+    Attributes:
+        preset: γ.
+        state_width: the width of the models' prompt embeddings.
+        predictions: what their UNets predict: one of these.
+        name: what a checkpoint's name has to hold, in small letters and digits; "" where all names will do.
     """
-    preset = None if pooled_width else _ARCHITECTURES.get((state_width, prediction_type))
+
+    preset: Preset
+    state_width: int
+    predictions: tuple[PredictionType, ...]
+    name: str = ""
+
+
+# The first that fits is a checkpoint's: Realistic Vision's architecture is SD 1.5's.
+OF_STABLE_DIFFUSION = (
+    Published(Preset("Realistic Vision", 2, 1), 768, ("epsilon",), "realisticvision"),
+    Published(Preset("Stable Diffusion 1.x", 1, 2), 768, ("epsilon",)),
+    Published(Preset("Stable Diffusion 2.x", 1, 0.1), 1024, ("epsilon", "v_prediction")),
+)
+
+
+def preset_of(
+    published: Iterable[Published], name: str, state_width: int, prediction_type: PredictionType
+) -> Preset | None:
+    """Return the γ published for a checkpoint, or None."""
     letters = "".join(filter(str.isalnum, name.lower()))
-    return REALISTIC_VISION if preset is FIRST and "realisticvision" in letters else preset
+    for one in published:
+        if one.state_width == state_width and prediction_type in one.predictions and one.name in letters:
+            return one.preset
+    return None

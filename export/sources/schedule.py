@@ -7,7 +7,7 @@ from typing import Any, get_args
 from diffusers import DDIMScheduler
 
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import PredictionType, Schedule
+from memedge.engine.manifest import PredictionType, Schedule, velocity_norm_factor
 
 INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (docs/methods.md §0)
 
@@ -21,6 +21,11 @@ class Noise:
     alphas_cumprod: tuple[float, float]
     schedule: Schedule
     notes: tuple[str, ...] = ()
+
+    @property
+    def norm_factor(self) -> float:
+        """What ‖Δ(t_norm)‖ is multiplied by, as Manifest.norm_factor."""
+        return 1.0 if self.prediction_type == "epsilon" else velocity_norm_factor(self.alphas_cumprod[0])
 
 
 def read_noise(config: Mapping[str, Any]) -> Noise:

@@ -10,22 +10,14 @@ from safetensors import safe_open
 from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import folder, hub, weights
+from memedge.export.sources.architectures import ARCHITECTURES, Architecture, SingleFile
 from memedge.export.sources.parts import Parts, hash_of
+from memedge.wording import listed
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
-# By one tensor of its text encoder each is known, and diffusers' loader knows them by the same: where it is missing,
-# the loader takes the config's own text encoder.
-SD1, SD2, REFINER, SDXL = (
-    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
-    "cond_stage_model.model.token_embedding.weight",
-    "conditioner.embedders.0.model.text_projection",
-    "conditioner.embedders.1.model.positional_embedding",
-)
 UNET = "model.diffusion_model."
-VELOCITY = "v_pred"  # an empty tensor by which velocity-predicting SDXL checkpoints say so
-# Configurations and tokenizers are the architecture's, and no file holds them; diffusers would take them from here.
-CONFIGS = {SD1: "stable-diffusion-v1-5/stable-diffusion-v1-5", SDXL: "stabilityai/stable-diffusion-xl-base-1.0"}
+REFINER = "conditioner.embedders.0.model.text_projection"  # a tensor that SDXL's refiner alone has
+VELOCITY = "v_pred"  # an empty tensor by which velocity-predicting checkpoints say so
 
 
 def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
@@ -42,19 +34,17 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
     weights.check_not_pointer(path)
     with weights.reading(path):
         names = _names(path)
-    layout = _layout(path, names)
+    architecture, layout = _layout(path, names)
     model = _configuration(path, layout, config, progress)
     files = weights.settings(folder.list_files(model), str(model))
     pipeline_class = folder.read_json(model / weights.INDEX).get("_class_name") if weights.INDEX in files else None
-    if pipeline_class != PIPELINES[layout == SDXL]:
+    if pipeline_class != architecture.pipeline:
         kind = pipeline_class or "model of unknown kind, without model_index.json"
         raise ExportError(f"{config or model} is a {kind}, {path} is not: give a config that fits it.")
     scheduler = folder.read_json(model / weights.SCHEDULER)
     if VELOCITY in names and scheduler.get("prediction_type") != "v_prediction":
         raise ExportError(f"{path} predicts velocities, its config noise: give the --config of a v_prediction model.")
-    parts = weights.text_encoders(files)
-    for part in ("unet", *parts):
-        folder.check_kind(model, part)
+    folder.check_kinds(model, architecture)
     count, expected = sum(name.startswith(UNET) for name in names), _tensors(model)
     if count != expected:  # each layout has them one by one; the loader drops what it has no place for
         raise ExportError(
@@ -62,15 +52,15 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
             "the config of another architecture."
         )
     with weights.reading(path):
-        unwanted = ("vae", "scheduler", "feature_extractor", "image_encoder", *map(weights.tokenizer, parts))
-        pipeline = getattr(diffusers, pipeline_class).from_single_file(
+        unwanted = ("vae", "scheduler", "feature_extractor", "image_encoder", *architecture.tokenizers)
+        pipeline = getattr(diffusers, architecture.pipeline).from_single_file(
             str(path),
             config=str(model),
             torch_dtype=torch.float32,
             local_files_only=True,
             **dict.fromkeys(unwanted),
         )
-    modules = {part: getattr(pipeline, part).eval().requires_grad_(False) for part in ("unet", *parts)}
+    modules = {part: getattr(pipeline, part).eval().requires_grad_(False) for part in architecture.modules}
     for part, module in modules.items():
         # The loader leaves what the file lacks without values.
         for name, parameter in module.named_parameters():
@@ -79,14 +69,16 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
                     f"{path} lacks {name} of the {part}: it is incomplete, or its config of another model."
                 )
     hashes = [(path.name, sha256(path)), *((name, sha256(model / name)) for name in files)]
+    unet, *text_encoders = modules.values()
     return Parts(
         id=path.name,
         sha256=hash_of(hashes),
-        unet=modules["unet"],
-        text_encoders=[modules[part] for part in parts],
-        tokenizers=folder.tokenizers(model),
+        architecture=architecture,
+        unet=unet,
+        text_encoders=text_encoders,
+        tokenizers=folder.tokenizers(model, architecture),
         scheduler=scheduler,
-        zeros_for_empty=folder.zeros_for_empty(model),
+        zeros_for_empty=folder.zeros_for_empty(model, architecture),
     )
 
 
@@ -108,26 +100,28 @@ def _tensors(model: Path) -> int:
         return len(unet.state_dict())
 
 
-def _layout(path: Path, names: list[str]) -> str:
-    """Return SD1, SD2 or SDXL."""
+def _layout(path: Path, names: list[str]) -> tuple[Architecture, SingleFile]:
+    """Return the family and the layout of a file with these tensors."""
     if not any(name.startswith(UNET) for name in names):
         raise ExportError(f"{path} holds no UNet in the original layout ({UNET}*): give a whole checkpoint.")
-    layout = next((known for known in (SD1, SD2, REFINER, SDXL) if known in names), None)
-    if layout is None:
-        raise ExportError(f"{path} holds no text encoder of SD 1, SD 2 or SDXL: give a whole checkpoint of these.")
-    if layout == REFINER:
+    if REFINER in names:
         raise ExportError(f"{path} is SDXL's refiner, which continues images of another model: give a base model.")
-    return layout
+    layouts = [(architecture, layout) for architecture in ARCHITECTURES for layout in architecture.single_files]
+    for architecture, layout in layouts:
+        if layout.marker in names:
+            return architecture, layout
+    known = listed([layout.name for _, layout in layouts], "or")
+    raise ExportError(f"{path} holds no text encoder of {known}: give a whole checkpoint of these.")
 
 
-def _configuration(path: Path, layout: str, config: str | None, progress: Callable[[str], None]) -> Path:
+def _configuration(path: Path, layout: SingleFile, config: str | None, progress: Callable[[str], None]) -> Path:
     """Return the folder of the configurations and tokenizers, downloaded where it is not one."""
-    if layout == SD2 and config is None:
+    source = config or layout.config
+    if source is None:
         raise ExportError(
-            f"{path} is of SD 2.x, whose files do not say if they predict noise (512) or velocities (768): say it with "
-            "--config and the folder or hub id of a model that predicts the same."
+            f"{path} is of {layout.name}, whose files do not say if they predict noise (512) or velocities (768): say "
+            "it with --config and the folder or hub id of a model that predicts the same."
         )
-    source = config or CONFIGS[layout]
     if Path(source).is_dir():
         return Path(source)
     if not hub.ID.fullmatch(source):

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from memedge.engine.errors import ExportError
@@ -28,6 +30,11 @@ def padding_tokenizers(sources: Sequence[Any]) -> tuple[list[Tokenizer], int]:
         )
     tokens = lengths.pop()
     return [_padding(source, tokens) for source in sources], tokens
+
+
+def empty_ids(tokenizers: Sequence[Tokenizer]) -> npt.NDArray[np.int64]:
+    """Return the ids of the empty prompt, [T · L] of T tokenizers."""
+    return np.concatenate([np.array(tokenizer.encode("").ids, np.int64) for tokenizer in tokenizers])
 
 
 def _padding(source: Any, tokens: int) -> Tokenizer:

@@ -1,6 +1,6 @@
-"""A checkpoint of torch modules, as diffusers holds them: Stable Diffusion 1.x, 2.x and SDXL."""
+"""A checkpoint of torch modules, as diffusers holds them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,14 +8,13 @@ import numpy.typing as npt
 import onnx_ir as ir
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from tokenizers import Tokenizer
 from torch import nn
 
 from memedge.engine.errors import ExportError
 from memedge.export.sources import checkpoint
-from memedge.export.sources.attention import CAUSAL, FusedAttention
+from memedge.export.sources.attention import FusedAttention
 from memedge.export.sources.parts import Parts
-from memedge.export.sources.tokenizers import padding_tokenizers
+from memedge.export.sources.tokenizers import empty_ids, padding_tokenizers
 from memedge.export.sources.trace import trace
 
 
@@ -28,16 +27,17 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         Raises:
             ExportError: a weight is not finite, the UNet is not a text-to-image model's, or the parts don't fit.
         """
-        for module in (parts.unet, *parts.text_encoders):
+        for module in parts.modules.values():
             _check_finite(module)
-        self.id, self.sha256 = parts.id, parts.sha256
+        self.id, self.sha256, self.architecture = parts.id, parts.sha256, parts.architecture
         self.scheduler: Mapping[str, Any] = parts.scheduler
         self.unet_config: Mapping[str, Any] = parts.unet.config
         self.tokenizers, self.tokens = padding_tokenizers(parts.tokenizers)
         parts.unet.set_attn_processor(AttnProcessor2_0())
-        self._text_encoder = _make_text_encoder(parts, self.tokenizers)
-        self.state_width, self.pooled_width = self._text_encoder.state_width, self._text_encoder.pooled_width
-        self._unet = UNet(parts.unet, self.tokens, self.pooled_width)
+        empty = empty_ids(self.tokenizers) if parts.zeros_for_empty else None
+        self._text_encoders = self.architecture.wrapper(parts.text_encoders, empty).eval()
+        self.state_width, self.pooled_width = self._text_encoders.state_width, self._text_encoders.pooled_width
+        self._unet = UNet(parts, self.tokens, self.pooled_width)
         expected = parts.unet.config.cross_attention_dim
         if self.state_width != expected:
             raise ExportError(
@@ -47,7 +47,7 @@ class TorchCheckpoint(checkpoint.Checkpoint):
 
     @torch.inference_mode()
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        states: npt.NDArray[np.float32] = self._text_encoder(torch.from_numpy(ids)).numpy()
+        states: npt.NDArray[np.float32] = self._text_encoders(torch.from_numpy(ids)).numpy()
         return states
 
     @torch.inference_mode()
@@ -60,9 +60,9 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         return prediction
 
     def text_encoder_graph(self) -> ir.Model:
-        self._text_encoder.make_exportable()
+        self._text_encoders.make_exportable()
         example = {"ids": torch.zeros(2, len(self.tokenizers) * self.tokens, dtype=torch.int64)}
-        return trace(self._text_encoder, example, {"ids": "prompts"}, "states")
+        return trace(self._text_encoders, example, {"ids": "prompts"}, "states")
 
     def unet_graph(self) -> ir.Model:
         self._unet.make_exportable()
@@ -77,60 +77,6 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         return trace(self._unet, example, axes, "prediction")
 
 
-class TextEncoder(nn.Module):
-    """ids int64 [B, L] → states float32 [B, L, D], the text encoder's last."""
-
-    pooled_width = 0
-
-    def __init__(self, text_encoder: Any):
-        super().__init__()
-        self.text_encoder = text_encoder
-        self.state_width = int(text_encoder.config.hidden_size)
-
-    def make_exportable(self) -> None:
-        """Take attention that exports well."""
-        self.text_encoder.set_attn_implementation(CAUSAL)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        states: torch.Tensor = self.text_encoder(input_ids=ids, return_dict=False)[0]
-        return states
-
-
-class PairOfTextEncoders(nn.Module):
-    """SDXL's: ids int64 [B, 2 L], L for each of both → states float32 [B, L + 1, D].
-
-    Rows 0 … L − 1 hold the last but one states of both text encoders side by side; row L the pooled state of the
-    second one, padded with zeros.
-    """
-
-    empty: torch.Tensor  # ids [1, 2 L]
-
-    def __init__(self, parts: Parts, empty: npt.NDArray[np.int64]):
-        """`empty` are the empty prompt's ids, [1, 2 L]."""
-        super().__init__()
-        self.first, self.second = parts.text_encoders
-        self.pooled_width = int(self.second.config.projection_dim)
-        self.state_width = int(self.first.config.hidden_size) + int(self.second.config.hidden_size)
-        self.zeros_for_empty = parts.zeros_for_empty
-        self.register_buffer("empty", torch.from_numpy(empty))
-
-    def make_exportable(self) -> None:
-        """Take attention that exports well."""
-        for text_encoder in (self.first, self.second):
-            text_encoder.set_attn_implementation(CAUSAL)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        first_ids, second_ids = ids.chunk(2, dim=1)
-        first = self.first(input_ids=first_ids, output_hidden_states=True).hidden_states[-2]
-        second = self.second(input_ids=second_ids, output_hidden_states=True)
-        pooled = nn.functional.pad(second.text_embeds, (0, self.state_width - self.pooled_width))
-        states = torch.cat([torch.cat([first, second.hidden_states[-2]], dim=-1), pooled[:, None]], dim=1)
-        if self.zeros_for_empty:
-            # What the pipeline takes for ε_0: zeros, and not what the encoders make of an empty text.
-            states = states * (ids != self.empty).any(dim=1)[:, None, None]
-        return states
-
-
 class UNet(nn.Module):
     """sample [R, C, H, W], timestep int64 [R], states [B, K, D], prompt int64 [R] → prediction [R, C, H, W].
 
@@ -140,18 +86,27 @@ class UNet(nn.Module):
 
     time_ids: torch.Tensor  # [1, 6]
 
-    def __init__(self, unet: Any, tokens: int, pooled_width: int):
+    def __init__(self, parts: Parts, tokens: int, pooled_width: int):
+        """Take the UNet of parts whose states have `tokens` rows, and one more if there is a pooled state.
+
+        Raises:
+            ExportError: it takes something else besides than its family's UNets.
+        """
         super().__init__()
-        self.unet = unet
+        self.unet = parts.unet
         self._tokens, self._pooled_width = tokens, pooled_width
-        kind = "text_time" if pooled_width else None
-        if unet.config.addition_embed_type != kind:
-            raise ExportError("SDXL needs both its text encoders, and other models have one: a part is missing.")
+        config = parts.unet.config
+        if config.addition_embed_type != parts.architecture.addition_embed_type:
+            raise ExportError(
+                f"The UNet of {parts.id} takes additional embeddings of type {config.addition_embed_type!r}, and its "
+                f"text encoders are those of {parts.architecture.name}: a part is missing, so get it again."
+            )
         if pooled_width:
-            ids = checkpoint.time_ids(unet.config)
-            width = pooled_width + len(ids) * unet.config.addition_time_embed_dim
-            if width != unet.config.projection_class_embeddings_input_dim:
-                raise ExportError("This UNet is not told sizes and crop as SDXL's base model is: give that one.")
+            ids = checkpoint.time_ids(config)
+            width = pooled_width + len(ids) * config.addition_time_embed_dim
+            if width != config.projection_class_embeddings_input_dim:
+                family = parts.architecture.name
+                raise ExportError(f"This UNet is not told sizes and crop as {family}'s base model is: give that one.")
             self.register_buffer("time_ids", torch.tensor([ids], dtype=torch.float32))
 
     def make_exportable(self) -> None:
@@ -169,13 +124,6 @@ class UNet(nn.Module):
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times}
         prediction: torch.Tensor = self.unet(sample, timestep, states, return_dict=False, **more)[0]
         return prediction
-
-
-def _make_text_encoder(parts: Parts, tokenizers: Sequence[Tokenizer]) -> TextEncoder | PairOfTextEncoders:
-    if len(parts.text_encoders) == 1:
-        return TextEncoder(parts.text_encoders[0]).eval()
-    empty = np.concatenate([tokenizer.encode("").ids for tokenizer in tokenizers])
-    return PairOfTextEncoders(parts, empty[None].astype(np.int64)).eval()
 
 
 def _check_finite(module: Any) -> None:

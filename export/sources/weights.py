@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from memedge.engine.errors import ExportError
+from memedge.export.sources.architectures import architecture_of
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler/scheduler_config.json"
@@ -30,21 +31,6 @@ class Weights:
     pickled: bool
 
 
-def text_encoders(names: Collection[str]) -> list[str]:
-    """Return the folders of the text encoders: SDXL has two."""
-    return ["text_encoder", *(["text_encoder_2"] if "text_encoder_2/config.json" in names else [])]
-
-
-def tokenizer(text_encoder: str) -> str:
-    """Return the folder of a text encoder's tokenizer."""
-    return text_encoder.replace("text_encoder", "tokenizer")
-
-
-def modules(names: Collection[str]) -> list[str]:
-    """Return the folders of the modules whose weights are read."""
-    return ["unet", *text_encoders(names)]
-
-
 def settings(names: Collection[str], model: str) -> list[str]:
     """Return the files that describe a model without its weights: configurations, tokenizers, noise schedule.
 
@@ -52,22 +38,22 @@ def settings(names: Collection[str], model: str) -> list[str]:
         ExportError: one is missing; `model` is what the message calls the model.
     """
     folders = {name.split("/")[0] for name in names if "/" in name}
-    tokenizers = [tokenizer(part) for part in text_encoders(names)]
-    for part in (*modules(names), *tokenizers, "scheduler"):
+    architecture = architecture_of(names)
+    for part in (*architecture.modules, *architecture.tokenizers, "scheduler"):
         if part not in folders:
             files = sorted(name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt")))
             hint = f": it holds {files[0]}, a file that can be given itself" if files else ""
             raise ExportError(f"{model} holds no {part} folder, so it is not a diffusers-format model{hint}.")
-    required = [*(f"{part}/config.json" for part in modules(names)), SCHEDULER]
+    required = [*(f"{part}/config.json" for part in architecture.modules), SCHEDULER]
     for name in required:
         if name not in names:
             raise ExportError(f"{model} holds no {name}: it is incomplete, so get it again.")
-    optional = [INDEX, *(f"{folder}/{name}" for folder in tokenizers for name in TOKENIZER_FILES)]
+    optional = [INDEX, *(f"{folder}/{name}" for folder in architecture.tokenizers for name in TOKENIZER_FILES)]
     return [*required, *(name for name in optional if name in names)]
 
 
 def weights(part: str, names: Collection[str], model: str, allow_pickle: bool) -> Weights:
-    """Choose the weights of a module (unet, text_encoder, text_encoder_2): .safetensors first, then full precision.
+    """Choose the weights of a module (unet or a text encoder): .safetensors first, then full precision.
 
     Raises:
         ExportError: there are none, shards are missing, or there are only pickles and they are not allowed.
@@ -87,7 +73,7 @@ def needed(names: Collection[str], model: str, allow_pickle: bool) -> list[str]:
     Raises:
         ExportError: as `settings` and `weights`.
     """
-    chosen = (weights(part, names, model, allow_pickle).files for part in modules(names))
+    chosen = (weights(part, names, model, allow_pickle).files for part in architecture_of(names).modules)
     return [*settings(names, model), *(name for files in chosen for name in files)]
 
 

@@ -32,4 +32,4 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
             f"{directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give the "
             "checkpoint that was exported."
         )
-    return UNet(parts.unet, manifest.tokens, manifest.pooled_width)
+    return UNet(parts, manifest.tokens, manifest.pooled_width)

@@ -198,7 +198,8 @@ class Mitigator:
         goal = Target(self.engine, loss, target)
         ids, truncated = self.engine.tokenize([prompt])
         own = self.engine.backend.memory.download(self.engine.encode(ids).tensor)[0]
-        size = _length(own[1:]) or 1.0  # SDXL's of the empty prompt are zeros
+        words = slice(self.engine.tokenizer.first_word, None)  # BOS is the same in all prompts
+        size = _length(own[words]) or 1.0  # the empty prompt's may all be zeros
         slope = np.float32(2 * distance_weight / size**2)
         best = now = before = goal.measure(own, 0)
         lowest = now.loss
@@ -207,9 +208,9 @@ class Mitigator:
         while not now.reached and now.steps < steps and now.norm > 0:
             gradient = self.gradients.statistics(now.states[None], *goal.weights).states[0]
             moved = own.copy()
-            moved[1:] = optimizer.step(now.states[1:], (gradient + slope * (now.states - own))[1:])
+            moved[words] = optimizer.step(now.states[words], (gradient + slope * (now.states - own))[words])
             now = goal.measure(moved, now.steps + 1)
-            value = now.loss + distance_weight * (_length((moved - own)[1:]) / size) ** 2
+            value = now.loss + distance_weight * (_length((moved - own)[words]) / size) ** 2
             if now.reached or value < lowest:
                 best, lowest = now, value
         score, memorized, more = goal.verdict(best)
@@ -226,7 +227,7 @@ class Mitigator:
             threshold=goal.rule.threshold,
             memorized=memorized,
             iterations=best.steps,
-            distance=_length((best.states - own)[1:]) / size,
+            distance=_length((best.states - own)[words]) / size,
             succeeded=best.reached,
             truncated=bool(truncated[0]),
             passes=goal.rows * (1 + 2 * now.steps) + more,

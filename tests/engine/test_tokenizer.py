@@ -21,6 +21,10 @@ from clip_vocabulary import BOS, EOS, SIZE, TOKENS, Definition, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import make_checkpoint
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from memedge.engine.tokenizer import PromptTokenizer
@@ -138,3 +142,22 @@ KNOWN = st.characters(exclude_categories=["Cs"]).filter(lambda c: unicodedata.uc
 @given(st.lists(st.one_of(st.text(KNOWN), st.sampled_from([f"{BOS} ", f"{EOS} ", "!", "'s", "a", " "])), max_size=30))
 def test_any_text_as_defined(tokenizers, parts):
     same(tokenizers, ["".join(parts)])
+
+
+@pytest.mark.parametrize(("template", "before"), [("BOS $A EOS", [4]), ("$A EOS", [])])
+def test_first_word(tmp_path, template, before):
+    """It stands behind BOS, or first where tokenizers add none, as T5's; what is masked begins there."""
+    tokenizer = Tokenizer(WordLevel({"pad": 0, "EOS": 1, "a": 2, "b": 3, "BOS": 4}, unk_token="pad"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("EOS", 1), ("BOS", 4)])
+    length = 4 + len(before)
+    tokenizer.enable_truncation(length)
+    tokenizer.enable_padding(length=length, pad_id=0, pad_token="pad")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = PromptTokenizer([tmp_path / "tokenizer.json"], length)
+    first, ids = ours.first_word, ours(["a b"])[0][0]
+    assert first == len(before)
+    assert ids.tolist() == [*before, 2, 3, 1, 0]
+    assert [token.place for token in ours.tokens("a b")] == [first, first + 1]
+    assert ours.only(ids, [first + 1]).tolist() == [*before, 0, 3, 1, 0]
+    assert ours.only(ids, []).tolist() == [*before, 1, 0, 0, 0]

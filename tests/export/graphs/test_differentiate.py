@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from memedge.export.graphs.append import NotDifferentiableError
 from memedge.export.graphs.differentiate import differentiate
 from memedge.export.graphs.edit import constant
+from memedge.export.graphs.terms import NotDifferentiableError
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from memedge.export.graphs import files, fold_upsampling, fuse_linear, split_concats
 from memedge.export.graphs.prefix_split import _downstream, _settle_shapes
 from memedge.export.quiet_libraries import quiet
-from memedge.export.sources import trace as tracing
+from memedge.export.sources.trace import trace as trace_module
 
 
 def run(model: ir.Model, path, *inputs: torch.Tensor) -> torch.Tensor:
@@ -22,7 +22,7 @@ def run(model: ir.Model, path, *inputs: torch.Tensor) -> torch.Tensor:
 
 def trace(module: nn.Module, **example: torch.Tensor) -> ir.Model:
     with quiet():
-        return tracing.trace(module, example, dict.fromkeys(example, "rows"), "result")
+        return trace_module(module, example, dict.fromkeys(example, "rows"), "result")
 
 
 def count(model: ir.Model, op_type: str) -> int:

@@ -25,7 +25,7 @@ from memedge.export.graphs import files, prefix_split
 from memedge.export.parity import worse
 from memedge.export.precision import fp16, ranges, simulate_fp16
 from memedge.export.quiet_libraries import quiet
-from memedge.export.sources import trace as tracing
+from memedge.export.sources.trace import trace as trace_module
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 FLOATS = (HALF, SINGLE)
@@ -141,7 +141,7 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 def trace(module: nn.Module, path: Path, **example: torch.Tensor) -> Path:
     """The module's graph in fp16 wherever it can be, at `path`."""
     with quiet():
-        model = tracing.trace(module, example, dict.fromkeys(example, "rows"), "result")
+        model = trace_module(module, example, dict.fromkeys(example, "rows"), "result")
     files.save(model, path)
     model = ir.load(path)
     fp16.narrow(model, set())
@@ -240,7 +240,7 @@ def test_ranges_are_those_of_torch(tmp_path):
     with quiet():
         q, k, v = inputs[0]
         axes = dict.fromkeys("qkv", "rows")
-        files.save(tracing.trace(Attention(), {"q": q, "k": k, "v": v}, axes, "result"), path)
+        files.save(trace_module(Attention(), {"q": q, "k": k, "v": v}, axes, "result"), path)
     calls = [dict(zip("qkv", (x.numpy() for x in call), strict=True)) for call in inputs]
     found = ranges.observe(path, calls)
     for index, name in enumerate("qkv"):

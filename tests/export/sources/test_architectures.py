@@ -1,9 +1,11 @@
 """Every architecture: exported, and in agreement with diffusers' own pipeline."""
 
 import json
+import shutil
 from pathlib import Path
 
 import architectures
+import diffusers
 import numpy as np
 import pytest
 import reference
@@ -15,7 +17,10 @@ from memedge.engine.denoiser import Denoiser
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
 from memedge.export.export import export
+from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.architectures import ARCHITECTURES, architecture_of
 from memedge.export.sources.checkpoint import latent_shape
+from memedge.export.sources.open import load_checkpoint
 
 PROMPTS = ["a star", "zebra on skis!", "a very long prompt " * 20]
 SLOW = pytest.mark.slow
@@ -139,6 +144,27 @@ def test_zero_terminal_snr(tmp_path):
     assert detector.info.manifest.notes == (note,)
     reference.agree(detector, reference.statistics(checkpoint, PROMPTS, 1, first=1), PROMPTS)
     assert reference.statistics(checkpoint, PROMPTS[:1], 1)[0]["norm"] == 0  # at the timestep that was not taken
+
+
+def test_table():
+    """Each family is told from all others by its folders, its single files and its UNet's inputs."""
+    for row in ARCHITECTURES:
+        assert architecture_of([f"{part}/config.json" for part in row.modules]) is row
+        with quiet():
+            assert getattr(diffusers, row.pipeline).__name__ == row.pipeline
+    assert architecture_of([]) is ARCHITECTURES[0]
+    markers = [layout.marker for row in ARCHITECTURES for layout in row.single_files]
+    inputs = [frozenset(row.optimum_inputs) for row in ARCHITECTURES]
+    assert len(set(markers)) == len(markers) and len(set(inputs)) == len(inputs)
+
+
+def test_text_encoder_missing(tmp_path):
+    """SDXL's UNet with one text encoder."""
+    checkpoint = architectures.build("sdxl", tmp_path / "checkpoint")
+    shutil.rmtree(checkpoint / "text_encoder_2")
+    words = "'text_time', and its text encoders are those of Stable Diffusion 1.x, 2.x: a part is missing"
+    with quiet(), pytest.raises(ExportError, match=words):
+        load_checkpoint(str(checkpoint))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pipelines import make
 from safetensors.torch import load_file
 
 from memedge.engine.errors import ExportError
+from memedge.export.sources.folder import zeros_for_empty
 from memedge.export.sources.weights import Weights, needed, weights
 
 UNET = "diffusion_pytorch_model"
@@ -34,12 +35,16 @@ def test_folder(kind, tmp_path):
     half = load(make(tmp_path / "half", kind, "v_prediction", dtype=torch.float16))
     assert half.id == "half"
     assert half.scheduler["prediction_type"] == "v_prediction"
-    assert half.zeros_for_empty  # said, or left out
+    assert half.zeros_for_empty == (kind == "sdxl")  # as model_index.json says
     assert len(half.text_encoders) == len(half.tokenizers) == (2 if kind == "sdxl" else 1)
     stored = load_file(tmp_path / "half" / "unet" / f"{UNET}.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert all(torch.equal(tensor.float(), half.unet.state_dict()[name]) for name, tensor in stored.items())
     assert_same(half, load(tmp_path / "half" / ".." / "half" / "."))
+    edit_json(tmp_path / "half" / "model_index.json", force_zeros_for_empty_prompt=False)
+    assert not zeros_for_empty(tmp_path / "half", half.architecture)
+    (tmp_path / "half" / "model_index.json").unlink()
+    assert zeros_for_empty(tmp_path / "half", half.architecture) == (kind == "sdxl")
 
 
 def test_hash(model, copy):

@@ -1,4 +1,4 @@
-"""Adding to the end of a graph: nodes with named, typed and shaped outputs, and what derivatives are made of."""
+"""What derivatives are made of: terms at the end of a graph, with numbered names and known shapes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from memedge.export.graphs.edit import constant
+from memedge.export.graphs.edit import add, constant
 
 Axes = Sequence[int]
 
@@ -16,8 +16,8 @@ class NotDifferentiableError(Exception):
     """The graph has an operator, or a use of one, without a rule; or a shape that is not known."""
 
 
-class Appender:
-    """Appends nodes to a graph, whose outputs are called `prefix` and a number."""
+class Terms:
+    """Adds nodes to the end of a graph; their outputs are called `prefix` and a number."""
 
     def __init__(self, graph: ir.Graph, prefix: str):
         self.graph = graph
@@ -32,17 +32,10 @@ class Appender:
         dtype: ir.DataType | None = None,
         **attributes: Any,
     ) -> ir.Value:
-        """Append a node; its output is like its first input, but for the shape and type given."""
-        first = inputs[0]
-        assert first is not None
+        """Add a node; its output is like its first input, but for the shape and type given."""
         self._count += 1
-        output = ir.Value(
-            name=f"{self._prefix}.{self._count}",
-            shape=first.shape if shape is None else ir.Shape(shape),
-            type=first.type if dtype is None else ir.TensorType(dtype),
-        )
-        self.graph.append(ir.node(op_type, inputs, attributes, outputs=[output], domain=""))
-        return output
+        name = f"{self._prefix}.{self._count}"
+        return add(self.graph, op_type, inputs, name, shape=shape, dtype=dtype, **attributes)
 
     def numbers(self, values: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> ir.Value:
         """Return a constant, the same for the same values."""

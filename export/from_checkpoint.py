@@ -1,0 +1,126 @@
+"""All of an engine that is made of the checkpoint itself, before the checkpoint is let go of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
+from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset
+from memedge.engine.tokenizer import PromptTokenizer
+from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear
+from memedge.export.graphs.prefix_split import split
+from memedge.export.parity import PROBES, Statistics, epsilon
+from memedge.export.precision.int8_samples import Samples
+from memedge.export.sources.checkpoint import Checkpoint, latent_shape
+from memedge.export.sources.presets import preset_of
+from memedge.export.sources.schedule import Noise, read_noise
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, and the folder to write it in."""
+
+    folder: Path
+    draws: int
+    seed: int
+    precision: Precision
+    samples: Samples | None  # for int8
+    progress: Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the engine tells of its checkpoint, and what the checkpoint itself made of the probes.
+
+    It holds no weights, and outlives the checkpoint.
+    """
+
+    source: CheckpointSource
+    latent_shape: tuple[int, int, int]
+    tokens: int
+    state_width: int
+    pooled_width: int
+    noise: Noise
+    preset: Preset | None
+    tokenizer: PromptTokenizer
+    ids: npt.NDArray[np.int64]  # [B, T · L], of the probes
+    states: npt.NDArray[np.float32]  # [B, K, D], of the probes
+    sample: npt.NDArray[np.float32]  # [n, C, H, W]
+    reference: Statistics
+
+
+def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, int, Flops]:
+    """Write all that is made of the checkpoint; return the model, the graphs' opset and their work.
+
+    The checkpoint is held here and nowhere else, and is let go of with the return.
+    """
+    checkpoint = load()
+    model = _ask(job, checkpoint)
+    # Only now, with the reference computed, may modules change their attention.
+    text_encoder = _write_text_encoder(job, checkpoint)
+    return model, *_write_unet(job, checkpoint, text_encoder)
+
+
+def _ask(job: Job, checkpoint: Checkpoint) -> Model:
+    """Write the tokenizers, and let the checkpoint's own libraries compute what the engine is to be compared with."""
+    shape, noise = latent_shape(checkpoint.unet_config), read_noise(checkpoint.scheduler)
+    tokenizer = _write_tokenizers(job, checkpoint)
+    ids, _ = tokenizer(PROBES)
+    sample = torch.randn((job.draws, *shape), generator=torch.Generator().manual_seed(job.seed)).numpy()
+
+    def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
+        step, draw = divmod(row, job.draws)
+        return checkpoint.predict(sample[draw], noise.timesteps[step], state)
+
+    job.progress("computing the reference with the checkpoint's own libraries")
+    states = checkpoint.encode(ids)
+    return Model(
+        source=CheckpointSource(checkpoint.id, checkpoint.sha256),
+        latent_shape=shape,
+        tokens=checkpoint.tokens,
+        state_width=checkpoint.state_width,
+        pooled_width=checkpoint.pooled_width,
+        noise=noise,
+        preset=preset_of(
+            checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type
+        ),
+        tokenizer=tokenizer,
+        ids=ids,
+        states=states,
+        sample=sample,
+        reference=Statistics.of(epsilon(predict, states, job.draws), noise.norm_factor),
+    )
+
+
+def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
+    paths = [job.folder / name for name in TOKENIZERS[: len(checkpoint.tokenizers)]]
+    for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
+        tokenizer.save(str(path))
+    return PromptTokenizer(paths, checkpoint.tokens)
+
+
+def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:
+    """Return its work."""
+    job.progress("exporting the text encoder")
+    graph = checkpoint.text_encoder_graph()
+    files.save(graph, job.folder / TEXT_ENCODER, external_data=files.weight_bytes(graph) > files.LARGE)
+    return sum(map(cost.flops, graph.graph))
+
+
+def _write_unet(job: Job, checkpoint: Checkpoint, text_encoder: int) -> tuple[int, Flops]:
+    """Write the UNet in two graphs; return their opset, and the work of all graphs, given the text encoder's."""
+    job.progress("exporting the UNet")
+    graph = checkpoint.unet_graph()
+    job.progress("splitting off what no prompt changes")
+    parts = split(graph, 2 * job.draws)
+    fold_upsampling.fold(parts.unet)
+    remaining = sum(map(cost.flops, parts.unet.graph))
+    fuse_linear.fuse(parts.unet)
+    files.save(parts.unet, job.folder / UNET, external_data=True)
+    files.save(parts.prefix, job.folder / PREFIX, external_data=files.weight_bytes(parts.prefix) > files.LARGE)
+    flops = Flops(text_encoder=text_encoder, unet=parts.flops, prefix=parts.flops_cached, remaining=remaining)
+    return graph.opset_imports[""], flops
