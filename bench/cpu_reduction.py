@@ -94,11 +94,11 @@ def numkong_both(cond: np.ndarray, uncond: np.ndarray) -> Callable[[], Result]:
 
 def fallback(cond: np.ndarray, uncond: np.ndarray) -> Result:
     """The package's own path without the native core."""
-    core, reduction._core = reduction._core, None
+    core, reduction.core = reduction.core, None
     try:
         rows = reduction.reduce_rows(cond, uncond)
     finally:
-        reduction._core = core
+        reduction.core = core
     return rows.norm, rows.channel
 
 
@@ -109,7 +109,7 @@ def fused(cond: np.ndarray, uncond: np.ndarray, threads: int) -> Result:
 
 def kernel(cond: np.ndarray, uncond: np.ndarray, threads: int, isa: str) -> Callable[[], Result]:
     """The native call alone, on a chosen instruction set."""
-    core = reduction._core
+    core = reduction.core
     rows, channels, height, width = cond.shape
     out = np.empty((3, rows))
     pointers = core.address(cond), core.address(uncond), core.address(out)

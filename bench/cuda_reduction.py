@@ -55,7 +55,7 @@ def fused(cond: torch.Tensor, uncond: torch.Tensor) -> Pair:
     """The kernel alone, on torch's stream."""
     out = torch.empty((3, len(cond)), dtype=torch.float64, device=cond.device)
     rows, channels, height, width = cond.shape
-    reduction._core.cuda_guidance_stats(
+    reduction.core.cuda_guidance_stats(
         cond.data_ptr(),
         uncond.data_ptr(),
         out.data_ptr(),

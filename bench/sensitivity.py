@@ -37,8 +37,8 @@ from scipy.stats import spearmanr
 
 from memedge import Detector
 from memedge.calibration.fitting import fit_direction, fit_threshold
-from memedge.decision.rule import Floats
 from memedge.embedded import EMBEDDED_ENGINE, captions
+from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
 from memedge.engine.errors import ProviderError

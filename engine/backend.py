@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.arrays import Floats, Indices
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import ProviderError
 from memedge.engine.manifest import key_of
 from memedge.engine.memory import Memory, Tensor
-
-Indices = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 class Backend(ABC):

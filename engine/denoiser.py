@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Floats, Indices
+from memedge.engine.arrays import Floats, Indices
 from memedge.engine.directory import PREFIX
 from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError, NotFiniteError, ProviderError

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Backend, Floats, Indices
+from memedge.engine.arrays import Bools, Floats, Indices
+from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError, IntegrityError, NotFiniteError
 from memedge.engine.manifest import Alignment, Manifest, Operands
@@ -22,8 +23,6 @@ VALUES_PER_CALL = 1 << 16
 # of Δ is rounding, whose direction is noise.
 EMPTY_TOLERANCE = 1e-5
 INDEX = {"channel": 1, "flat": 2}  # of the alignments in Backend.statistics
-
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

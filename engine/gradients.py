@@ -6,13 +6,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.backend import Floats, Indices
+from memedge.engine.arrays import Floats, Indices, Singles
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT
 from memedge.engine.engine import Engine
 from memedge.engine.errors import NotFiniteError, ProviderError
 from memedge.engine.providers import check_gradients
-
-Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Gradient:
 
     norm: Floats
     alignment: Floats
-    states: Array
+    states: Singles
 
 
 class Gradients(Protocol):
@@ -37,7 +35,7 @@ class Gradients(Protocol):
     (K, D) is manifest.states_shape; of a pooled row the padding's derivative is 0.
     """
 
-    def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
         """Return the statistics of prompt embeddings [B, K, D], and the derivative of their weighted sum.
 
         A forward and a backward pass per row: n rows per prompt where alignment_weight is 0, else 2n.
@@ -46,7 +44,7 @@ class Gradients(Protocol):
             NotFiniteError: something of it is NaN or infinity.
         """
 
-    def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
+    def noise(self, states: Singles, latents: Singles, cotangent: Singles) -> Singles:
         """Return Jᵀ c, float32 [R, C, H, W], with J the Jacobian in x of Δ(x) = ε_c(x) − ε_0(x) at timesteps[0].
 
         Δ is in ε, also for v-prediction. Two forward and two backward passes per row.
@@ -88,7 +86,7 @@ class OnnxGradients:
         self._uncond = backend.memory.download(engine.uncond)
         self._empty = backend.memory.download(engine.encode(engine.tokenize([""])[0]).tensor)
 
-    def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
         engine, draws = self._engine, self._engine.draws
         rows = draws if alignment_weight == 0 else 2 * draws
         per_row = np.zeros((2, rows), dtype=np.float32)
@@ -123,7 +121,7 @@ class OnnxGradients:
             states=found,
         )
 
-    def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
+    def noise(self, states: Singles, latents: Singles, cotangent: Singles) -> Singles:
         engine, manifest = self._engine, self._engine.directory.manifest
         scale = manifest.epsilon_factor
         both, signs = np.stack([states, self._empty[0]]), np.array([scale, -scale], dtype=np.float32)
@@ -153,9 +151,9 @@ class OnnxGradients:
         return found
 
 
-def _one_hot(index: Indices) -> Array:
+def _one_hot(index: Indices) -> Singles:
     """Return the matrix [K, R] that adds up rows [R] by an index [R] below K."""
-    matrix: Array = (np.arange(index.max() + 1)[:, None] == index).astype(np.float32)
+    matrix: Singles = (np.arange(index.max() + 1)[:, None] == index).astype(np.float32)
     return matrix
 
 

@@ -13,7 +13,8 @@ from openvino import opset13 as ops
 from openvino.frontend.onnx import ConversionExtension
 
 from memedge.engine import cache
-from memedge.engine.backend import Backend, Floats, Indices
+from memedge.engine.arrays import Floats, Indices
+from memedge.engine.backend import Backend
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
 from memedge.engine.errors import IntegrityError, ProviderError
 from memedge.engine.machine import usable_processors

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from memedge.engine.backend import Backend, Floats, Indices, check_own_precision
+from memedge.engine.arrays import Floats, Indices
+from memedge.engine.backend import Backend, check_own_precision
 from memedge.engine.directory import (
     GRADIENT,
     NOISE_GRADIENT,

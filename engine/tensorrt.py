@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from memedge.engine import plans, probe
-from memedge.engine.backend import Backend, Floats, Indices, check_own_precision
+from memedge.engine.arrays import Floats, Indices
+from memedge.engine.backend import Backend, check_own_precision
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError
 from memedge.engine.memory import Memory, Tensor, part

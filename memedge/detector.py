@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from memedge.decision.early import Outcome, decide_early
 from memedge.decision.reasons import make_verdicts
-from memedge.decision.rule import Bools, Floats, Rule
+from memedge.decision.rule import Rule
 from memedge.embedded import EMBEDDED_ENGINE
-from memedge.engine.backend import Indices
+from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.embeddings import pack
 from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision.rule import Floats
+from memedge.engine.arrays import Floats
 from memedge.engine.tokenizer import PromptTokenizer, TokenSpan
 
 ExplanationMethod = Literal["mask", "gradient"]

@@ -166,7 +166,8 @@ def test_arguments_that_are_described_exist():
             if not isinstance(node, ast.FunctionDef):
                 continue
             described = re.search(r"^Args:\n((?: {4}.*\n?|\n)+)", ast.get_docstring(node) or "", re.MULTILINE)
-            known = {one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs, node.args.kwarg)
+            known = {one.arg for one in arguments if one}
             for names in re.findall(r"^ {4}(\w[\w, ]*):", described[1] if described else "", re.MULTILINE):
                 wrong += [f"{shown(path)}, {node.name}: {name}" for name in names.split(", ") if name not in known]
     assert not wrong, "\n".join(wrong)

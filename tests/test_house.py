@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "scoring": ("engine", "prompts", "results"),
     "detectors": ("autograd", "decision", "engine", "guidance", "prompts"),
     "autograd": ("engine", "export"),
-    "export": ("embedded", "engine", "metrics", "prompts"),
+    "export": ("embedded", "engine", "metrics", "prompts", "wording"),
     "decision": ("engine", "results"),
     "prompts": ("decision", "engine"),
     "guidance": ("engine",),

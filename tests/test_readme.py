@@ -1,12 +1,15 @@
 """What README shows works as it stands there."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from command_line import memedge
+
+from memedge.measure import latency
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -53,14 +56,13 @@ def sort_captions(folder):
     (folder / "replicates.txt").write_text("".join(f"{caption}\n" for caption in ascending[20:]))
 
 
-def test_commands(folder):
-    commands = [line.split("#")[0].strip() for line in blocks("sh")[1].splitlines()]
+def test_commands(folder, monkeypatch):
+    monkeypatch.setattr(latency, "CALLS", 2)
+    commands = [shlex.split(line, comments=True) for line in blocks("sh")[1].splitlines()]
     assert len(commands) == 11
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for command in commands:
-        if "calibrate" in command:
+    for name, *arguments in commands:
+        assert name == "memedge"
+        if "calibrate" in arguments:
             sort_captions(folder)
-        done = subprocess.run(
-            command, shell=True, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        done = memedge(*arguments, cwd=folder)
+        assert done.returncode == 0, f"{arguments}\n{done.stderr}"

@@ -4,12 +4,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from memedge.engine.arrays import Floats
 from memedge.engine.backend import Backend
 from memedge.engine.manifest import Drift
 from memedge.export.parity import Statistics, engine_epsilon
 from memedge.metrics import auc
-
-Floats = npt.NDArray[np.float64]
 
 
 def scores(backend: Backend, ids: npt.NDArray[np.int64], draws: int, norm_factor: float) -> Floats:

@@ -1,20 +1,15 @@
 """The families of models: what depends on which of them a checkpoint belongs to stands in one row of a table.
 
 A new family is a row here, and what is truly new about it: a module that makes its states (text_encoders.py), and what
-its UNet is given besides (torch_checkpoint.py, optimum_graphs.py). Whether prompts begin with BOS, engines see in their
+its UNet is given besides (torch_checkpoint.py, optimum_graphs.py). Classes are named, and imported where they are
+needed: what is downloaded from a hub is known without torch. Whether prompts begin with BOS, engines see in their
 tokenizers (engine/tokenizer.py).
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from memedge.export.sources.presets import OF_STABLE_DIFFUSION, Published
-from memedge.export.sources.text_encoders import OneTextEncoder, PairOfTextEncoders, TextEncoders
 
 
 @dataclass(frozen=True)
@@ -24,7 +19,7 @@ class Encoder:
     Attributes:
         folder: of the text encoder, in diffusers' format and in Optimum's.
         tokenizer: the folder of its tokenizer.
-        reader: the class of transformers that reads it.
+        reader: the name of transformers' class that reads it.
         penultimate: whether the UNet takes its last but one states, not its last.
         pooled: whether the UNet takes its pooled state, too.
         kinds: what its config.json may call its `model_type`.
@@ -32,7 +27,7 @@ class Encoder:
 
     folder: str
     tokenizer: str
-    reader: Any
+    reader: str
     penultimate: bool = False
     pooled: bool = False
     kinds: tuple[str, ...] = ("clip_text_model", "clip")
@@ -62,10 +57,8 @@ class Architecture:
     Attributes:
         name: for people.
         encoders: its text encoders, in the order of their ids.
-        wrapper: makes one torch module (text_encoders.py) of them, and of the ids [T · L] of the prompt whose states
-            are all zero, or None.
-        pipeline: the name of diffusers' class, as model_index.json has it: the class reads single files and LoRAs. It
-            is imported where it is needed, as that takes long.
+        wrapper: the name of our class (text_encoders.py) that makes one torch module of them.
+        pipeline: the name of diffusers' class, as model_index.json has it: the class reads single files and LoRAs.
         single_files: the layouts.
         published: the γ that were published for its models.
         addition_embed_type: what the UNet's config.json says that it takes besides states; "text_time": a pooled state
@@ -77,7 +70,7 @@ class Architecture:
 
     name: str
     encoders: tuple[Encoder, ...]
-    wrapper: Callable[[Sequence[Any], npt.NDArray[np.int64] | None], TextEncoders]
+    wrapper: str
     pipeline: str
     single_files: tuple[SingleFile, ...]
     published: tuple[Published, ...] = ()
@@ -99,8 +92,8 @@ class Architecture:
 ARCHITECTURES = (
     Architecture(
         name="Stable Diffusion 1.x, 2.x",
-        encoders=(Encoder("text_encoder", "tokenizer", CLIPTextModel),),
-        wrapper=OneTextEncoder,
+        encoders=(Encoder("text_encoder", "tokenizer", "CLIPTextModel"),),
+        wrapper="OneTextEncoder",
         pipeline="StableDiffusionPipeline",
         single_files=(
             SingleFile(
@@ -115,10 +108,10 @@ ARCHITECTURES = (
     Architecture(
         name="SDXL",
         encoders=(
-            Encoder("text_encoder", "tokenizer", CLIPTextModel, penultimate=True),
-            Encoder("text_encoder_2", "tokenizer_2", CLIPTextModelWithProjection, penultimate=True, pooled=True),
+            Encoder("text_encoder", "tokenizer", "CLIPTextModel", penultimate=True),
+            Encoder("text_encoder_2", "tokenizer_2", "CLIPTextModelWithProjection", penultimate=True, pooled=True),
         ),
-        wrapper=PairOfTextEncoders,
+        wrapper="PairOfTextEncoders",
         pipeline="StableDiffusionXLPipeline",
         single_files=(
             SingleFile(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer
 
@@ -27,7 +28,7 @@ def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], 
     files = weights.needed(names, str(folder), allow_pickle)
     architecture = architecture_of(names)
     check_kinds(folder, architecture)
-    readers = [UNet2DConditionModel, *(encoder.reader for encoder in architecture.encoders)]
+    readers = [UNet2DConditionModel, *(getattr(transformers, encoder.reader) for encoder in architecture.encoders)]
     unet, *text_encoders = (
         _module(folder, part, reader, names, allow_pickle, progress)
         for part, reader in zip(architecture.modules, readers, strict=True)

@@ -11,7 +11,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 
 from memedge.engine.errors import ExportError
-from memedge.export.sources import checkpoint
+from memedge.export.sources import checkpoint, text_encoders
 from memedge.export.sources.attention import FusedAttention
 from memedge.export.sources.parts import Parts
 from memedge.export.sources.tokenizers import empty_ids, padding_tokenizers
@@ -35,7 +35,8 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         self.tokenizers, self.tokens = padding_tokenizers(parts.tokenizers)
         parts.unet.set_attn_processor(AttnProcessor2_0())
         empty = empty_ids(self.tokenizers) if parts.zeros_for_empty else None
-        self._text_encoders = self.architecture.wrapper(parts.text_encoders, empty).eval()
+        wrapper = getattr(text_encoders, self.architecture.wrapper)
+        self._text_encoders: text_encoders.TextEncoders = wrapper(parts.text_encoders, empty).eval()
         self.state_width, self.pooled_width = self._text_encoders.state_width, self._text_encoders.pooled_width
         self._unet = UNet(parts, self.tokens, self.pooled_width)
         expected = parts.unet.config.cross_attention_dim

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from memedge.autograd.unet import load_unet
+from memedge.engine.arrays import Singles
 from memedge.engine.engine import Engine
 from memedge.engine.errors import NotFiniteError
-from memedge.engine.gradients import Array, Gradient
+from memedge.engine.gradients import Gradient
 
 
 class TorchGradients:
@@ -43,7 +44,7 @@ class TorchGradients:
                 [self._predict(rows, self._empty.expand(len(rows), -1, -1)) for rows in self._blocks(2 * engine.draws)]
             )
 
-    def statistics(self, states: Array, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
         leaf = torch.tensor(states, requires_grad=True)
         per_prompt = (2 if alignment_weight else 1) * self._draws
         found = torch.zeros(len(states) * per_prompt, dtype=torch.float64)
@@ -64,7 +65,7 @@ class TorchGradients:
         alignment = means[:, 1] if alignment_weight else np.full(len(states), np.nan)
         return Gradient(means[:, 0], alignment, gradient)
 
-    def noise(self, states: Array, latents: Array, cotangent: Array) -> Array:
+    def noise(self, states: Singles, latents: Singles, cotangent: Singles) -> Singles:
         x, c = torch.tensor(latents), torch.tensor(cotangent)
         pair = torch.cat([torch.tensor(states)[None], self._empty])
         parts: list[torch.Tensor] = []
@@ -73,7 +74,7 @@ class TorchGradients:
             timestep = self._timesteps[0].expand(2 * count)
             cond, uncond = self._unet(leaf.repeat(2, 1, 1, 1), timestep, pair.repeat_interleave(count, dim=0)).chunk(2)
             parts += torch.autograd.grad(self._scale * (cond - uncond), leaf, c[block])
-        found: Array = torch.cat(parts).numpy()
+        found: Singles = torch.cat(parts).numpy()
         _check_finite(found)
         return found
 

@@ -16,8 +16,9 @@ import numpy as np
 
 import memedge
 from memedge.calibration.conformal import conformal_interval
-from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Floats
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.detector import PROMPTS_PER_BATCH
+from memedge.engine.arrays import Floats
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, ManifestError, MemedgeError, not_installed
 from memedge.engine.manifest import Calibration, Manifest, PromptList, read_manifest, write_manifest

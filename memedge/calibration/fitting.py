@@ -13,7 +13,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from memedge.decision.rule import Bools, Floats
+from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import CrossValidation, Estimate
 from memedge.metrics import CONFIDENCE, auc, interval

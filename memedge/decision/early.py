@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision.rule import Bools, Floats, Rule
+from memedge.decision.rule import Rule
+from memedge.engine.arrays import Bools, Floats
 from memedge.engine.engine import Engine, States
 from memedge.engine.precision import BATCH_NOISE
 

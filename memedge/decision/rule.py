@@ -6,12 +6,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from memedge.engine.arrays import Bools, Floats
 from memedge.engine.manifest import Alignment, Calibration, Conformal, Manifest, Operands
 from memedge.engine.precision import Tolerance
 from memedge.engine.reduction import check_options
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 
 DEFAULT_ALIGNMENT: Alignment = "channel"
 DEFAULT_OPERANDS: Operands = "uncond_delta"

@@ -7,8 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Floats, Rule
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Rule
 from memedge.detectors.draws import Draws, per_block
+from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
 from memedge.engine.manifest import Alignment, Operands

@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from memedge.decision.rule import Floats
-from memedge.engine.backend import Indices
+from memedge.engine.arrays import Floats, Indices
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
 from memedge.prompts.text import checked_prompts

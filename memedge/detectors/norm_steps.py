@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from memedge.decision.rule import Floats
 from memedge.detectors.ddim import GUIDANCE, guided, plan
 from memedge.detectors.draws import Draws, per_block
+from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, norms
 from memedge.engine.engine import States
 

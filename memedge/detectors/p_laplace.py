@@ -5,9 +5,9 @@ from math import prod, sqrt
 
 import numpy as np
 
-from memedge.decision.rule import Floats
 from memedge.detectors.ddim import guided, plan
 from memedge.detectors.draws import Draws, per_block, rows
+from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents, norms
 from memedge.engine.engine import States
 

@@ -9,8 +9,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 
 from memedge.autograd.unet import load_unet
-from memedge.decision.rule import Floats
 from memedge.detectors.draws import per_block
+from memedge.engine.arrays import Floats
 from memedge.engine.engine import Engine, States
 
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from memedge.decision.rule import Bools, Floats
+from memedge.engine.arrays import Bools, Floats
 from memedge.evaluation.figures import ANISOTROPY, DetectorFigures, Evaluation, RocCurve
 from memedge.metrics import threshold
 from memedge.pictures import COLOURS

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import rankdata
 
-from memedge.decision.rule import Bools, Floats, Rule
+from memedge.decision.rule import Rule
+from memedge.engine.arrays import Bools, Floats
 from memedge.metrics import Array, allowed, auc, delong, percentiles, resample, roc, tpr
 
 Pair = tuple[Floats, Floats]  # scores of memorized and of clean prompts

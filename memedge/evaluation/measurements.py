@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memedge.decision.rule import Floats
+from memedge.engine.arrays import Floats
 from memedge.scoring.journal import JobFile, prompt_key
 
 _HEADER = {

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from memedge.detector import Detector
 from memedge.embedded import EMBEDDED_ENGINE
-from memedge.engine.backend import Backend, Floats, Indices
+from memedge.engine.arrays import Floats, Indices
+from memedge.engine.backend import Backend
 from memedge.engine.engine import Engine
 from memedge.engine.machine import peak_memory
 from memedge.engine.manifest import Flops

@@ -1,14 +1,12 @@
 """AdamW (Loshchilov & Hutter, ICLR 2019), as torch.optim has it; without weight decay it is Adam."""
 
 import numpy as np
-import numpy.typing as npt
 
+from memedge.engine.arrays import Singles
 from memedge.engine.errors import NotFiniteError
 
 BETAS = 0.9, 0.999
 EPSILON = 1e-8
-
-Array = npt.NDArray[np.float32]
 
 
 class AdamW:
@@ -16,11 +14,11 @@ class AdamW:
 
     def __init__(self, learning_rate: float, weight_decay: float = 0.01):
         self._rate, self._decay = learning_rate, weight_decay
-        self._first: Array = np.zeros((), dtype=np.float32)
+        self._first: Singles = np.zeros((), dtype=np.float32)
         self._second = self._first
         self._steps = 0
 
-    def step(self, values: Array, gradient: Array) -> Array:
+    def step(self, values: Singles, gradient: Singles) -> Singles:
         """Return the values after one more step.
 
         Raises:
@@ -33,7 +31,7 @@ class AdamW:
             self._second = second * self._second + (1 - second) * gradient * gradient
             mean = self._first / (1 - first**self._steps)
             root = np.sqrt(self._second / (1 - second**self._steps))
-            moved: Array = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
+            moved: Singles = values * (1 - self._rate * self._decay) - self._rate * mean / (root + EPSILON)
         if not np.isfinite(moved).all():
             raise NotFiniteError("The steps lead to values beyond float32: use a smaller learning rate.")
         return moved

@@ -10,6 +10,7 @@ import numpy as np
 
 from memedge.detector import Detector
 from memedge.embedded import EMBEDDED_ENGINE
+from memedge.engine.arrays import Singles
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.embeddings import unpack
 from memedge.engine.engine import Engine
@@ -18,7 +19,7 @@ from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.providers import PROVIDERS
 from memedge.mitigation.adamw import AdamW
 from memedge.mitigation.sail import BACKWARD, FORWARD, Sail
-from memedge.mitigation.target import Array, Loss, Target
+from memedge.mitigation.target import Loss, Target
 from memedge.prompts.text import checked_prompts
 
 
@@ -47,8 +48,8 @@ class Mitigation:
     """
 
     prompt: str
-    states: Array
-    pooled: Array | None
+    states: Singles
+    pooled: Singles | None
     loss: Loss
     target: float
     before: float
@@ -85,7 +86,7 @@ class MitigatedNoise:
     """
 
     prompt: str
-    noise: Array
+    noise: Singles
     draw: int
     before: float
     after: float
@@ -316,7 +317,7 @@ class Mitigator:
         return Denoiser(self.engine)
 
 
-def _length(values: Array) -> float:
+def _length(values: Singles) -> float:
     return float(np.linalg.norm(values.astype(np.float64)))
 
 

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents, norms
 from memedge.engine.engine import States
 from memedge.engine.gradients import Gradients
 
-Floats = npt.NDArray[np.float64]
 FORWARD, BACKWARD = 4, 4  # passes of one draw: of its loss; of the derivative, which takes as many forward ones too
 
 

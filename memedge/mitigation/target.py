@@ -5,22 +5,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
-from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Floats, Rule
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Rule
+from memedge.engine.arrays import Floats, Singles
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
 from memedge.wording import counted
 
 Loss = Literal["score", "norm"]
-Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Iterate:
     """One prompt's embeddings, [K, D], after some steps: their norm, their loss, and whether it is at the target."""
 
-    states: Array
+    states: Singles
     steps: int
     norm: float
     loss: float
@@ -75,7 +74,7 @@ class Target:
             value = rule.clean_score
         self.value = value
 
-    def measure(self, states: Array, steps: int) -> Iterate:
+    def measure(self, states: Singles, steps: int) -> Iterate:
         """Return the loss of embeddings [K, D], by a forward pass of the engine."""
         if self._is_norm:
             norm = loss = self._engine.norm(self._engine.embed(states[None]))
@@ -93,7 +92,7 @@ class Target:
         memorized = self.rule.memorized(norm, score)
         return float(score[0]), None if memorized is None else bool(memorized[0]), passes
 
-    def _score(self, states: Array) -> tuple[Floats, Floats]:
+    def _score(self, states: Singles) -> tuple[Floats, Floats]:
         """Return norm and score, float64 [1] each, of embeddings [K, D]."""
         norm, aligned = self._engine.statistics(
             self._engine.embed(states[None]), self.rule.alignment, self.rule.operands

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision.rule import Bools
+from memedge.engine.arrays import Bools
 from memedge.engine.directory import sha256
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError

@@ -9,7 +9,7 @@ import pytest
 def test_measures_what_it_says(engine, tmp_path, monkeypatch, capsys):
     import gpu
 
-    monkeypatch.setattr("memedge.bench.CALLS", 3)
+    monkeypatch.setattr("memedge.measure.latency.CALLS", 3)
     path = tmp_path / "results.json"
     command = ["gpu.py", str(engine), "--provider", "cpu", "--calls", "20", "--json", str(path)]
     monkeypatch.setattr(sys, "argv", command)

@@ -235,7 +235,7 @@ def test_inside_is_what_three_digits_show(published, inside):
 def test_every_preset_has_its_figures():
     from published import FAMILIES
 
-    assert FAMILIES.keys() == {preset.family for preset in (presets.FIRST, presets.SECOND, presets.REALISTIC_VISION)}
+    assert FAMILIES.keys() == {published.preset.family for published in presets.OF_STABLE_DIFFUSION}
 
 
 def test_metrics_by_hand():

@@ -1,6 +1,6 @@
 """Prompts become the token ids that Stable Diffusion's pipelines give them, with CLIP's real vocabulary.
 
-An engine's tokenizer.json comes from `export`, out of a tokenizer folder as SD 1.4's and SD 2's repositories have it.
+An engine's tokenizer.json is made of a tokenizer folder as SD 1.4's and SD 2's repositories have it, as `export` does.
 It is compared with transformers' CLIPTokenizer, called as the pipelines call it, and, as both are the same library
 inside, with the definition in plain Python (clip_vocabulary.py).
 
@@ -10,25 +10,22 @@ one of them. Elsewhere it may differ in control and zero-width characters, U+FFF
 """
 
 import os
-import shutil
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from clip_vocabulary import BOS, EOS, SIZE, TOKENS, Definition, write_tokenizer
+from clip_vocabulary import BOS, EOS, TOKENS, Definition, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import make_checkpoint
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer
 
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.export import export
+from memedge.export.sources.tokenizers import padding_tokenizers
 from memedge.prompts.files import read_prompts
 
 PUBLIC = {"sd1_mem.txt": 500, "sd1_nmem.txt": 500, "sd2_mem.txt": 219}
@@ -52,16 +49,12 @@ def tokenizers(request, tmp_path_factory):
     """The engine's tokenizer, transformers', and the definition."""
     definition = Definition(PADDING[request.param])
     folder = tmp_path_factory.mktemp("clip")
-    model = make_checkpoint(folder / "model")
-    shutil.rmtree(model / "tokenizer")
-    write_tokenizer(model / "tokenizer", definition)
-    config = CLIPTextConfig.from_pretrained(model / "text_encoder")
-    config.vocab_size, config.max_position_embeddings, config.eos_token_id = SIZE, TOKENS, definition.ids[EOS]
-    torch.manual_seed(0)
-    CLIPTextModel(config).save_pretrained(model / "text_encoder")
-    export(model, folder / "engine")
-    ours = PromptTokenizer([folder / "engine" / "tokenizer.json"], TOKENS)
-    return ours, CLIPTokenizer.from_pretrained(model / "tokenizer"), definition
+    write_tokenizer(folder / "tokenizer", definition)
+    (exported,), tokens = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
+    exported.save(str(folder / "tokenizer.json"))
+    assert tokens == TOKENS
+    ours = PromptTokenizer([folder / "tokenizer.json"], TOKENS)
+    return ours, CLIPTokenizer.from_pretrained(folder / "tokenizer"), definition
 
 
 @pytest.fixture(params=PUBLIC)

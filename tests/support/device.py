@@ -37,7 +37,7 @@ def stub_environment(library, **settings):
 def open_memory(monkeypatch, index=0):
     """A CudaMemory; skips the test with a reason where there can be none."""
     if os.environ.get(_STUBBED):
-        monkeypatch.setattr(reduction, "_core", _CoreForStub(reduction._core))
+        monkeypatch.setattr(reduction, "core", _CoreForStub(reduction.core))
     if probe.missing_driver():
         pytest.skip("no NVIDIA driver here")
     if absent := [name for name in ("cuda-core", "cuda-bindings") if not probe.installed(name)]:
