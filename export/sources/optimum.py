@@ -69,9 +69,9 @@ class OptimumCheckpoint(Checkpoint):
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         packing, parts = self._packing, np.split(ids, len(self._outputs), axis=1)
         results = [self._run_encoder(part, own) for part, own in zip(self._outputs, parts, strict=True)]
-        states: npt.NDArray[np.float32] = np.concatenate([own for own, *_ in results], axis=-1)
+        states: npt.NDArray[np.float32] = np.concatenate([result[0] for result in results], axis=-1)
         if packing.pooled:
-            pooled = np.concatenate([array for _, *more in results for array in more], axis=-1)
+            pooled = np.concatenate([array for result in results for array in result[1:]], axis=-1)
             row = np.pad(pooled, ((0, 0), (0, packing.width - packing.pooled)))
             states = np.concatenate([states, row[:, None]], axis=1)
         if packing.zeros is not None:

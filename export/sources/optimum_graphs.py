@@ -104,7 +104,8 @@ def text_encoder(models: Sequence[tuple[ir.Model, Sequence[str]]], packing: Pack
             part = (number * packing.tokens, (number + 1) * packing.tokens)
             own = _slice(graph, ids, f"ids.{ORDINALS[number]}", {1: part})
         _feed(graph, given, own)
-    states = _packed(graph, ids, [own for own, *_ in found], [value for _, *more in found for value in more], packing)
+    pooled = [value for values in found for value in values[1:]]
+    states = _packed(graph, ids, [values[0] for values in found], pooled, packing)
     graph.inputs[:] = [ids]
     graph.outputs[:] = [states]
     states.name = "states"

@@ -299,6 +299,7 @@ def test_bad_draws_and_places(refused, engine, tmp_path):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_export_says_what_is_wrong_itself(run, tmp_path, capfd):
     with pytest.raises(SystemExit) as ended:
         run(tmp_path / "absent", "--draws", "1")

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.parametrize("side", ["engine", "files only"])
+@pytest.mark.parametrize("side", [pytest.param("engine", marks=pytest.mark.slow), "files only"])
 def test_measure(side):
     from scale import measure
 

@@ -202,6 +202,7 @@ def stub(cuda_stub):
     return cuda_stub
 
 
+@pytest.mark.slow
 def test_cuda_memory_on_a_driver_over_host_memory(stub):
     """Everything above that needs a GPU, and what only a driver that counts can show."""
     files = [str(HERE / "test_memory.py"), str(HERE / "cuda_stub_checks.py")]

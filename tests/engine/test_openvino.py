@@ -49,8 +49,8 @@ def test_a_prompt_does_not_depend_on_its_batch(embedded):
 def test_threads_share_a_detector(embedded):
     detector = Detector.load(embedded, provider="openvino", precision="fp32", threads=1)
     expected = detector.score(PROMPTS)
-    with ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda _: detector.score(PROMPTS), range(16)):
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: detector.score(PROMPTS), range(8)):
             np.testing.assert_array_equal(found.norm, expected.norm)
 
 

@@ -33,7 +33,10 @@ def test_random_unet(tmp_path, prediction_type, draws, precision):
     reference.agree(Detector.load(tmp_path / "engine"), expected, PROMPTS, precision)
 
 
-@pytest.mark.parametrize(("provider", "precision"), [("cpu", "fp32"), ("openvino", "fp32"), ("openvino", "bf16")])
+@pytest.mark.parametrize(
+    ("provider", "precision"),
+    [("cpu", "fp32"), pytest.param("openvino", "fp32", marks=pytest.mark.slow), ("openvino", "bf16")],
+)
 def test_embedded_engine(provider, precision):
     if provider == "openvino" and precision not in openvino_precisions("fp32"):
         pytest.skip("this CPU does not compute in bf16")

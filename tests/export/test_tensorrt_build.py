@@ -64,6 +64,7 @@ def files(folder: Path) -> list[str]:
     return sorted(path.name for path in place.iterdir()) if place.exists() else []
 
 
+@pytest.mark.slow
 def test_embedded_engine(built, trt):
     folder, printed = built
     version = trt.__version__
@@ -85,6 +86,7 @@ def test_embedded_engine(built, trt):
     assert len({p["sha256"] for p in printed}) == 4
 
 
+@pytest.mark.slow
 def test_table(built, capsys):
     print_plans(msgspec.convert(built[1], list[plans.Plan]))
     printed = capsys.readouterr()

@@ -67,6 +67,7 @@ def agrees_anywhere(checkpoint: Path, folder: Path, precision: str = "fp32") -> 
     assert np.abs(expected[0] - expected[1]).max() > 10 * tolerance  # or it would be a comparison of ε_0 alone
 
 
+@SLOW
 def test_sdxl(sdxl):
     """Two text encoders, pooled states, time ids, and ε_0 of zeros."""
     checkpoint, engine = sdxl
@@ -79,12 +80,14 @@ def test_sdxl(sdxl):
     agrees_anywhere(checkpoint, engine)
 
 
+@SLOW
 def test_sdxl_in_openvino(sdxl):
     checkpoint, engine = sdxl
     detector = Detector.load(engine, "openvino", "fp32")
     reference.agree(detector, reference.statistics(checkpoint, PROMPTS, 2), PROMPTS)
 
 
+@SLOW
 def test_sdxl_embeddings(sdxl):
     """A pipeline's own embeddings score as the prompts do."""
     checkpoint, engine = sdxl
@@ -105,6 +108,7 @@ def test_sdxl_embeddings(sdxl):
             detector.score_embeddings(*arguments)
 
 
+@SLOW
 def test_sdxl_explained(sdxl):
     """A word is masked in both tokenizers' ids, by hand here: "!!" is two ids in both, and the second's padding."""
     detector = Detector.load(sdxl[1], "cpu")

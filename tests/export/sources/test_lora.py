@@ -15,6 +15,8 @@ from memedge.engine.errors import ExportError
 from memedge.export.sources.lora import parse
 from memedge.export.sources.parts import Parts
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, Path]:
@@ -51,7 +53,7 @@ def check(fused: Parts, before: Parts, changes: Changes) -> None:
 @pytest.mark.parametrize(
     ("write", "dtype"), [(write_kohya, torch.float16), (write_peft, torch.float16), (write_diffusers, torch.float32)]
 )
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", pytest.param("sd2", marks=SLOW), pytest.param("sdxl", marks=SLOW)])
 def test_fused_weights(kind, write, dtype, folders, parts, tmp_path):
     """Of the UNet and each text encoder, with ranks and alphas that differ from layer to layer."""
     changes = write(tmp_path / "style.safetensors", modules(parts[kind]), 0.7, dtype)

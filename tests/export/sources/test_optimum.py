@@ -202,6 +202,7 @@ def test_engine_scores_like_torch(pipeline, engine):
     check_parity(engine, torch_states(pipeline), lambda *row: torch_prediction(pipeline, *row))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_precisions(plain, tmp_path, precision):
     manifest = export(plain, tmp_path / "engine", precision=precision)

@@ -78,6 +78,7 @@ def test_no_interval(calibrated, engine):
         calibrated(1.0, 1.0).detect(["a"], "never")
 
 
+@pytest.mark.slow
 def test_held_out_captions(detector):
     """On the embedded engine: ≥ 90 % of clean captions take one pass, and at most a share δ changes its verdict."""
     held_out = [caption for caption in captions() if caption.split == "held-out"]

@@ -50,7 +50,7 @@ def detector(embedded) -> Detector:
     return Detector(embedded)
 
 
-@pytest.fixture(scope="module", params=gradient_sources.SOURCES)
+@pytest.fixture(scope="module", params=["onnx", pytest.param("torch", marks=pytest.mark.slow)])
 def gradients(request, embedded):
     return gradient_sources.make(request.param, embedded, EMOJI)
 

@@ -412,7 +412,7 @@ class KillableJob:
         assert names(self.output.parent) == {self.source.name, self.output.name, self.log.name}
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+@pytest.mark.parametrize("suffix", [".csv", pytest.param(".parquet", marks=pytest.mark.slow)])
 def test_a_kill_at_any_moment_and_resume_give_the_same_file(suffix: str, tmp_path: Path) -> None:
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="parquet files need pyarrow, from the extra eval")
