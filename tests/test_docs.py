@@ -257,6 +257,7 @@ def examples() -> list[Path]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", examples(), ids=shown)
 def test_examples_run(page, detector, tmp_path, monkeypatch):
     """A page's blocks, one after the other; they may use what a server has at hand."""

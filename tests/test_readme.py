@@ -56,6 +56,7 @@ def sort_captions(folder):
     (folder / "replicates.txt").write_text("".join(f"{caption}\n" for caption in ascending[20:]))
 
 
+@pytest.mark.slow
 def test_commands(folder, monkeypatch):
     monkeypatch.setattr(latency, "CALLS", 2)
     commands = [shlex.split(line, comments=True) for line in blocks("sh")[1].splitlines()]

@@ -58,6 +58,7 @@ def kept(folder: Path) -> list[Path]:
     return sorted(folder.rglob("baseline.*-*.safetensors"))
 
 
+@pytest.mark.slow
 def test_own_unconditional_prediction_is_kept(embedded):
     """ε_0 is computed by the backend itself, once; what is damaged or another engine's is computed again."""
     Detector.load(embedded, provider="openvino", precision="fp32")

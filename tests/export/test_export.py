@@ -116,7 +116,8 @@ def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
     refused(checkpoint, tmp_path / "engine", "differs from the original by 1.0e-03")
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle(checkpoint, tmp_path, how):
     command = [sys.executable, "-m", "memedge", "export", checkpoint, "-o", tmp_path / "engine"]
     heard = partial(signal.signal, how, signal.SIG_DFL)  # a test run in the background may have inherited its deafness

@@ -35,7 +35,11 @@ def test_random_unet(tmp_path, prediction_type, draws, precision):
 
 @pytest.mark.parametrize(
     ("provider", "precision"),
-    [("cpu", "fp32"), pytest.param("openvino", "fp32", marks=pytest.mark.slow), ("openvino", "bf16")],
+    [
+        ("cpu", "fp32"),
+        pytest.param("openvino", "fp32", marks=pytest.mark.slow),
+        pytest.param("openvino", "bf16", marks=pytest.mark.slow),
+    ],
 )
 def test_embedded_engine(provider, precision):
     if provider == "openvino" and precision not in openvino_precisions("fp32"):

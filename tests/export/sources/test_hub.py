@@ -125,6 +125,7 @@ def test_refused(model, tmp_path):
         assert words in result["error"]
 
 
+@pytest.mark.slow
 def test_incomplete_cache(model, tmp_path):
     """A download that was cut off is not half a model when there is no network."""
     with serving(Hub()) as hub:
@@ -144,6 +145,7 @@ except ExportError as error:
     assert "holds no weights of text_encoder" in done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_load(model, tmp_path):
     """The modules are those of the folder; the commit is in the id."""
     script = """

@@ -211,6 +211,7 @@ def test_precisions(plain, tmp_path, precision):
     assert "Cast" in operators if precision == "fp16" else "QLinearConv" in operators
 
 
+@pytest.mark.slow
 def test_heads_in_the_batch(tmp_path):
     """Attention as before torch 2 multiplies the batch by its heads: exported, and counted, as the other is."""
     from diffusers.models.attention_processor import AttnProcessor
@@ -232,6 +233,7 @@ def edit(folder: Path, part: str, change) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_inputs_of_other_types(plain, copy, tmp_path):
     """Older Optimums take ids as int32, and the timestep as a vector of int64."""
 
@@ -255,6 +257,7 @@ def test_inputs_of_other_types(plain, copy, tmp_path):
     assert changed.parity == original.parity and changed.flops == original.flops
 
 
+@pytest.mark.slow
 def test_external_data(plain, tmp_path):
     """Weights in a second file, as of graphs above 2 GB, give the same engine."""
     folder = shutil.copytree(plain, tmp_path / "model")

@@ -40,6 +40,7 @@ def test_score(detector, tmp_path, suffix):
     assert {p.name for p in tmp_path.iterdir()} == {"in.csv", output.name}
 
 
+@pytest.mark.slow
 def test_survives_a_kill(tmp_path):
     """SIGKILL in the middle, then --resume: nothing lost, nothing scored twice, the output of a whole run."""
     source, output = tmp_path / "in.txt", tmp_path / "out.csv"

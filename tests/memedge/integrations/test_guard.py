@@ -394,6 +394,7 @@ def test_threads_that_share_a_unet(small):
     assert result.verdicts == expected.verdicts
 
 
+@pytest.mark.slow
 def test_compiled_unet(small):
     """By torch.compile it is measured as any; compiled in place, or called past its hooks, it is not: an error."""
     pipe, detector, clean, _ = small
