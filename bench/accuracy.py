@@ -158,7 +158,7 @@ def main() -> None:
                 table.add_row(row.detector, *cells, f"{row.passes:g}", f"{row.seconds:.3f}")
         console.print(table)
 
-    scores = detector.score(captions)
+    scores = detector.score(prompts)
     verdicts = {
         name: f"{(scores.memorized & memorized)[group == name].sum()} of {memorized[group == name].sum()} memorized "
         f"found, {(scores.memorized & ~memorized)[group == name].sum()} of {(~memorized)[group == name].sum()} others "
