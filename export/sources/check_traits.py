@@ -40,9 +40,9 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
         file = folder / encoder.folder / "config.json"
         if file.is_file():  # Optimum's graphs do without
             config = read_json(file)
-            notes += _check_fields(
-                file, config | (config.get("text_config") or {}), traits.TEXT_ENCODER, "transformers", "CLIPTextConfig"
-            )
+            text = config.get("text_config")  # of a whole CLIP's
+            config |= text if isinstance(text, dict) else {}
+            notes += _check_fields(file, config, traits.TEXT_ENCODER, "transformers", "CLIPTextConfig")
     return tuple(notes)
 
 
@@ -130,7 +130,7 @@ def _check_unet(file: Path) -> list[str]:
     config = read_json(file)
     notes = _check_fields(file, config, traits.UNET, "diffusers", "UNet2DConditionModel")
     channels, out = config.get("in_channels", 4), config.get("out_channels", 4)
-    if out == 2 * channels:
+    if isinstance(channels, int) and out == 2 * channels:
         raise ExportError(
             f"{file} has out_channels {out}, so its UNet predicts a variance, too: memedge exports models where it is "
             f"in_channels, {channels}."

@@ -70,6 +70,12 @@ def test_every_trait(file, field, copy):
         ("scheduler/scheduler_config.json", {"use_flow_sigmas": True}, "it was trained by flow matching"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "is of EDMEulerScheduler"),
         ("text_encoder/config.json", {"use_attention_mask": True}, "hides padding from the text encoder"),
+        (
+            "text_encoder/config.json",
+            {"text_config": {"use_attention_mask": True}},
+            "hides padding from the text encoder",
+        ),
+        ("unet/config.json", {"in_channels": None}, "takes None channels and gives 4"),
         ("model_index.json", {"_class_name": ["pipeline", "Mine"]}, 'is a ["pipeline", "Mine"], as its'),
         ("model_index.json", {"unet": ["mine", "MyUNet"]}, "has a unet of class MyUNet"),
         ("model_index.json", {"scheduler": ["diffusers", "EDMEulerScheduler"]}, "has a scheduler of class EDM"),
