@@ -176,9 +176,9 @@ def test_weights_that_do_not_fit(copy):
     edit_json(copy / "text_encoder" / "config.json", num_hidden_layers=3)
     refused(copy, "text_encoder lack encoder.layers.2.layer_norm1.bias, unlike its config.json")
     edit_json(copy / "text_encoder" / "config.json", num_hidden_layers=2)
-    edit_json(copy / "unet" / "config.json", layers_per_block=2)
-    refused(copy, "unet lack down_blocks.0.attentions.1.norm.bias, unlike its config.json")
-    edit_json(copy / "unet" / "config.json", layers_per_block=1, mid_block_type=None)
+    edit_json(copy / "unet" / "config.json", transformer_layers_per_block=2)
+    refused(copy, "unet lack down_blocks.0.attentions.0.transformer_blocks.1.attn1.to_k.weight, unlike its config.json")
+    edit_json(copy / "unet" / "config.json", transformer_layers_per_block=1, mid_block_type=None)
     refused(copy, "unet hold mid_block.")
 
 
