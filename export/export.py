@@ -112,7 +112,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
     cached = run_prefix(job.folder / PREFIX, model.sample, model.noise.timesteps)
     # Before the baseline, which must come from the graph that is shipped.
     cached, measured = to_precision(job, model, cached)
-    notes = (*model.noise.notes, *_write_gradients(job))
+    notes = (*model.notes, *_write_gradients(job))
     prediction = _write_baseline(job, model, cached)
     parity = _compare(job, model, cached, prediction)
     manifest = Manifest(

@@ -45,6 +45,7 @@ class Model:
     state_width: int
     pooled_width: int
     noise: Noise
+    notes: tuple[str, ...]  # what is unusual, in sentences
     preset: Preset | None
     tokenizer: PromptTokenizer
     ids: npt.NDArray[np.int64]  # [B, T · L], of the probes
@@ -85,6 +86,7 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         state_width=checkpoint.state_width,
         pooled_width=checkpoint.pooled_width,
         noise=noise,
+        notes=(*checkpoint.notes, *noise.notes),
         preset=preset_of(
             checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type
         ),

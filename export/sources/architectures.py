@@ -59,6 +59,7 @@ class Architecture:
         encoders: its text encoders, in the order of their ids.
         wrapper: the name of our class (text_encoders.py) that makes one torch module of them.
         pipeline: the name of diffusers' class, as model_index.json has it: the class reads single files and LoRAs.
+        same_pipelines: other classes that call the same UNet in the same way.
         single_files: the layouts.
         published: the γ that were published for its models.
         addition_embed_type: what the UNet's config.json says that it takes besides states; "text_time": a pooled state
@@ -72,6 +73,7 @@ class Architecture:
     encoders: tuple[Encoder, ...]
     wrapper: str
     pipeline: str
+    same_pipelines: tuple[str, ...]
     single_files: tuple[SingleFile, ...]
     published: tuple[Published, ...] = ()
     addition_embed_type: str | None = None
@@ -95,6 +97,11 @@ ARCHITECTURES = (
         encoders=(Encoder("text_encoder", "tokenizer", "CLIPTextModel"),),
         wrapper="OneTextEncoder",
         pipeline="StableDiffusionPipeline",
+        same_pipelines=(
+            "StableDiffusionImg2ImgPipeline",
+            "OnnxStableDiffusionPipeline",
+            "ORTStableDiffusionPipeline",
+        ),
         single_files=(
             SingleFile(
                 "SD 1",
@@ -113,6 +120,7 @@ ARCHITECTURES = (
         ),
         wrapper="PairOfTextEncoders",
         pipeline="StableDiffusionXLPipeline",
+        same_pipelines=("ORTStableDiffusionXLPipeline",),
         single_files=(
             SingleFile(
                 "SDXL",

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 from tokenizers import Tokenizer
 
-from memedge.engine.errors import ExportError
-from memedge.export.sources.architectures import ARCHITECTURES, Architecture
+from memedge.export.sources.architectures import Architecture
 
 VAE_SCALE = 8  # pixels per latent pixel in each direction, of every Stable Diffusion
 
@@ -30,6 +29,7 @@ class Checkpoint(Protocol):
         state_width: D.
         scheduler: scheduler_config.json as it stands.
         unet_config: the UNet's config.json as it stands.
+        notes: what is unusual about it, in sentences.
     """
 
     architecture: Architecture
@@ -41,6 +41,7 @@ class Checkpoint(Protocol):
     state_width: int
     scheduler: Mapping[str, Any]
     unet_config: Mapping[str, Any]
+    notes: tuple[str, ...]
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the states [B, K, D] of ids [B, T · L]; K is L, and one more with pooled states, in the last row."""
@@ -62,28 +63,10 @@ class Checkpoint(Protocol):
 
 
 def latent_shape(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return C, H, W of a UNet's latents.
-
-    Raises:
-        ExportError: it is not the UNet of a text-to-image model, or of a kind that memedge does not know.
-    """
-    channels, out, size = config["in_channels"], config["out_channels"], config["sample_size"]
-    if channels != out:
-        raise ExportError(
-            f"This UNet takes {channels} channels and gives {out}: inpainting and image-to-image models need a picture "
-            "beside the prompt; export the text-to-image model."
-        )
-    for name in ("class_embed_type", "encoder_hid_dim_type", "num_class_embeds"):
-        if config.get(name) is not None:
-            raise ExportError(
-                f"This UNet needs more than a prompt ({name} is {config[name]!r}): memedge can't export it."
-            )
-    known = {row.addition_embed_type for row in ARCHITECTURES}
-    if (kind := config.get("addition_embed_type")) not in known:
-        types = ", ".join(sorted(filter(None, known)))
-        raise ExportError(f"This UNet has additional embeddings of type {kind!r}: memedge knows {types}.")
+    """Return C, H, W of a UNet's latents; its configuration was checked (check_traits.py)."""
+    size = config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    return int(channels), int(height), int(width)
+    return int(config["in_channels"]), int(height), int(width)
 
 
 def time_ids(config: Mapping[str, Any]) -> tuple[int, ...]:

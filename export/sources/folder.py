@@ -1,6 +1,5 @@
 """A directory in diffusers' format."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, architecture_of
+from memedge.export.sources.check_traits import check_folder, check_index
 from memedge.export.sources.parts import Parts, hash_of
 from memedge.wording import listed
 
@@ -22,12 +22,15 @@ def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], 
     """Load the modules of a diffusers-format directory in fp32; `name` becomes the id.
 
     Raises:
-        ExportError: a part is missing, cannot be read, or is of another kind than its family's.
+        ExportError: a part is missing, cannot be read, or says that it is another model than memedge exports.
     """
     names = list_files(folder)
+    if weights.INDEX in names:  # first: of another family's model, no part may be as expected
+        check_index(folder / weights.INDEX, str(folder))
     files = weights.needed(names, str(folder), allow_pickle)
     architecture = architecture_of(names)
     check_kinds(folder, architecture)
+    notes = check_folder(folder, architecture)
     readers = [UNet2DConditionModel, *(getattr(transformers, encoder.reader) for encoder in architecture.encoders)]
     unet, *text_encoders = (
         _module(folder, part, reader, names, allow_pickle, progress)
@@ -40,8 +43,9 @@ def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], 
         unet=unet,
         text_encoders=text_encoders,
         tokenizers=tokenizers(folder, architecture),
-        scheduler=read_json(folder / weights.SCHEDULER),
+        scheduler=weights.read_json(folder / weights.SCHEDULER),
         zeros_for_empty=zeros_for_empty(folder, architecture),
+        notes=notes,
     )
 
 
@@ -69,20 +73,7 @@ def zeros_for_empty(folder: Path, architecture: Architecture) -> bool:
     if not architecture.zeros_for_empty:
         return False
     path = folder / weights.INDEX
-    return bool((read_json(path) if path.is_file() else {}).get("force_zeros_for_empty_prompt", True))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a configuration file.
-
-    Raises:
-        ExportError: it holds none.
-    """
-    with weights.reading(path):
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise TypeError("no JSON object")
-    return content
+    return bool((weights.read_json(path) if path.is_file() else {}).get("force_zeros_for_empty_prompt", True))
 
 
 def check_kinds(folder: Path, architecture: Architecture) -> None:
@@ -94,7 +85,7 @@ def check_kinds(folder: Path, architecture: Architecture) -> None:
     told: list[tuple[str, str, tuple[str, ...]]] = [("unet", "_class_name", ("UNet2DConditionModel",))]
     told += [(encoder.folder, "model_type", encoder.kinds) for encoder in architecture.encoders]
     for part, entry, kinds in told:
-        kind = read_json(folder / part / "config.json").get(entry)
+        kind = weights.read_json(folder / part / "config.json").get(entry)
         if kind not in kinds:
             families = listed([row.name for row in ARCHITECTURES], "and")
             raise ExportError(f"{folder / part} is a {kind}: memedge exports {families}.")
@@ -109,7 +100,7 @@ def _module(
     index = next((name for name in chosen.files if name.endswith(".json")), None)
     shards = [name for name in chosen.files if name != index]
     if index:
-        mapped = set(read_json(folder / index).get("weight_map", {}).values())
+        mapped = set(weights.read_json(folder / index).get("weight_map", {}).values())
         if mapped != {Path(name).name for name in shards}:
             raise ExportError(f"{folder / index} names other files than those beside it: get the model again.")
     for name in shards:

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -16,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from memedge.engine.errors import ExportError
+from memedge.export.sources.check_traits import check_index
 from memedge.export.sources.weights import INDEX, reason
 
 ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -51,7 +53,13 @@ def download(
         progress(f"the hub {why}: taking {repository} from the cache, commit {cached.name}")
         return cached
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    files = choose(list(sizes))
+    try:
+        files = choose(list(sizes))
+    except ExportError:
+        if INDEX in sizes:  # it may name another family, of which no part is as expected
+            with suppress(HfHubHTTPError, LocalEntryNotFoundError):
+                check_index(Path(hf_hub_download(repository, INDEX, revision=info.sha)), repository)
+        raise
     missing = [
         name for name in files if not isinstance(try_to_load_from_cache(repository, name, revision=info.sha), str)
     ]

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,28 @@ from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
 from memedge.export.sources.parts import Parts, hash_of
 
-OTHER_KINDS = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_")  # DoRA, LoHa, LoKr
+KNOWN = re.compile(r"(lora_down|lora_up|lora_A|lora_B|(lora|layer)\.(down|up))\.weight$|\.alpha$")
+OTHER_KINDS = {  # by what names of tensors hold
+    r"\.dora_scale$|lora_magnitude_vector": "a DoRA",
+    r"\.hada_": "a LoHa",
+    r"\.lokr_": "a LoKr",
+    r"\.b?oft_": "an OFT",
+    r"\.lora_mid\.": "a LoRA in Tucker's decomposition",
+    r"\.[ab][12]\.weight$": "a GLoRA",
+    r"\.on_input$": "an (IA)³",
+    r"vera_lambda": "a VeRA",
+    r"lora_embedding_[AB]": "a LoRA of token embeddings",
+    r"\.[wb]_norm$": "LyCORIS norms",
+    r"\.scalar$": "LyCORIS scalars",
+    r"\.diff(_b)?$": "whole differences of weights",
+    r"\.set_weight$": "whole weights",
+    r"^bundle_emb\.": "bundled textual inversions",
+    r"^(emb_params|string_to_param|clip_[lg]$)": "a textual inversion",
+    r"\.(lora_B|lora_up)\.bias$": "biases",
+    r"^lora_controlnet$": "a Control-LoRA",
+    r"^(control_model\.|controlnet_)": "a ControlNet",
+    r"^(ip_adapter|image_proj)\.": "an IP-Adapter",
+}
 
 
 @dataclass(frozen=True)
@@ -64,11 +86,19 @@ def fuse(parts: Parts, lora: Lora) -> None:
     path = lora.path
     with weights.reading(path):
         state = _read(path)
-    if foreign := next((name for name in state if any(mark in name for mark in OTHER_KINDS)), None):
-        raise ExportError(f"{path} is not a plain LoRA (it holds {foreign}): memedge fuses up and down matrices only.")
+    for name in state:
+        if kind := next((kind for mark, kind in OTHER_KINDS.items() if re.search(mark, name)), None):
+            raise ExportError(
+                f"{path} is not a plain LoRA, but holds {kind} ({name}): memedge fuses up and down matrices only."
+            )
     layers = sum(name.endswith("down.weight") or "lora_A." in name for name in state)
     if not layers:
         raise ExportError(f"{path} is no LoRA: it holds no up and down matrices.")
+    if unknown := next((name for name in state if not KNOWN.search(name)), None):
+        raise ExportError(
+            f"{path} is not a plain LoRA, but holds {unknown}, which memedge does not know: memedge fuses up and down "
+            "matrices only."
+        )
     folded = _fold_alphas(state)
     pipeline = _pipeline(parts)
     try:

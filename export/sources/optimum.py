@@ -13,12 +13,13 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import optimum_graphs
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, Encoder
+from memedge.export.sources.check_traits import check_folder
 from memedge.export.sources.checkpoint import Checkpoint, latent_shape, time_ids
-from memedge.export.sources.folder import read_json, tokenizers, zeros_for_empty
+from memedge.export.sources.folder import tokenizers, zeros_for_empty
 from memedge.export.sources.optimum_graphs import GRAPH, POOLED, SAMPLE, STATES, TIME_IDS, TIMESTEP, Packing, open_graph
 from memedge.export.sources.parts import hash_of
 from memedge.export.sources.tokenizers import empty_ids, padding_tokenizers
-from memedge.export.sources.weights import INDEX, SCHEDULER, reason
+from memedge.export.sources.weights import INDEX, SCHEDULER, read_json, reason
 from memedge.wording import listed
 
 TIME_ID_COUNT = 6  # of a base model; SDXL's refiner has 5
@@ -57,6 +58,7 @@ class OptimumCheckpoint(Checkpoint):
         self.unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
         if missing := {"in_channels", "out_channels", "sample_size"} - self.unet_config.keys():
             raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
+        self.notes = check_folder(folder, architecture)
         self._outputs = {encoder.folder: _taken(folder, encoder) for encoder in architecture.encoders}
         self.tokenizers, self.tokens = padding_tokenizers(tokenizers(folder, architecture))
         self.state_width = _width(inputs[STATES])

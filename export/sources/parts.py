@@ -23,6 +23,7 @@ class Parts:
     tokenizers: list[Any]  # transformers' fast tokenizers, as many
     scheduler: dict[str, Any]  # scheduler_config.json
     zeros_for_empty: bool  # whether ε_0 is of zeros, not of the empty prompt's states
+    notes: tuple[str, ...]  # what is unusual, in sentences
 
     @property
     def modules(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A single file in the original layout (ldm, sgm), read by diffusers' own loader."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import diffusers
@@ -11,13 +11,13 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import folder, hub, weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, SingleFile
+from memedge.export.sources.check_traits import check_folder, check_tensors
 from memedge.export.sources.parts import Parts, hash_of
 from memedge.wording import listed
 
 SUFFIXES = (".safetensors", *weights.PICKLES)
 UNET = "model.diffusion_model."
 REFINER = "conditioner.embedders.0.model.text_projection"  # a tensor that SDXL's refiner alone has
-VELOCITY = "v_pred"  # an empty tensor by which velocity-predicting checkpoints say so
 
 
 def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
@@ -33,18 +33,17 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
         raise weights.pickle_refused(f"{path}", "there is one")
     weights.check_not_pointer(path)
     with weights.reading(path):
-        names = _names(path)
+        names, metadata = _header(path)
     architecture, layout = _layout(path, names)
     model = _configuration(path, layout, config, progress)
     files = weights.settings(folder.list_files(model), str(model))
-    pipeline_class = folder.read_json(model / weights.INDEX).get("_class_name") if weights.INDEX in files else None
+    pipeline_class = weights.read_json(model / weights.INDEX).get("_class_name") if weights.INDEX in files else None
     if pipeline_class != architecture.pipeline:
         kind = pipeline_class or "model of unknown kind, without model_index.json"
         raise ExportError(f"{config or model} is a {kind}, {path} is not: give a config that fits it.")
-    scheduler = folder.read_json(model / weights.SCHEDULER)
-    if VELOCITY in names and scheduler.get("prediction_type") != "v_prediction":
-        raise ExportError(f"{path} predicts velocities, its config noise: give the --config of a v_prediction model.")
+    scheduler = weights.read_json(model / weights.SCHEDULER)
     folder.check_kinds(model, architecture)
+    notes = check_folder(model, architecture) + check_tensors(path, names, metadata, scheduler)
     count, expected = sum(name.startswith(UNET) for name in names), _tensors(model)
     if count != expected:  # each layout has them one by one; the loader drops what it has no place for
         raise ExportError(
@@ -79,28 +78,30 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
         tokenizers=folder.tokenizers(model, architecture),
         scheduler=scheduler,
         zeros_for_empty=folder.zeros_for_empty(model, architecture),
+        notes=notes,
     )
 
 
-def _names(path: Path) -> list[str]:
-    """Return the names of a file's tensors, without reading more than that needs."""
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Return the shapes of a file's tensors and its metadata, without reading more than that needs."""
     if not weights.is_pickle(path):
         with safe_open(path, framework="pt") as file:
-            return list(file.keys())
+            names = list(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}, file.metadata() or {}
     content = torch.load(path, map_location="meta", weights_only=True)
     while "state_dict" in content:
         content = content["state_dict"]
-    return list(content)
+    return {name: tuple(getattr(value, "shape", ())) for name, value in content.items()}, {}
 
 
 def _tensors(model: Path) -> int:
     """Return how many tensors the UNet has that is configured in a folder."""
     with weights.reading(model / "unet" / "config.json"), torch.device("meta"):
-        unet = diffusers.UNet2DConditionModel.from_config(folder.read_json(model / "unet" / "config.json"))
+        unet = diffusers.UNet2DConditionModel.from_config(weights.read_json(model / "unet" / "config.json"))
         return len(unet.state_dict())
 
 
-def _layout(path: Path, names: list[str]) -> tuple[Architecture, SingleFile]:
+def _layout(path: Path, names: Collection[str]) -> tuple[Architecture, SingleFile]:
     """Return the family and the layout of a file with these tensors."""
     if not any(name.startswith(UNET) for name in names):
         raise ExportError(f"{path} holds no UNet in the original layout ({UNET}*): give a whole checkpoint.")

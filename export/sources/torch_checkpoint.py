@@ -25,12 +25,13 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         """Take the modules over.
 
         Raises:
-            ExportError: a weight is not finite, the UNet is not a text-to-image model's, or the parts don't fit.
+            ExportError: a weight is not finite, or the parts don't fit.
         """
         for module in parts.modules.values():
             _check_finite(module)
         self.id, self.sha256, self.architecture = parts.id, parts.sha256, parts.architecture
         self.scheduler: Mapping[str, Any] = parts.scheduler
+        self.notes = parts.notes
         self.unet_config: Mapping[str, Any] = parts.unet.config
         self.tokenizers, self.tokens = padding_tokenizers(parts.tokenizers)
         parts.unet.set_attn_processor(AttnProcessor2_0())

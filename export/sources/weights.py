@@ -1,10 +1,12 @@
 """Which files of a diffusers-format model are read; the names may be those of a folder or of a hub's listing."""
 
+import json
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import Any
 
 from memedge.engine.errors import ExportError
 from memedge.export.sources.architectures import architecture_of
@@ -42,7 +44,7 @@ def settings(names: Collection[str], model: str) -> list[str]:
     for part in (*architecture.modules, *architecture.tokenizers, "scheduler"):
         if part not in folders:
             files = sorted(name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt")))
-            hint = f": it holds {files[0]}, a file that can be given itself" if files else ""
+            hint = f": if {files[0]} is a whole checkpoint, give that file" if len(files) == 1 else ""
             raise ExportError(f"{model} holds no {part} folder, so it is not a diffusers-format model{hint}.")
     required = [*(f"{part}/config.json" for part in architecture.modules), SCHEDULER]
     for name in required:
@@ -103,6 +105,19 @@ def reading(subject: object) -> Iterator[None]:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and torch raise what they please
         raise ExportError(f"{subject} cannot be loaded ({reason(error)}): check that it is complete.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a configuration file.
+
+    Raises:
+        ExportError: it holds none.
+    """
+    with reading(path):
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise TypeError("no JSON object")
+    return content
 
 
 def reason(error: Exception) -> str:

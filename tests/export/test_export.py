@@ -106,7 +106,7 @@ def test_sample_prediction(checkpoint, tmp_path):
     model = shutil.copytree(checkpoint, tmp_path / "model")
     config = model / "scheduler" / "scheduler_config.json"
     config.write_text(config.read_text().replace('"epsilon"', '"sample"'))
-    refused(model, tmp_path / "engine", "predicts 'sample'")
+    refused(model, tmp_path / "engine", 'has prediction_type "sample", so its UNet predicts neither')
 
 
 def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):

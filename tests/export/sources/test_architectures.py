@@ -166,25 +166,19 @@ def test_text_encoder_missing(tmp_path):
     """SDXL's UNet with one text encoder."""
     checkpoint = architectures.build("sdxl", tmp_path / "checkpoint")
     shutil.rmtree(checkpoint / "text_encoder_2")
+    words = "is of SDXL, and the text encoders beside it are those of Stable Diffusion 1.x, 2.x: a part is missing"
+    with quiet(), pytest.raises(ExportError, match=words):
+        load_checkpoint(str(checkpoint))
+    (checkpoint / "model_index.json").unlink()
     words = "'text_time', and its text encoders are those of Stable Diffusion 1.x, 2.x: a part is missing"
     with quiet(), pytest.raises(ExportError, match=words):
         load_checkpoint(str(checkpoint))
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({"in_channels": 9}, "takes 9 channels and gives 4: inpainting"),
-        ({"addition_embed_type": "image"}, "additional embeddings of type 'image'"),
-        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
-    ],
-)
-def test_other_unets_are_refused(change, words):
+def test_latent_shape():
     config = {"in_channels": 4, "out_channels": 4, "sample_size": 8}
     assert latent_shape(config) == (4, 8, 8)
     assert latent_shape({**config, "sample_size": [8, 16]}) == (4, 8, 16)
-    with pytest.raises(ExportError, match=words):
-        latent_shape({**config, **change})
 
 
 def edit(path: Path, **change) -> None:

@@ -92,19 +92,23 @@ def test_what_is_downloaded(model, tmp_path):
 
 
 def test_refused(model, tmp_path):
-    """One sentence each, before anything is downloaded."""
+    """One sentence each, before weights are downloaded; a family is told by its class."""
     pickled = shutil.copytree(model, tmp_path / "pickled")
     for path in pickled.glob("unet/*.safetensors"):
         path.unlink()
+    (tmp_path / "flux").mkdir()
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "flux" / "ae.safetensors").touch()
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "v1.safetensors").touch()
     with serving(Hub(gated={"org/gated"})) as hub:
         hub.add("org/pickled", pickled)
+        hub.add("org/flux", tmp_path / "flux")
         hub.add("org/single", tmp_path / "single")
         hub.add("org/gated", model)
-        models = ("org/pickled", "org/single", "org/absent", "org/--bad..name")
+        models = ("org/pickled", "org/flux", "org/single", "org/absent", "org/--bad..name")
         results = download([*((name, None) for name in models), ("org/pickled", "v9")], hub.url, tmp_path)
-        assert not hub.downloaded()
+        assert hub.downloaded() == {"model_index.json"}
         (gated,) = download([("org/gated", None)], hub.url, tmp_path)
         (offline,) = download([("org/gated", None)], hub.url, tmp_path, HF_HUB_OFFLINE="1")
     (unreachable,) = download([("org/single", None)], hub.url, tmp_path)
@@ -112,7 +116,8 @@ def test_refused(model, tmp_path):
         [*results, gated, offline, unreachable],
         [
             "org/pickled holds its unet only as unet/diffusion_pytorch_model.bin, which is a pickle",
-            "holds no unet folder, so it is not a diffusers-format model: it holds v1.safetensors",
+            "org/flux is a FluxPipeline, as its model_index.json says: memedge exports Stable Diffusion",
+            "holds no unet folder, so it is not a diffusers-format model: if v1.safetensors is a whole checkpoint",
             "There is no org/absent, neither here nor on the hub",
             "There is no org/--bad..name",
             "org/pickled has no revision v9",

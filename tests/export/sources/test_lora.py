@@ -129,12 +129,46 @@ def test_refused(folders, parts, tmp_path):
     for tensors, words in (
         ({"a": torch.ones(1)}, "is no LoRA: it holds no up and down matrices"),
         ({"transformer.blocks.0.lora_A.weight": torch.ones(2, 2)}, "it is a LoRA for another architecture"),
-        (lokr, "is not a plain LoRA (it holds lora_unet_mid_block_attentions_0_proj_in.lokr_w1)"),
+        (lokr, "is not a plain LoRA, but holds a LoKr (lora_unet_mid_block_attentions_0_proj_in.lokr_w1)"),
     ):
         save_file(tensors, file)
         refuse(words)
     file.write_bytes(b"\0" * 20)
     refuse("style.safetensors cannot be loaded (")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("{}.dora_scale", "a DoRA"),
+        ("{}.hada_w1_a", "a LoHa"),
+        ("{}.oft_blocks", "an OFT"),
+        ("{}.lora_mid.weight", "a LoRA in Tucker's decomposition"),
+        ("{}.a1.weight", "a GLoRA"),
+        ("{}.on_input", "an (IA)³"),
+        ("lora_te_text_model_encoder_layers_0_layer_norm1.w_norm", "LyCORIS norms"),
+        ("{}.scalar", "LyCORIS scalars"),
+        ("lora_unet_conv_in.diff", "whole differences of weights"),
+        ("lora_unet_conv_in.diff_b", "whole differences of weights"),
+        ("bundle_emb.word.string_to_param.*", "bundled textual inversions"),
+        ("{}.lora_up.bias", "biases"),
+        ("lora_controlnet", "a Control-LoRA"),
+        ("{}.lora_new.weight", "{}.lora_new.weight, which memedge does not know"),
+    ],
+)
+def test_other_kinds_are_named(name, kind, folders, parts, tmp_path):
+    """What a file holds besides up and down matrices is no other architecture; without it, the file is fused."""
+    file, stem = tmp_path / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
+    write_kohya(file, {"unet": parts["sd1"].unet}, 1)
+    save_file(load_file(file) | {name.format(stem): torch.ones(2)}, file)
+    refused(folders["sd1"], f"is not a plain LoRA, but holds {kind.format(stem)}", loras=[str(file)])
+
+
+def test_sgm_names_are_no_differences(folders, tmp_path):
+    """Dots and "diffusion_model" in a name are not the ending that differences have."""
+    file = tmp_path / "style.safetensors"
+    save_file({"model.diffusion_model.middle.lora_A.weight": torch.ones(2, 2)}, file)
+    refused(folders["sd1"], "it is a LoRA for another architecture", loras=[str(file)])
 
 
 def test_names_and_scales(tmp_path, monkeypatch):

@@ -394,6 +394,22 @@ def test_inpainting(copy, tmp_path):
     refused(copy, tmp_path, "takes 9 channels and gives 4")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "words"),
+    [
+        ("unet/config.json", {"sample_size": None}, "unet/config.json has sample_size null"),
+        ("unet/config.json", {"time_cond_proj_dim": 256}, "takes an embedding of the guidance scale"),
+        ("scheduler/scheduler_config.json", {"timestep_type": "continuous"}, 'has timestep_type "continuous"'),
+        ("text_encoder/config.json", {"use_attention_mask": True}, "hides padding from the text encoder"),
+        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "is a LatentConsistencyModelPipeline"),
+    ],
+)
+def test_other_models(file, change, words, copy, tmp_path):
+    """Configurations that say so, by the table that is every source's (test_check_traits.py)."""
+    (copy / file).write_text(json.dumps({**json.loads((copy / file).read_text()), **change}))
+    refused(copy, tmp_path, words)
+
+
 def test_size_of_other_latents(copy, tmp_path):
     """A graph that the configuration's size does not fit: skip connections of odd sizes."""
     path = copy / "unet" / "config.json"

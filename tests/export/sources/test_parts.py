@@ -35,6 +35,7 @@ def test_folder(kind, tmp_path):
     half = load(make(tmp_path / "half", kind, "v_prediction", dtype=torch.float16))
     assert half.id == "half"
     assert half.scheduler["prediction_type"] == "v_prediction"
+    assert half.notes == ()
     assert half.zeros_for_empty == (kind == "sdxl")  # as model_index.json says
     assert len(half.text_encoders) == len(half.tokenizers) == (2 if kind == "sdxl" else 1)
     stored = load_file(tmp_path / "half" / "unet" / f"{UNET}.safetensors")
@@ -175,9 +176,9 @@ def test_weights_that_do_not_fit(copy):
     edit_json(copy / "text_encoder" / "config.json", num_hidden_layers=3)
     refused(copy, "text_encoder lack encoder.layers.2.layer_norm1.bias, unlike its config.json")
     edit_json(copy / "text_encoder" / "config.json", num_hidden_layers=2)
-    edit_json(copy / "unet" / "config.json", time_cond_proj_dim=8)
-    refused(copy, "unet lack time_embedding.cond_proj.weight, unlike its config.json")
-    edit_json(copy / "unet" / "config.json", time_cond_proj_dim=None, mid_block_type=None)
+    edit_json(copy / "unet" / "config.json", transformer_layers_per_block=2)
+    refused(copy, "unet lack down_blocks.0.attentions.0.transformer_blocks.1.attn1.to_k.weight, unlike its config.json")
+    edit_json(copy / "unet" / "config.json", transformer_layers_per_block=1, mid_block_type=None)
     refused(copy, "unet hold mid_block.")
 
 

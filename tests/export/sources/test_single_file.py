@@ -109,7 +109,9 @@ def test_config(file, model, tmp_path):
     refused(two, "files do not say if they predict noise (512) or velocities (768): say it with --config")
     state = original(sdxl, "sdxl") | {"v_pred": torch.zeros(0)}
     save_file(state, tmp_path / "velocity.safetensors")
-    refused(tmp_path / "velocity.safetensors", "predicts velocities, its config noise", config=str(sdxl))
+    refused(
+        tmp_path / "velocity.safetensors", 'give the --config of a model where it is "v_prediction"', config=str(sdxl)
+    )
     edit_json(sdxl / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
     assert load(tmp_path / "velocity.safetensors", config=str(sdxl)).scheduler["prediction_type"] == "v_prediction"
 
