@@ -25,7 +25,8 @@ class Tolerance:
         quieter one it is a larger share, and no verdict needs that share: thresholds lie above what ordinary prompts
         reach, and there the same error is within `norm`.
         """
-        return self.norm * np.maximum(norms, np.median(norms))
+        allowed: npt.NDArray[np.float64] = self.norm * np.maximum(norms, np.median(norms))
+        return allowed
 
 
 # A whole engine against the float32 reference, by precision. What is not here (int8) is reported, never promised.

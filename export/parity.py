@@ -138,4 +138,5 @@ def _multiple(difference: float, scale: float) -> float:
 def _quotient(own: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return own / true, 1 where both are equal: 0 too, of a model that no prompt changes."""
     with np.errstate(divide="ignore"):
-        return np.divide(own, true, out=np.ones_like(own), where=own != true)
+        found: npt.NDArray[np.float64] = np.divide(own, true, out=np.ones_like(own), where=own != true)
+    return found

@@ -1,6 +1,5 @@
 """The float32 graphs in a folder → those of the precision that was asked for."""
 
-import gc
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,6 @@ def _to_half(job: Job, model: Model, cached: Tensors) -> Converted:
             path.rename(originals / path.name)
         graphs = kept_fp32.Graphs(job, model, rounded, originals, {TEXT_ENCODER: of_text_encoder, UNET: of_unet})
         simulated, notes = kept_fp32.write(graphs)
-        gc.collect()  # of the float32 graphs, which stay mapped till then
     return Converted(rounded, simulated=simulated, notes=notes)
 
 

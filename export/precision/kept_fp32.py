@@ -4,6 +4,7 @@ Rounding adds an error to Δ that is about as large for a quiet prompt as for a 
 parts of the graphs whose rounding contributes most stay float32, one more at a time, until the tolerance holds.
 """
 
+import gc
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from memedge.engine.directory import TEXT_ENCODER, UNET, Tensors
+from memedge.engine.precision import ENGINE
 from memedge.export.from_checkpoint import Job, Model
 from memedge.export.parity import Excess, Predict, Statistics, epsilon, excess
 from memedge.export.precision import fp16, simulate_fp16
@@ -47,6 +49,7 @@ class Graphs:
                 old.unlink()  # rather than written over: it may still be mapped
             names = {node for part in kept if part.graph == name for node in part.nodes}
             fp16.convert(self.originals / name, self.job.folder / name, found, names)
+        gc.collect()  # of the float32 graphs, whose files stay mapped till then
 
     def simulate(self) -> Statistics:
         """Return the probes' statistics as a GPU would compute them with the graphs that were written last."""
@@ -115,8 +118,9 @@ def _contributions(
 ) -> dict[Part, float]:
     """Return ‖Δ − Δ_exact‖² of every part, in fp16 alone, where it matters: the worst probe at the worst timestep."""
     model, reference = graphs.model, graphs.model.reference
-    step = 0 if not found.norm <= found.alignment else 1
-    errors = plain.alignment - reference.alignment if step else (plain.norm - reference.norm) / reference.norm
+    step = int(found.alignment > found.norm)
+    allowed = ENGINE[graphs.job.precision].of_norms(reference.norm)
+    errors = plain.alignment - reference.alignment if step else (plain.norm - reference.norm) / allowed
     worst = 1 + int(np.abs(errors).argmax())  # behind the empty prompt
     pair, row = [0, worst], step * graphs.job.draws
     states = simulate_fp16.states(graphs.job.folder, model.ids[pair])
