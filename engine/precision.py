@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -14,6 +17,16 @@ class Tolerance:
 
     norm: float
     alignment: float
+
+    def of_norms(self, norms: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return how far each of the norms, [B], of ordinary prompts may be off: `norm` of it, or of their median.
+
+        The median is the scale of quiet prompts. Rounding adds an error of one size whatever the prompt, so that of a
+        quieter one it is a larger share, and no verdict needs that share: thresholds lie above what ordinary prompts
+        reach, and there the same error is within `norm`.
+        """
+        allowed: npt.NDArray[np.float64] = self.norm * np.maximum(norms, np.median(norms))
+        return allowed
 
 
 # A whole engine against the float32 reference, by precision. What is not here (int8) is reported, never promised.

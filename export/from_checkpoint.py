@@ -29,6 +29,7 @@ class Job:
     seed: int
     precision: Precision
     samples: Samples | None  # for int8
+    accept_parity: bool
     progress: Callable[[str], None]
 
 

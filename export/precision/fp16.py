@@ -45,11 +45,14 @@ ARITHMETIC = {"Add", "Conv", "Div", "Gemm", "MatMul", "MultiHeadAttention", "Sub
 NARROW = LAYOUT | ACTIVATION | ARITHMETIC
 
 
-def convert(path: Path, ranges: Ranges) -> None:
-    """Replace the float32 graph at `path`, and its second file of weights if it has one, by the mixed one."""
-    model = ir.load(path)
-    narrow(model, wide(model.graph, ranges))
-    files.overwrite(model, path)
+def convert(source: Path, path: Path, ranges: Ranges, kept: Collection[str] = ()) -> None:
+    """Write the float32 graph at `source` to `path` as a mixed one, with a second file of weights if it has one.
+
+    Nodes whose first output has a name in `kept` stay float32 too.
+    """
+    model = ir.load(source)
+    narrow(model, wide(model.graph, ranges) | {node for node in model.graph if node.outputs[0].name in kept})
+    files.save(model, path, external_data=source.with_name(f"{source.name}.data").exists())
 
 
 def narrow_outputs(path: Path) -> None:

@@ -23,8 +23,17 @@ from memedge.export.precision.fp16 import LAYOUT
 
 def epsilon(folder: Path, cached: Tensors, ids: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
     """Return ε, [B, 2, n, C, H, W], by the fp16 graphs in a folder, for ids [B, L]."""
-    states = open_session(folder / TEXT_ENCODER).run(["states"], {"ids": ids})[0]
-    unet = open_session(folder / UNET)
+    return parity.epsilon(predictor(open_session(folder / UNET), cached), states(folder, ids), draws)
+
+
+def states(folder: Path, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Return the prompt embeddings [B, L, D] by the fp16 text encoder in a folder, for ids [B, L]."""
+    found: npt.NDArray[np.float32] = open_session(folder / TEXT_ENCODER).run(["states"], {"ids": ids})[0]
+    return found
+
+
+def predictor(unet: Any, cached: Tensors) -> parity.Predict:
+    """Return what predicts one row by a session on a UNet."""
     first = np.zeros(1, dtype=np.int64)
 
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
@@ -32,12 +41,16 @@ def epsilon(folder: Path, cached: Tensors, ids: npt.NDArray[np.int64], draws: in
         prediction: npt.NDArray[np.float32] = unet.run(["prediction"], feeds)[0][0]
         return prediction
 
-    return parity.epsilon(predict, states, draws)
+    return predict
 
 
 def open_session(path: Path) -> Any:
     """Return an ONNX Runtime session that computes what a GPU would of the mixed graph at `path`."""
-    model = ir.load(path)
+    return open_model(ir.load(path), path)
+
+
+def open_model(model: ir.Model, path: Path) -> Any:
+    """Return such a session of a mixed graph that was made of the graph at `path`."""
     rewrite(model)
     # Optimised, pairs of Casts might be taken for nothing; and weights would be widened all at once, not one by one.
     return scratch_session.open_session(model, path, optimised=False)

@@ -54,6 +54,10 @@ def export(
             show_default="its published model on the hub",
         ),
     ] = None,
+    accept_parity: Annotated[
+        bool,
+        typer.Option("--accept-parity", help="Write the engine even if it is less exact than its precision promises."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Export a checkpoint as an engine directory, and compare it with torch."""
@@ -76,6 +80,7 @@ def export(
             loras=loras or (),
             allow_pickle=allow_pickle,
             config=config,
+            accept_parity=accept_parity,
             progress=progress,
         )
     seconds = time.perf_counter() - start

@@ -10,6 +10,7 @@ from functools import partial
 
 import onnx
 import pytest
+from command_line import memedge
 from models import make_checkpoint
 
 import memedge.export.parity as parity
@@ -114,6 +115,20 @@ def test_parity_out_of_tolerance(checkpoint, tmp_path, monkeypatch):
     real = parity.engine_epsilon
     monkeypatch.setattr("memedge.export.export.engine_epsilon", lambda *arguments: real(*arguments) * 1.001)
     refused(checkpoint, tmp_path / "engine", "differs from the original by 1.0e-03")
+
+
+def test_parity_is_accepted(checkpoint, tmp_path, monkeypatch):
+    """The way on that the refusal names: the engine, and a sentence that every `info` shows."""
+    real = parity.engine_epsilon
+    monkeypatch.setattr("memedge.export.export.engine_epsilon", lambda *arguments: real(*arguments) * 1.001)
+    refused(
+        checkpoint, tmp_path / "engine", "nothing was written; accept that with --accept-parity (accept_parity=True"
+    )
+    manifest = export(checkpoint, tmp_path / "engine", accept_parity=True)
+    assert manifest.parity.norm_relative == pytest.approx(1e-3, rel=0.01)
+    (note,) = manifest.notes
+    assert note.startswith("It is less exact than fp32 promises, and was exported with --accept-parity: it differs")
+    assert note in " ".join(memedge("info", tmp_path / "engine").stdout.split())
 
 
 @pytest.mark.slow
