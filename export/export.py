@@ -15,7 +15,7 @@ from memedge.engine import atomic, probe
 from memedge.engine.directory import BASELINE, PREFIX, Tensors, describe_file
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import SCHEMA, Manifest, Parity, Precision, write_manifest
+from memedge.engine.manifest import LARGEST_SEED, SCHEMA, Manifest, Parity, Precision, write_manifest
 from memedge.engine.memory import HostMemory
 from memedge.engine.ort import OrtBackend
 from memedge.engine.places import check_new_folder
@@ -85,6 +85,8 @@ def export(
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ExportError(f"seed is {seed}: give one from 0 to 2⁶³ - 1.")
     if precision not in get_args(Precision):
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
     if prompts is not None and precision != "int8":

@@ -68,6 +68,7 @@ def test_bad_input(checkpoint, tmp_path):
     refused(tmp_path / "absent", output, "There is no ")
     refused(tmp_path, output, "holds no unet folder")
     refused(checkpoint, output, "draws is 0", draws=0)
+    refused(checkpoint, output, "seed is -1", seed=-1)
     refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
