@@ -148,7 +148,7 @@ def test_weights_in_an_attribute(tmp_path):
 @pytest.mark.parametrize("provider", ["cpu", "openvino"])
 def test_no_provider_sees_what_is_refused(copy, provider):
     edit_manifest(copy, lambda m: m["files"].pop("unet.onnx.data"))
-    with pytest.raises(IntegrityError, match="reads 'unet.onnx.data', which the manifest does not list"):
+    with pytest.raises(IntegrityError, match=r"reads 'unet\.onnx\.data', which the manifest does not list"):
         Detector.load(copy, provider=provider)
 
 

@@ -170,7 +170,7 @@ def arrays(random: Random, _folder: Path) -> bool:
         lambda a: a[0],
         lambda a: a.tolist(),
         lambda a: {"a": a},
-        lambda a: None,
+        lambda _: None,
     ]
     given = random.choice(views)(cond) if random.random() < 0.8 else cond
     return reading(lambda: guidance_stats(given, cond if random.random() < 0.5 else given))
