@@ -28,7 +28,7 @@ _FUSED = {f"{MICROSOFT}::MultiHeadAttention"}
 
 _EVERYWHERE = _ARITHMETIC | _ACTIVATIONS | _PRODUCTS | _NORMS | _REDUCTIONS | _SHAPES
 _UNET = _EVERYWHERE | _CHOICES | _TIMESTEP | _PIXELS
-_GRADIENT = _UNET | {"ConvTranspose", "ReduceSum"}
+_GRADIENT = _UNET | {"ConvTranspose"}
 
 # By the names of engine/directory.py.
 OPERATORS: Final[dict[str, frozenset[str]]] = {

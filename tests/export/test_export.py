@@ -14,9 +14,10 @@ from models import make_checkpoint
 
 import memedge.export.parity as parity
 from memedge import Detector
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.directory import describe_file
 from memedge.engine.errors import ExportError, InputError
-from memedge.export.export import export
+from memedge.export.export import check_graphs, export
 
 
 def refused(model, output, words, kind=ExportError, **options):
@@ -51,6 +52,17 @@ def test_what_is_written(engine, checkpoint):
         assert b"site-packages" not in content
         assert str(checkpoint.parent).encode() not in content
     assert oct(engine.stat().st_mode & 0o777) == "0o755"
+
+
+def test_a_graph_that_nobody_could_load(tmp_path):
+    """Of an operator that is not in engine/operators.py, the export says so, not whoever loads the engine."""
+    check_graphs(EMBEDDED_ENGINE)
+    model = onnx.load(EMBEDDED_ENGINE / "text_encoder.onnx")
+    model.graph.node[0].op_type = "LSTM"
+    onnx.save(model, tmp_path / "text_encoder.onnx")
+    words = "The model's text_encoder.onnx holds the operator 'LSTM', which it never does in an engine: nothing was"
+    with pytest.raises(ExportError, match=words):
+        check_graphs(tmp_path)
 
 
 def test_batch_is_dynamic(engine):
