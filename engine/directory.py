@@ -1,18 +1,19 @@
 """Opening an engine directory: every file is verified before it is parsed by anyone."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from memedge.engine.errors import IntegrityError
+from memedge.engine.errors import IntegrityError, shown
+from memedge.engine.graphs import check_graph
 from memedge.engine.manifest import FileEntry, Manifest, read_manifest
 
 TOKENIZER = "tokenizer.json"
@@ -25,6 +26,7 @@ GRADIENT = "gradient.onnx"
 NOISE_GRADIENT = "noise_gradient.onnx"
 BASELINE = "baseline.safetensors"
 Tensors = dict[str, npt.NDArray[Any]]
+FILE_NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # so that a path is nothing else than it says
 REQUIRED = (TOKENIZER, TEXT_ENCODER, UNET, BASELINE)
 
 
@@ -64,7 +66,7 @@ class EngineDirectory:
         for name, entry in manifest.files.items():
             _check_size(_contained(path, name), entry)
         for name, entry in manifest.files.items():
-            if sha256(path / name) != entry.sha256:
+            if describe_file(path / name) != entry:
                 raise IntegrityError(f"{path / name} is not the file that was exported: copy or export it again.")
         return EngineDirectory(path, manifest)
 
@@ -75,6 +77,24 @@ class EngineDirectory:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def graph(self, name: str) -> Path:
+        """Return the path of a graph that may be given to a runtime.
+
+        Raises:
+            IntegrityError: the manifest does not list it, or engine/graphs.py refuses it.
+        """
+        if name not in self.manifest.files:
+            raise IntegrityError(f"The manifest of {self.path} does not list {name}: export the engine again.")
+        if name not in self._checked:
+            check_graph(self.file(name), {name: entry.size for name, entry in self.manifest.files.items()})
+            self._checked.add(name)
+        return self.file(name)
+
+    @cached_property
+    def _checked(self) -> set[str]:
+        """The graphs that were looked through."""
+        return set()
 
     @property
     def tokenizers(self) -> list[Path]:
@@ -115,7 +135,7 @@ def read_tensors(path: Path, expected: dict[str, tuple[tuple[int, ...], type]]) 
     """
     try:
         tensors = load_file(path)
-    except (SafetensorError, ValueError, TypeError, AttributeError, KeyError):
+    except Exception:  # the library raises SafetensorError, and whatever its types and NumPy's do not agree on
         raise IntegrityError(f"{path} is not a safetensors file: export the engine again.") from None
     for name, (shape, dtype) in expected.items():
         tensor = tensors.get(name)
@@ -127,21 +147,27 @@ def read_tensors(path: Path, expected: dict[str, tuple[tuple[int, ...], type]]) 
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Return the manifest's entry for a file."""
-    return FileEntry(path.stat().st_size, sha256(path))
+    """Return the manifest's entry for a file; raises IntegrityError where it cannot be read."""
+    try:
+        return FileEntry(path.stat().st_size, sha256(path))
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
 
 
 def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in lower-case hexadecimal; raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _contained(folder: Path, name: str) -> Path:
-    """Return the path of a file named by the manifest, which may name only plain files inside the folder."""
-    parts = PurePosixPath(name).parts
+    """Return the path of a file named by the manifest, which may name only plain files in the folder itself."""
+    if not FILE_NAMES.fullmatch(name):
+        raise IntegrityError(
+            f"The manifest of {folder} names {shown(repr(name))}, which is outside it or no engine's file: do not use "
+            "this engine."
+        )
     path = folder / name
-    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
-        raise IntegrityError(f"The manifest of {folder} names {name!r}, which is outside it: do not use this engine.")
     if path.resolve() != folder.resolve() / name:
         raise IntegrityError(f"{path} is a link: copy the engine as plain files.")
     return path

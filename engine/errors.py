@@ -33,6 +33,16 @@ class ExportError(MemedgeError):
     """A checkpoint cannot be exported, or its export does not agree with it."""
 
 
+def shown(text: str, most: int = 120) -> str:
+    """Return text of a stranger's for a message: one line of at most `most` characters that a terminal can show.
+
+    Whatever is neither a letter nor another character with a picture becomes "?": control characters, lone surrogates,
+    marks that turn the direction of writing.
+    """
+    line = "".join(character if character.isprintable() else "?" for character in text[: most + 1])
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
 def install(extra: str) -> str:
     """Return how to install what an extra of memedge brings, for a message."""
     return f"run `python -m pip install 'memedge[{extra}]'`"

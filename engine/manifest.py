@@ -1,17 +1,17 @@
 """manifest.json: what an engine directory is, was made from, and may be trusted with."""
 
-import json
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from memedge.engine import atomic
-from memedge.engine.errors import ManifestError
+from memedge.engine.errors import ManifestError, shown
 
 SCHEMA = 4
 FILE_NAME = "manifest.json"
+LARGEST_SEED = (1 << 63) - 1
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -19,19 +19,29 @@ PredictionType = Literal["epsilon", "v_prediction"]
 Alignment = Literal["channel", "flat"]
 Operands = Literal["uncond_delta", "cond_uncond", "cond_delta"]
 
+# A manifest may be a stranger's: every number has a range, and text can be shown on a terminal.
+Text = Annotated[str, msgspec.Meta(max_length=4096, pattern=r"\A[^\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]*\Z")]
+Word = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Real = Annotated[float, msgspec.Meta(ge=-1e15, le=1e15)]
+Difference = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_SEED)]
+Timestep = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]
+
 
 class FileEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Size in bytes and lower-case hexadecimal SHA-256 of one file."""
 
-    size: int
-    sha256: str
+    size: Count
+    sha256: Sha256
 
 
 class CheckpointSource(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The checkpoint: its name and the SHA-256 over its weight files."""
 
-    id: str
-    sha256: str
+    id: Text
+    sha256: Sha256
 
 
 class Conformal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -40,10 +50,10 @@ class Conformal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     See memedge/calibration/conformal.py.
     """
 
-    lowest: float
-    highest: float
-    delta: float = msgspec.field(name="epsilon")
-    prompts: int
+    lowest: Real
+    highest: Real
+    delta: Real = msgspec.field(name="epsilon")
+    prompts: Count
 
 
 class PromptList(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -53,17 +63,17 @@ class PromptList(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     they are in the other list too.
     """
 
-    name: str
-    sha256: str
-    prompts: int
+    name: Text
+    sha256: Sha256
+    prompts: Count
 
 
 class Estimate(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """A share, and both ends of its 95 % interval."""
 
-    value: float
-    lowest: float
-    highest: float
+    value: Real
+    lowest: Real
+    highest: Real
 
 
 class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -72,8 +82,8 @@ class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `tpr` and `fpr` are those at the threshold that was fitted to the others for the calibration's `target_fpr`.
     """
 
-    folds: int
-    seed: int
+    folds: Count
+    seed: Count
     auc: Estimate
     tpr: Estimate
     fpr: Estimate
@@ -88,20 +98,20 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
     """
 
-    gamma_norm: float
-    gamma_alignment: float
-    threshold: float
+    gamma_norm: Real
+    gamma_alignment: Real
+    threshold: Real
     alignment: Alignment
     operands: Operands
-    target_fpr: float
+    target_fpr: Real
     memorized: PromptList
     clean: PromptList
-    strength: float
+    strength: Real
     cross_validation: CrossValidation
-    date: str
-    fitted_by: str
+    date: Text
+    fitted_by: Text
     conformal: Conformal | None = None
-    clean_score: float | None = None
+    clean_score: Real | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -110,17 +120,17 @@ class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     With it there are scores, which order prompts, and no threshold, so no verdicts.
     """
 
-    family: str
-    gamma_norm: float
-    gamma_alignment: float
+    family: Text
+    gamma_norm: Real
+    gamma_alignment: Real
 
 
 class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """DDIM's steps from noise to image: the timesteps, descending, and ᾱ at each of them and after the last one."""
 
-    timesteps: tuple[int, ...]
-    alphas_cumprod: tuple[float, ...]
-    final_alpha_cumprod: float
+    timesteps: tuple[Timestep, ...]
+    alphas_cumprod: tuple[Real, ...]
+    final_alpha_cumprod: Real
 
 
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -130,10 +140,10 @@ class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     (export/precision/simulate_fp16.py).
     """
 
-    epsilon_relative: float
-    norm_relative: float
-    alignment_absolute: float
-    score_absolute: float
+    epsilon_relative: Difference
+    norm_relative: Difference
+    alignment_absolute: Difference
+    score_absolute: Difference
 
 
 class Drift(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -142,10 +152,10 @@ class Drift(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `auc_change` is None where it was not known which prompts are memorized.
     """
 
-    score_absolute: float
-    spearman: float
-    auc_change: float | None
-    prompts: int
+    score_absolute: Difference
+    spearman: Real
+    auc_change: Real | None
+    prompts: Count
 
 
 class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -155,10 +165,10 @@ class Flops(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     spares, and what is left to run (folding upsampling into convolutions spares more).
     """
 
-    text_encoder: int
-    unet: int
-    prefix: int
-    remaining: int
+    text_encoder: Count
+    unet: Count
+    prefix: Count
+    remaining: Count
 
 
 class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -178,22 +188,22 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     latent_shape: tuple[int, int, int]
     tokens: int
     state_width: int
-    timesteps: tuple[int, int]
-    alphas_cumprod: tuple[float, float]
+    timesteps: tuple[Timestep, Timestep]
+    alphas_cumprod: tuple[Real, Real]
     schedule: Schedule
     draws: int
-    seed: int
+    seed: Seed
     precision: Precision
-    opset: int
-    tools: dict[str, str]
+    opset: Count
+    tools: dict[Word, Text]
     flops: Flops
-    cached: dict[str, tuple[int, ...]]
+    cached: dict[Word, Annotated[tuple[int, ...], msgspec.Meta(max_length=8)]]
     parity: Parity
-    calibrations: dict[str, Calibration]
+    calibrations: dict[Word, Calibration]
     files: dict[str, FileEntry]
     drift: Drift | None = None
     preset: Preset | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Text, ...] = ()
     pooled_width: int = 0
 
     @property
@@ -238,27 +248,51 @@ def read_manifest(folder: Path) -> Manifest:
         raise ManifestError(f"{folder} is not a directory: give the folder that `memedge export` wrote.")
     if not path.is_file():
         raise ManifestError(f"{folder} holds no {FILE_NAME}, so it is not an engine: make one with `memedge export`.")
-    if path.stat().st_size > SIZE_LIMIT:
-        raise ManifestError(f"{path} is larger than 1 MiB, so it is no manifest: export the engine again.")
     try:
-        loose = json.loads(path.read_bytes())
-        schema = loose["schema"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if path.stat().st_size > SIZE_LIMIT:
+            raise ManifestError(f"{path} is larger than 1 MiB, so it is no manifest: export the engine again.")
+        content = path.read_bytes()
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read ({error.strerror}): check its permissions.") from None
+    return parse_manifest(content, path)
+
+
+class _AnySchema(msgspec.Struct):
+    schema: Any
+
+
+def parse_manifest(content: bytes, path: Path) -> Manifest:
+    """Return the manifest that the bytes are, whatever they are; `path` is for messages.
+
+    Raises:
+        ManifestError: not JSON, another schema, a wrong field.
+    """
+    try:
+        schema = msgspec.json.decode(content, type=_AnySchema).schema
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ManifestError(f"{path} is not a memedge manifest (broken JSON or no schema): export again.") from None
-    if schema != SCHEMA:
-        advice = "upgrade memedge" if isinstance(schema, int) and schema > SCHEMA else "export the engine again"
-        raise ManifestError(f"{path} has schema {schema!r}, this memedge reads schema {SCHEMA}: {advice}.")
+    if type(schema) is not int or schema != SCHEMA:
+        advice = "upgrade memedge" if type(schema) is int and schema > SCHEMA else "export the engine again"
+        found = repr(schema) if isinstance(schema, int | str | None) else f"of type {type(schema).__name__}"
+        raise ManifestError(f"{path} has schema {shown(found, 40)}, this memedge reads schema {SCHEMA}: {advice}.")
     try:
-        manifest = msgspec.convert(loose, Manifest)
-    except msgspec.ValidationError as error:
-        raise ManifestError(f"{path} is not valid ({error}): export the engine again.") from None
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        reason = shown(str(error), 200)
+        raise ManifestError(f"{path} is not valid ({reason}): export the engine again.") from None
     _check_values(manifest, path)
     return manifest
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest in one step: readers see the old one or the new one, never a part."""
-    atomic.write(folder / FILE_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
+    """Write the manifest in one step: readers see the old one or the new one, never a part.
+
+    Raises:
+        ManifestError: it holds what cannot be read again; what was there stays.
+    """
+    content = msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+    parse_manifest(content, folder / FILE_NAME)
+    atomic.write(folder / FILE_NAME, content)
 
 
 def _check_values(manifest: Manifest, path: Path) -> None:
@@ -266,10 +300,7 @@ def _check_values(manifest: Manifest, path: Path) -> None:
     cached = [size for shape in manifest.cached.values() for size in shape]
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
-    numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold, c.strength)]
-    numbers += [c.clean_score for c in calibrations if c.clean_score is not None]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
-    published = (manifest.preset.gamma_norm, manifest.preset.gamma_alignment) if manifest.preset else ()
     intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
@@ -282,8 +313,6 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names a final ᾱ outside (0, 1]: export the engine again.")
     if not all(0 <= a < 1 for a in (*manifest.alphas_cumprod, *steps.alphas_cumprod)):
         raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
-    if not all(math.isfinite(v) for v in (*numbers, *published)):
-        raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
     if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.delta < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
     if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):

@@ -16,7 +16,7 @@ from memedge.engine import cache
 from memedge.engine.arrays import Floats, Indices
 from memedge.engine.backend import Backend
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
-from memedge.engine.errors import IntegrityError, ProviderError
+from memedge.engine.errors import IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Tensor, reduced
 from memedge.engine.providers import Provider
@@ -138,12 +138,12 @@ class OpenVinoBackend(Backend):
         return lambda inputs: second({"features": first(inputs)})
 
     def _read(self, name: str, shapes: dict[str, list[int]]) -> Any:
-        path = self._directory.file(name)
+        path = self._directory.graph(name)
         try:
             model = self._core.read_model(path)
             model.reshape(shapes)
         except Exception as error:  # OpenVINO's errors are RuntimeErrors of its own making
-            reason = str(error).strip().splitlines()[-1]
+            reason = shown(str(error).strip().rpartition("\n")[2])
             raise IntegrityError(f"OpenVINO cannot load {path} ({reason}): export the engine again.") from None
         return model
 
@@ -154,8 +154,11 @@ class OpenVinoBackend(Backend):
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        if not self._small and (folder := next(cache.writable(self._directory), None)):
-            options["CACHE_DIR"] = str(folder / "plans" / "openvino")
+        if not self._small:
+            # In the user's cache alone: a stranger's engine may come with compiled models, and OpenVINO verifies none.
+            folders = (folder for folder in cache.writable(self._directory) if folder != self._directory.path)
+            if folder := next(folders, None):
+                options["CACHE_DIR"] = str(folder / "plans" / "openvino")
         compiled = self._core.compile_model(model, "CPU", options)
         given = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if given != HINTS[precision]:

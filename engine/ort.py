@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from memedge.engine.directory import (
     EngineDirectory,
     Tensors,
 )
-from memedge.engine.errors import EngineError, IntegrityError, ProviderError
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Memory, Tensor, part, reduced
 from memedge.engine.providers import Provider
@@ -43,7 +43,7 @@ def open_backend(directory: EngineDirectory, provider: Provider, precision: str 
     else:
         memory = HostMemory(threads)
     own = directory.manifest.precision
-    return OrtBackend(directory.path, directory.baseline.cached, own, memory, threads)
+    return OrtBackend(directory.path, directory.baseline.cached, own, memory, threads, graph=directory.graph)
 
 
 def precisions(own: str) -> tuple[str, ...]:
@@ -62,7 +62,16 @@ class OrtBackend(Backend):
     On the CPU several threads run at once; on a GPU they take turns to queue their work on its one stream.
     """
 
-    def __init__(self, folder: Path, cached: Tensors, precision: str, memory: Memory, threads: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        cached: Tensors,
+        precision: str,
+        memory: Memory,
+        threads: int | None = None,
+        *,
+        graph: Callable[[str], Path] | None = None,
+    ):
         """Load both graphs in `folder`, to run where `memory` is.
 
         Args:
@@ -71,6 +80,7 @@ class OrtBackend(Backend):
             precision: what the graphs were exported in; it is reported, not chosen here.
             memory: where to run.
             threads: of the processor's; default: as many as this process may use.
+            graph: returns the path of a graph that was checked; default: it is an export's own, in `folder`.
 
         Raises:
             ProviderError: ONNX Runtime does not run on that device here.
@@ -91,9 +101,9 @@ class OrtBackend(Backend):
             onnxruntime.preload_dlls()  # CUDA's libraries from the nvidia wheels, which no search path leads to
             # Else a line for each of cuDNN's plans that does not fit, before one that does is taken; errors are raised.
             onnxruntime.set_default_logger_severity(4)
-        self._folder = folder
-        self._text_encoder = self._session(folder / TEXT_ENCODER)
-        self._unet = self._session(folder / UNET)
+        self._folder, self._graph = folder, graph or folder.joinpath
+        self._text_encoder = self._session(self._graph(TEXT_ENCODER))
+        self._unet = self._session(self._graph(UNET))
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
         self._sessions: dict[str, Any] = {}  # of other graphs, by file name
         self._loading = threading.Lock()
@@ -152,7 +162,7 @@ class OrtBackend(Backend):
         """Return the session of another graph, loaded when it is first asked for."""
         with self._loading:
             if name not in self._sessions:
-                self._sessions[name] = self._session(self._folder / name, arena=name not in GRADIENTS)
+                self._sessions[name] = self._session(self._graph(name), arena=name not in GRADIENTS)
             return self._sessions[name]
 
     def _predict(self, states: Tensor, prompt: Indices, row: Tensor) -> Tensor:
@@ -196,7 +206,7 @@ class OrtBackend(Backend):
                 path, options, providers=chosen, enable_fallback=0, disabled_optimizers=disabled
             )
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            reason = str(error).strip().splitlines()[0]
+            reason = shown(str(error).strip().partition("\n")[0], 240)
             if self.provider == "cuda":
                 raise ProviderError(
                     f"ONNX Runtime cannot run {path} on the GPU ({reason}): `memedge doctor` says what is missing."
@@ -244,7 +254,7 @@ class OrtBackend(Backend):
             with self._memory.current():
                 session.run_with_iobinding(binding, options)
         except Exception as error:  # ONNX Runtime's errors share no public base class
-            reason = str(error).strip().splitlines()[0]
+            reason = shown(str(error).strip().partition("\n")[0], 240)
             raise EngineError(
                 f"ONNX Runtime cannot compute {rows} rows on {self._memory.name} ({reason}): use a smaller batch size, "
                 "or export the engine again."

@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from memedge.engine.errors import IntegrityError
+from memedge.engine.errors import IntegrityError, shown
+from memedge.engine.tokenizer_file import read_tokenizer
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class PromptTokenizer:
         """Load the files; `tokens` is the length L that each pads or cuts every prompt to.
 
         Raises:
-            IntegrityError: a file is no tokenizer, or pads to another length than L.
+            IntegrityError: a file is no tokenizer, not of a known shape, or pads to another length than L.
         """
         self._tokenizers = [_load(path, tokens) for path in paths]
         # Of the empty prompt, all that is not padding is BOS, if there is one, and EOS.
@@ -82,10 +83,14 @@ class PromptTokenizer:
 
 
 def _load(path: Path, tokens: int) -> Tokenizer:
+    text = read_tokenizer(path, tokens)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises plain Exception for a file it cannot parse
-        raise IntegrityError(f"{path} is not a tokenizer ({error}): export the engine again.") from None
-    if len(tokenizer.encode("").ids) != tokens:
+        tokenizer = Tokenizer.from_str(text)
+        length = len(tokenizer.encode("").ids)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # plain Exception, or a panic of the library's, which is none
+        raise IntegrityError(f"{path} is not a tokenizer ({shown(str(error))}): export the engine again.") from None
+    if length != tokens:
         raise IntegrityError(f"{path} does not pad prompts to {tokens} tokens: export the engine again.")
     return tokenizer

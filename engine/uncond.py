@@ -1,9 +1,12 @@
 """ε_0 of a backend: Δ is a small difference, so both of its sides must come from the same graph, runtime and precision.
 
 The engine directory ships ε_0 as ONNX Runtime computed it at export. Any other backend or precision computes its own
-on first use and keeps it in `baseline.<provider>-<precision>.safetensors` (engine/cache.py says where).
+on first use and keeps it in `baseline.<provider>-<precision>.safetensors` (engine/cache.py says where). Within it
+stand the engine, what computed it, and a digest of it: a file that was changed is computed again. The digest has no
+key. Whoever can write the file can make another that fits (docs/engine.md).
 """
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,8 @@ from memedge.engine.errors import IntegrityError, NotFiniteError
 from memedge.engine.manifest import key_of
 from memedge.engine.memory import Tensor
 
+DIGEST = "sha256"  # of ε_0's values; beside it: the engine's identity, the backend's key and its runtime
+
 
 def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -> npt.NDArray[np.float32]:
     """Return ε_0, float32 [2, n, C, H, W], of `backend`, whose states of the empty prompt are `empty`, [1, L, D].
@@ -30,7 +35,7 @@ def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -
     if key == key_of("cpu", manifest.precision):
         return directory.baseline.uncond
     shape = (2, manifest.draws, *manifest.latent_shape)
-    identity = {"engine": directory.identity, "runtime": backend.identity}
+    identity = {"engine": directory.identity, "backend": key, "runtime": backend.identity}
     name = f"baseline.{key}.safetensors"
     for folder in cache.folders(directory):
         found = _read(folder / name, identity, shape)
@@ -44,7 +49,7 @@ def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -
         raise NotFiniteError(f"Provider {key} computes NaN or infinity for the empty prompt: use another precision.")
     for folder in cache.writable(directory):
         try:
-            atomic.write(folder / name, save({"uncond": uncond}, identity))
+            atomic.write(folder / name, save({"uncond": uncond}, {**identity, DIGEST: _digest(uncond)}))
             break
         except OSError:  # a full disk; without the file, ε_0 is computed at each start
             continue
@@ -52,12 +57,15 @@ def unconditional(directory: EngineDirectory, backend: Backend, empty: Tensor) -
 
 
 def _read(path: Path, identity: dict[str, str], shape: tuple[int, ...]) -> npt.NDArray[np.float32] | None:
-    """Return the tensor if it is there, whole, and of this engine and runtime."""
+    """Return the tensor if it is there, whole, as it was kept, and of this engine, backend and runtime."""
     try:
         with safe_open(path, framework="numpy") as file:
-            if file.metadata() != identity:
-                return None
+            metadata = file.metadata() or {}
         uncond: npt.NDArray[np.float32] = read_tensors(path, {"uncond": (shape, np.float32)})["uncond"]
-        return uncond
     except (OSError, SafetensorError, IntegrityError):
         return None
+    return uncond if metadata == {**identity, DIGEST: _digest(uncond)} else None
+
+
+def _digest(uncond: npt.NDArray[np.float32]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(uncond)).hexdigest()

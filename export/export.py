@@ -15,9 +15,11 @@ from safetensors.numpy import save
 from memedge.engine import atomic, probe
 from memedge.engine.directory import BASELINE, PREFIX, Tensors, describe_file
 from memedge.engine.engine import Engine
-from memedge.engine.errors import ExportError
-from memedge.engine.manifest import SCHEMA, Manifest, Parity, Precision, write_manifest
+from memedge.engine.errors import ExportError, IntegrityError
+from memedge.engine.graphs import check_graph
+from memedge.engine.manifest import LARGEST_SEED, SCHEMA, Manifest, Parity, Precision, write_manifest
 from memedge.engine.memory import HostMemory
+from memedge.engine.operators import OPERATORS
 from memedge.engine.ort import OrtBackend
 from memedge.engine.places import check_new_folder
 from memedge.export.from_checkpoint import Job, Model, write_graphs
@@ -88,6 +90,8 @@ def export(
     """
     if draws < 1:
         raise ExportError(f"draws is {draws}: give at least 1.")
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ExportError(f"seed is {seed}: give one from 0 to 2⁶³ - 1.")
     if precision not in get_args(Precision):
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
     if prompts is not None and precision != "int8":
@@ -117,6 +121,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
     converted = to_precision(job, model, cached)
     cached = converted.cached
     notes = (*model.notes, *_write_gradients(job), *converted.notes)
+    check_graphs(job.folder)
     prediction = _write_baseline(job, model, cached)
     parity, accepted = _compare(job, model, prediction, converted.simulated)
     manifest = Manifest(
@@ -156,6 +161,17 @@ def _write_gradients(job: Job) -> tuple[str, ...]:
     job.progress("differentiating the UNet")
     missing = gradient_graphs.write(job.folder)
     return (f"There are no gradients, so no mitigation without the checkpoint: {missing}.",) if missing else ()
+
+
+def check_graphs(folder: Path) -> None:
+    """Raise ExportError if a graph holds what engines may not: nobody could load it."""
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
+    for name in sorted(OPERATORS.keys() & sizes.keys()):
+        try:
+            check_graph(folder / name, sizes)
+        except IntegrityError as error:
+            reason = str(error).removeprefix(f"{folder / name} ").rpartition(": ")[0]
+            raise ExportError(f"The model's {name} {reason}: nothing was written; report this checkpoint.") from None
 
 
 def _write_baseline(job: Job, model: Model, cached: Tensors) -> npt.NDArray[np.float32]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
+from memedge.engine.errors import shown
 from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear
@@ -81,7 +82,7 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
     job.progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     return Model(
-        source=CheckpointSource(checkpoint.id, checkpoint.sha256),
+        source=CheckpointSource(shown(checkpoint.id), checkpoint.sha256),
         latent_shape=shape,
         tokens=checkpoint.tokens,
         state_width=checkpoint.state_width,

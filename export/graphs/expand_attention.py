@@ -7,8 +7,6 @@ node's own type, so that nothing stands between the products. In fp16 TensorRT-R
 31 attentions of SD 1.4's size, for SM75 and SM89; in fp32, of none of the embedded model's.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx_ir as ir
 
@@ -25,18 +23,13 @@ def read_expanded(directory: EngineDirectory, name: str) -> bytes:
     Weights in files beside it stay there, named as they were: nothing of their size is read or copied.
 
     Raises:
-        IntegrityError: it is no ONNX file, holds attention that no export of ours writes, or names files that are not
-            the engine's.
+        IntegrityError: it is refused (engine/graphs.py), or holds attention that no export of ours writes.
     """
-    path = directory.file(name)
+    path = directory.graph(name)  # TensorRT opens whatever a graph names
     try:
         model = ir.load(path)
     except Exception as error:  # protobuf's errors are of its own making
         raise IntegrityError(f"{path} is not an ONNX file ({type(error).__name__}): export the engine again.") from None
-    for tensor in _tensors(model):
-        # TensorRT opens whatever is named here, and only the manifest's files were verified.
-        if isinstance(tensor, ir.ExternalTensor) and tensor.location not in directory.manifest.files:
-            raise IntegrityError(f"{path} reads {tensor.location!r}, which the manifest does not list: do not use it.")
     if not any(node.domain == MICROSOFT for node in model.graph):
         return path.read_bytes()
     try:
@@ -45,19 +38,6 @@ def read_expanded(directory: EngineDirectory, name: str) -> bytes:
         raise IntegrityError(f"{path} holds attention that is not memedge's ({error}): export it again.") from None
     content: bytes = ir.serde.serialize_model(model).SerializeToString()
     return content
-
-
-def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
-    """Yield all tensors that a model holds, in whatever place the format has for them."""
-    for graph in [*model.graphs(), *model.functions.values()]:
-        if isinstance(graph, ir.Graph):
-            yield from (value.const_value for value in graph.initializers.values() if value.const_value is not None)
-        for node in graph:
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.TENSOR:
-                    yield attribute.as_tensor()
-                elif attribute.type == ir.AttributeType.TENSORS:
-                    yield from attribute.as_tensors()
 
 
 def expand(model: ir.Model) -> None:

@@ -20,7 +20,7 @@ from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.detector import PROMPTS_PER_BATCH
 from memedge.engine.arrays import Floats
 from memedge.engine.engine import Engine
-from memedge.engine.errors import InputError, ManifestError, MemedgeError, not_installed
+from memedge.engine.errors import InputError, ManifestError, MemedgeError, not_installed, shown
 from memedge.engine.manifest import Calibration, Manifest, PromptList, read_manifest, write_manifest
 from memedge.prompts.labelled import Prompts, Sample, select
 from memedge.results import Scores
@@ -142,7 +142,7 @@ def _describe(
     fitted: "Fit", features: Floats, sample: Sample, lists: tuple[Prompts, Prompts], target_fpr: float
 ) -> Calibration:
     counts = int(sample.memorized.sum()), int((~sample.memorized).sum())
-    memorized, clean = (PromptList(p.name, p.sha256, n) for p, n in zip(lists, counts, strict=True))
+    memorized, clean = (PromptList(shown(p.name), p.sha256, n) for p, n in zip(lists, counts, strict=True))
     gamma = fitted.gamma_alignment
     enough = len(features) >= round(1 / OPEN_VERDICTS) - 1
     return Calibration(

@@ -1,5 +1,6 @@
 """Opening engine directories: what is verified, and the sentence for everything that can be wrong."""
 
+import msgspec
 import numpy as np
 import pytest
 from engines import edit_manifest, list_file
@@ -7,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError, ManifestError
-from memedge.engine.manifest import read_manifest, velocity_norm_factor
+from memedge.engine.manifest import read_manifest, velocity_norm_factor, write_manifest
 
 
 def fails(folder, error: type[EngineError], words: str):
@@ -15,7 +16,7 @@ def fails(folder, error: type[EngineError], words: str):
         EngineDirectory.open(folder)
     message = str(caught.value)
     assert words in message
-    assert message.endswith(".") and "\n" not in message
+    assert message.endswith(".") and message.isprintable() and len(message.replace(str(folder), "")) < 500
 
 
 def test_opens(copy):
@@ -46,7 +47,21 @@ def test_no_engine(tmp_path):
     fails(tmp_path, ManifestError, "holds no manifest.json")
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b'"schema"', b"\xff\xfe", b"[" * 100_000, b"{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b'"schema"',
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b"{}",
+        b'{"schema": "\\ud800"}',
+        b'{"schema": 4, "a": "\xed\xa0\x80"}',
+    ],
+)
 def test_no_manifest(copy, text):
     (copy / "manifest.json").write_bytes(text)
     fails(copy, ManifestError, "is not a memedge manifest")
@@ -58,7 +73,11 @@ def test_huge_manifest(copy):
 
 
 @pytest.mark.parametrize(
-    ("schema", "advice"), [(5, "upgrade memedge"), (3, "export"), ("1", "export"), (None, "export")]
+    ("schema", "advice"),
+    [
+        *((5, "upgrade memedge"), (3, "export"), ("1", "export"), (None, "export"), ("\x1b" * 99, "export")),
+        *((True, "export"), (4.0, "export"), ([[]], "of type list"), (10**30, "upgrade memedge")),
+    ],
 )
 def test_other_schema(copy, schema, advice):
     edit_manifest(copy, lambda m: m.update(schema=schema))
@@ -75,6 +94,17 @@ def test_other_schema(copy, schema, advice):
         lambda m: m.update(draws="1"),
         lambda m: m.update(draws=1.5),
         lambda m: m["files"].update({"unet.onnx": {"size": -1}}),
+        lambda m: m["files"].update({"unet.onnx": {"size": 1, "sha256": "\x1b" * 64}}),
+        lambda m: m["source"].update(id="\x1b]0;title\x07red"),
+        lambda m: m["source"].update(id="x" * 5000),
+        lambda m: m["flops"].update(unet=10**400),
+        lambda m: m["flops"].update(unet=-1),
+        lambda m: m["parity"].update(norm_relative=10**400),
+        lambda m: m.update(seed=2**64),
+        lambda m: m.update(timesteps=[981, -1]),
+        lambda m: m["cached"].update({"../x": [1]}),
+        lambda m: m.update({"\x1b" * 900: 1}),
+        lambda m: m["cached"].update({"x": [1] * 9}),
     ],
 )
 def test_invalid_field(copy, change):
@@ -92,6 +122,30 @@ def test_impossible_size(copy, draws):
 def test_impossible_alpha(copy, alpha):
     edit_manifest(copy, lambda m: m.update(alphas_cumprod=[0.5, alpha]))
     fails(copy, ManifestError, "outside [0, 1)")
+
+
+@pytest.mark.parametrize("name", ["x" * 65, ".hidden", "a/b", "a b", "\x1b[31m", "é", "-rf"])
+def test_file_names(copy, name):
+    edit_manifest(copy, lambda m: m["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
+    fails(copy, IntegrityError, "which is outside it or no engine's file")
+
+
+def test_a_manifest_that_could_not_be_read_again_is_not_written(copy):
+    before = (copy / "manifest.json").read_bytes()
+    manifest = read_manifest(copy)
+    with pytest.raises(ManifestError, match="is not valid"):
+        write_manifest(copy, msgspec.structs.replace(manifest, notes=("\x1b",)))
+    assert (copy / "manifest.json").read_bytes() == before
+
+
+def test_a_file_that_cannot_be_read(copy, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("memedge.engine.directory.sha256", denied)
+    fails(copy, IntegrityError, "cannot be read (Permission denied): check its permissions")
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    fails(copy, ManifestError, "cannot be read (Permission denied): check its permissions")
 
 
 @pytest.mark.parametrize("name", ["unet.onnx", "unet.onnx.data", "text_encoder.onnx", "tokenizer.json"])

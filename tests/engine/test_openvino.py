@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from engines import edit_manifest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from memedge import Detector
 from memedge.engine import openvino, probe
@@ -64,7 +65,8 @@ def test_own_unconditional_prediction_is_kept(embedded):
     Detector.load(embedded, provider="openvino", precision="fp32")
     (path,) = kept(embedded)
     good, content = load_file(path)["uncond"], path.read_bytes()
-    for bad in (b"", content[:-5], content.replace(b"openvino", b"openvina")):
+    flipped = content[:-1] + bytes([content[-1] ^ 1])  # a value that was changed
+    for bad in (b"", content[:-5], content.replace(b"openvino", b"openvina"), flipped):
         path.write_bytes(bad)
         Detector.load(embedded, provider="openvino", precision="fp32")
         np.testing.assert_array_equal(load_file(path)["uncond"], good)
@@ -72,6 +74,31 @@ def test_own_unconditional_prediction_is_kept(embedded):
     time = path.stat().st_mtime_ns
     Detector.load(embedded, provider="openvino", precision="fp32")
     assert path.stat().st_mtime_ns == time
+
+
+def test_a_kept_prediction_belongs_to_one_backend(embedded):
+    """Another backend's is not taken under this one's name, though both are whole."""
+    Detector.load(embedded, provider="openvino", precision="fp32")
+    (path,) = kept(embedded)
+    said = metadata(path)
+    for name in ("engine", "backend", "runtime", "sha256"):
+        save_file(load_file(path), path, {**said, name: "another"})
+        Detector.load(embedded, provider="openvino", precision="fp32")
+        assert metadata(path) == said
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "numpy") as file:
+        return file.metadata()
+
+
+def test_compiled_models_lie_in_the_users_cache(embedded, tmp_path, monkeypatch):
+    """Those that come with an engine are not read: OpenVINO verifies none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(openvino, "SMALL", 0)
+    Detector.load(embedded, provider="openvino", precision="fp32")
+    assert not (embedded / "plans").exists()
+    assert list((tmp_path / "cache").rglob("plans/openvino/*.blob"))
 
 
 def test_where_the_engine_cannot_be_written(embedded, tmp_path, monkeypatch):

@@ -19,8 +19,8 @@ from clip_vocabulary import BOS, EOS, TOKENS, Definition, write_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace, Sequence, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, CLIPTokenizer
 
@@ -140,8 +140,9 @@ def test_any_text_as_defined(tokenizers, parts):
 @pytest.mark.parametrize(("template", "before"), [("BOS $A EOS", [4]), ("$A EOS", [])])
 def test_first_word(tmp_path, template, before):
     """It stands behind BOS, or first where tokenizers add none, as T5's; what is masked begins there."""
-    tokenizer = Tokenizer(WordLevel({"pad": 0, "EOS": 1, "a": 2, "b": 3, "BOS": 4}, unk_token="pad"))
-    tokenizer.pre_tokenizer = Whitespace()
+    pieces = [("pad", 0.0), ("EOS", 0.0), ("▁a", -1.0), ("▁b", -1.0), ("BOS", 0.0)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=[("EOS", 1), ("BOS", 4)])
     length = 4 + len(before)
     tokenizer.enable_truncation(length)

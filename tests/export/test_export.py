@@ -15,9 +15,10 @@ from models import make_checkpoint
 
 import memedge.export.parity as parity
 from memedge import Detector
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.directory import describe_file
 from memedge.engine.errors import ExportError, InputError
-from memedge.export.export import export
+from memedge.export.export import check_graphs, export
 
 
 def refused(model, output, words, kind=ExportError, **options):
@@ -54,6 +55,17 @@ def test_what_is_written(engine, checkpoint):
     assert oct(engine.stat().st_mode & 0o777) == "0o755"
 
 
+def test_a_graph_that_nobody_could_load(tmp_path):
+    """Of an operator that is not in engine/operators.py, the export says so, not whoever loads the engine."""
+    check_graphs(EMBEDDED_ENGINE)
+    model = onnx.load(EMBEDDED_ENGINE / "text_encoder.onnx")
+    model.graph.node[0].op_type = "LSTM"
+    onnx.save(model, tmp_path / "text_encoder.onnx")
+    words = "The model's text_encoder.onnx holds the operator 'LSTM', which it never does in an engine: nothing was"
+    with pytest.raises(ExportError, match=words):
+        check_graphs(tmp_path)
+
+
 def test_batch_is_dynamic(engine):
     model = onnx.load(engine / "unet.onnx", load_external_data=False)
     inputs = {i.name: i.type.tensor_type.shape.dim for i in model.graph.input}
@@ -69,6 +81,7 @@ def test_bad_input(checkpoint, tmp_path):
     refused(tmp_path / "absent", output, "There is no ")
     refused(tmp_path, output, "holds no unet folder")
     refused(checkpoint, output, "draws is 0", draws=0)
+    refused(checkpoint, output, "seed is -1", seed=-1)
     refused(checkpoint, output, "Precision 'bf16'", precision="bf16")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
