@@ -109,7 +109,7 @@ def _values(tensor: Any, name: str) -> Any:
 
     torch's subclasses may mean anything by their memory (masks, scales, parts of a whole).
     """
-    torch = sys.modules.get("torch")
+    torch: Any = sys.modules.get("torch")
     of_torch = torch is not None and isinstance(tensor, torch.Tensor)
     if of_torch and type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise InputError(
@@ -153,7 +153,8 @@ def _raw(capsule: object, name: str) -> _Tensor:
             raise InputError(
                 f"{name} has DLPack flags {managed.flags:#x}, which are not known here: pass a NumPy array."
             )
-        return managed.tensor
+        raw: _Tensor = managed.tensor
+        return raw
     if label == b"dltensor":
         return _Tensor.from_address(_get_pointer(capsule, label))
     raise InputError(f"{name} exports no DLPack tensor (capsule {label!r}): pass a NumPy array.")

@@ -48,11 +48,12 @@ class ForeignTensor:
 
     @property
     def __array_interface__(self) -> dict[str, Any]:
+        pairs = zip(self.shape, self.strides, strict=True)
         return {
             "version": 3,
             "data": (self.pointer, True),
             "shape": self.shape,
-            "strides": tuple(stride * self.itemsize for stride in self.strides),
+            "strides": tuple(0 if size == 1 else stride * self.itemsize for size, stride in pairs),
             "typestr": _TYPESTR[self.dtype],
         }
 

@@ -191,13 +191,13 @@ def view_of(values, library, dtype, slices, order, widened, odd):
     """`values` seen so; `odd`: read-only and of the other byte order in NumPy, negated lazily in torch."""
     if library == "torch":
         view = torch.from_numpy(values).to(getattr(torch, dtype))[slices].permute(order)
-        if widened is not None:
+        if widened is not None and view.shape[widened]:
             view = view.narrow(widened, 0, 1).expand(
                 *(3 if axis == widened else n for axis, n in enumerate(view.shape))
             )
         return torch._neg_view(view) if odd else view
     view = values.astype(np.dtype(dtype).newbyteorder(">") if odd else dtype)[slices].transpose(order)
-    if widened is not None:
+    if widened is not None and view.shape[widened]:
         view = np.broadcast_to(
             view.take([0], widened), [3 if axis == widened else n for axis, n in enumerate(view.shape)]
         )
@@ -248,6 +248,8 @@ class Capsule:
 def test_capsules_that_are_true():
     uncond = np.ones((4, 8, 8), np.float32)
     backwards = {"strides": (256, 64, -8, -1), "byte_offset": 63 * 4}
+    alone = {"shape": (2, 1, 4, 8, 8), "strides": (256, 2**62, 64, 8, 1)}  # any stride, where there is one
+    assert reduce_rows(Capsule(**alone), uncond).norm.tolist() == [[16], [16]]
     for capsule in (Capsule(), Capsule(0), Capsule(flags=7, version=(1, 9)), Capsule(**backwards)):
         assert reduce_rows(capsule, uncond).norm.tolist() == [16, 16]
 
