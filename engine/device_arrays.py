@@ -3,31 +3,24 @@
 The interface, version 3: https://nvidia.github.io/numba-cuda/user/cuda_array_interface.html
 """
 
-import math
+import operator
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.dlpack import LEGACY_STREAM, ForeignTensor
 from memedge.engine.errors import InputError, ProviderError
+from memedge.engine.foreign import LEGACY_STREAM, ForeignTensor, checked, reason, row_by_row
 
 _DTYPES = {"<f4": "float32", "<f2": "float16", "<f8": "float64"}  # the interface has no name for bfloat16
-
-
-def cuda_core(core: ModuleType | None, name: str) -> ModuleType:
-    """The core, if it has device code to reduce this tensor with; else an InputError."""
-    if core is None or core.CUDA_TARGETS is None:
-        raise InputError(
-            f"{name} is on an NVIDIA GPU, and this build of memedge has no CUDA code (memedge doctor says why): "
-            "copy it to the host, or reinstall memedge where nvcc is."
-        )
-    return core
+_KEYS = {"shape", "typestr", "data", "version", "strides", "descr", "mask", "stream"}
+_VERSIONS = range(4)
 
 
 def read(tensor: Any, name: str, core: ModuleType) -> ForeignTensor:
-    """Read a tensor (Numba's, CuPy's) through its `__cuda_array_interface__`, without copying.
+    """Read a tensor [..., C, H, W] (Numba's, CuPy's) through its `__cuda_array_interface__`, without copying.
 
     It names the stream on which the data is ready. Where it names none, whoever passes the tensor has to have waited.
 
@@ -35,30 +28,50 @@ def read(tensor: Any, name: str, core: ModuleType) -> ForeignTensor:
         InputError: a tensor of another dtype, with a mask, or whose interface cannot be used.
         ProviderError: CUDA cannot say on which GPU it is.
     """
-    interface = tensor.__cuda_array_interface__
-    dtype = _DTYPES.get(interface["typestr"])
-    if dtype is None:
+    try:
+        interface = tensor.__cuda_array_interface__
+        if interface["version"] not in _VERSIONS:
+            raise ValueError(f"no version is {interface['version']!r}")
+        if unknown := set(interface) - _KEYS:
+            raise ValueError(f"no entry is called {', '.join(map(repr, sorted(unknown)))}")
+        found = _parse(interface, name, tensor)
+    except InputError:
+        raise
+    except Exception as error:  # whatever another library raises or leaves out
         raise InputError(
-            f"{name} has the type {interface['typestr']!r}: convert it to float32 or float16, or pass bfloat16 "
-            "through a library with DLPack."
+            f"{name} has a __cuda_array_interface__ that cannot be read ({type(error).__name__}: {reason(error)}): "
+            "copy it to the host."
+        ) from error
+    return replace(checked(found, name), device=_device(core, found.pointer, name))
+
+
+def _parse(interface: dict[str, Any], name: str, owner: object) -> ForeignTensor:
+    typestr = interface["typestr"]
+    dtype = _DTYPES.get(typestr)
+    if dtype is None or interface.get("descr") not in (None, [("", typestr)]):
+        raise InputError(
+            f"{name} has the type {interface.get('descr') if dtype else typestr!r}: convert it to float32 or float16, "
+            "or pass bfloat16 through a library with DLPack."
         )
     if interface.get("mask") is not None:
         raise InputError(f"{name} has a mask, which the reduction does not follow: pass an array without one.")
-    shape, itemsize = tuple(interface["shape"]), np.dtype(dtype).itemsize
-    strides = interface.get("strides") or tuple(math.prod(shape[axis + 1 :]) * itemsize for axis in range(len(shape)))
+    shape = tuple(operator.index(size) for size in interface["shape"])
+    itemsize = np.dtype(dtype).itemsize
+    strides, steps = row_by_row(shape), interface.get("strides")
+    if steps is not None:
+        pairs = [divmod(operator.index(step), itemsize) for step in steps]
+        if len(pairs) != len(shape) or any(rest for _, rest in pairs):
+            raise InputError(
+                f"{name} has strides {tuple(steps)}, which are not whole elements of each dimension: pass a copy."
+            )
+        strides = tuple(whole for whole, _ in pairs)
     stream = interface.get("stream")
     if stream == 0:
         raise InputError(f"{name} names stream 0, which can mean two streams: its library should name 1 or 2.")
-    pointer = interface["data"][0]
-    return ForeignTensor(
-        pointer,
-        shape,
-        tuple(stride // itemsize for stride in strides),
-        dtype,
-        tensor,
-        _device(core, pointer, name) if pointer else 0,  # an empty array has no address
-        stream,
-    )
+    if stream is not None and not 0 < operator.index(stream) < 1 << 64:
+        raise ValueError(f"no stream is {stream}")
+    pointer, _read_only = interface["data"]
+    return ForeignTensor(operator.index(pointer), shape, strides, dtype, owner, stream=stream)
 
 
 def reduce(
@@ -77,10 +90,12 @@ def reduce(
     if cond.dtype == "float64":
         raise InputError("cond and uncond are float64, which is not reduced on a GPU: convert them to float32.")
     for name, tensor in (("cond", cond), ("uncond", uncond)):
-        if not _contiguous(tensor):
+        if not tensor.contiguous:
             raise InputError(
                 f"{name} is on a GPU and not contiguous: pass {name}.contiguous(), or its like in other libraries."
             )
+        if tensor.pointer % tensor.itemsize:
+            raise InputError(f"{name} is on a GPU and begins within an element: pass a copy of it.")
     channels, height, width = cond.shape[-3:]
     stream = cond.stream or uncond.stream or LEGACY_STREAM
     out = np.empty((3, rows))
@@ -113,13 +128,3 @@ def _device(core: ModuleType, pointer: int, name: str) -> int:
     except RuntimeError as error:
         raise ProviderError(f"{name} is on no GPU that CUDA can use ({error}): copy it to the host.") from error
     return device
-
-
-def _contiguous(tensor: ForeignTensor) -> bool:
-    """Row by row without gaps; the stride of a dimension of size 1 says nothing."""
-    step = 1
-    for size, stride in zip(reversed(tensor.shape), reversed(tensor.strides), strict=True):
-        if size != 1 and stride != step:
-            return False
-        step *= size
-    return True

@@ -41,8 +41,14 @@ def unpack(
 
 def _numbers(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> npt.NDArray[np.float32]:
     """Return the values as float32 [B, *shape]."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise InputError(f"The {name} have a mask, which the model does not follow: give an array without one.")
     try:
-        array = np.asarray(values, dtype=np.float32)
+        array = np.asarray(values)
+        if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+            raise TypeError(f"they are {array.dtype}")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is not finite, which is said below
+            array = array.astype(np.float32)
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires gradients
         raise InputError(f"The {name} are no array of numbers ({error}): give a NumPy array.") from None
     if array.ndim != 1 + len(shape) or len(array) == 0 or array.shape[1:] != shape:

@@ -1,4 +1,4 @@
-"""The reduction where there is no native core: what csrc/guidance_stats.h specifies, in NumPy."""
+"""The reduction where there is no native core, and of float64: what csrc/guidance_stats.h specifies, in NumPy."""
 
 from typing import Any
 
@@ -38,13 +38,14 @@ def guidance_stats(
     return int(np.isnan(out[0]).sum())
 
 
-def _widen(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+def _widen(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """The values in float32, or float64 as it is."""
     if dtype == "bfloat16":
         return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)
+    return values if dtype == "float64" else values.astype(np.float32, copy=False)
 
 
-def _block_sums(c: npt.NDArray[np.float32], u: npt.NDArray[np.float32], operands: str) -> npt.NDArray[np.float64]:
+def _block_sums(c: npt.NDArray[Any], u: npt.NDArray[Any], operands: str) -> npt.NDArray[np.float64]:
     """Per row of [r, C, p]: Σa², Σb², Σab, Σδ² and Σ over pixels of the cosine over channels; float64 [5, r]."""
     delta = (c - u).astype(np.float64)
     a = (u if operands == "uncond_delta" else c).astype(np.float64)

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import device_arrays, dlpack, numpy_reduction
-from memedge.engine.dlpack import ForeignTensor
 from memedge.engine.errors import InputError, NotFiniteError
+from memedge.engine.foreign import ForeignTensor, check_shape, cuda_core, reason
 
 OPERANDS = ("uncond_delta", "cond_uncond", "cond_delta")
 ALIGNMENTS = ("channel", "flat")
@@ -91,18 +91,19 @@ def core_status() -> CoreStatus:
 
 def check_options(alignment: str = ALIGNMENTS[0], operands: str = OPERANDS[0]) -> None:
     """Raise InputError for a name that does not exist; for callers who would rather know before a UNet pass."""
-    if alignment not in ALIGNMENTS:
+    if not isinstance(alignment, str) or alignment not in ALIGNMENTS:
         raise InputError(f"There is no alignment {alignment!r}: use 'channel' or 'flat'.")
-    if operands not in OPERANDS:
+    if not isinstance(operands, str) or operands not in OPERANDS:
         raise InputError(f"There are no operands {operands!r}: use one of {', '.join(OPERANDS)}.")
 
 
 def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads: int | None = None) -> RowStatistics:
     """Return norm and cosines of each guidance vector Δ = ε_c − ε_0 in one pass (docs/methods.md §1).
 
-    Halves are widened to float32; float64 is narrowed to it. A vector's norm is clamped from below at 1e-8 in a cosine
-    (PyTorch's rule), so Δ = 0 gives 0. Values beyond about 1e19 overflow float32 when squared and count as not finite;
-    on a GPU, which sums a whole row's squares in float32, those beyond about 1e19 / √(C·H·W).
+    Halves are widened to float32. A vector's norm is clamped from below at 1e-8 in a cosine (PyTorch's rule), so Δ = 0
+    gives 0. Values beyond about 1e19 overflow float32 when squared and count as not finite; on a GPU, which sums a
+    whole row's squares in float32, those beyond about 1e19 / √(C·H·W). Values below about 1e-19 lose digits when
+    squared. float64 stays float64, with its own bounds, in NumPy.
 
     Tensors on an NVIDIA GPU are reduced there, after the work that their library has enqueued on them. The results come
     back to the host, so this call waits for them.
@@ -110,11 +111,13 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
     Args:
         cond: ε_c [..., C, H, W]: a NumPy array (ml_dtypes' bfloat16 too), anything with DLPack (torch, JAX, CuPy) in
             host memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16, bfloat16 or,
-            in host memory, float64. What is not contiguous is copied; on a GPU it is refused.
+            in host memory, float64. What is not contiguous is copied; on a GPU it is refused. So are masks, and
+            subclasses of NumPy's or torch's tensors, which can mean more than their values.
         uncond: ε_0, on the same device, of the same dtype and C, H, W, whose leading shape ends cond's (leading ones
             are ignored): each is used for all of cond's rows that share those trailing indices.
         operands: the cosine's pair: "uncond_delta" (ε_0, Δ), "cond_uncond" (ε_c, ε_0) or "cond_delta" (ε_c, Δ).
-        threads: at most this many; None: as many as this process may run on. Results don't depend on it. Not for GPUs.
+        threads: at most this many; None: as many as this process may run on. Results don't depend on it. Neither for
+            GPUs nor for float64.
 
     Raises:
         InputError: arrays that cannot be read or do not fit together, or an option that does not exist.
@@ -125,7 +128,7 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
     c, u, dtype = _read_both(cond, uncond)
     leading, rows, uncond_rows = _pair(c.shape, u.shape)
     if isinstance(c, ForeignTensor) and isinstance(u, ForeignTensor):
-        out, bad = device_arrays.reduce(device_arrays.cuda_core(core, "cond"), c, u, rows, uncond_rows, operands)
+        out, bad = device_arrays.reduce(cuda_core(core, "cond"), c, u, rows, uncond_rows, operands)
     else:
         c, u = _on_host(c, u)
         out, bad = _reduce(c, u, rows, uncond_rows, None, dtype, operands, threads)
@@ -189,12 +192,9 @@ def _reduce(
     """R rows [..., C, H, W] and K of uncond -> [3, R] and how many are not finite; row is [R], or r % K if None."""
     channels, height, width = cond.shape[-3:]
     pixels = height * width
-    if dtype == "float64":
-        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaNs show in the result
-            cond, uncond, dtype = cond.astype(np.float32), uncond.astype(np.float32), "float32"
-    cond, uncond = np.ascontiguousarray(cond), np.ascontiguousarray(uncond)
+    cond, uncond = _row_by_row(cond), _row_by_row(uncond)
     out = np.empty((3, rows))
-    if core is None:
+    if core is None or dtype == "float64":  # narrowed to the core's float32, a small Δ would be all rounding
         flat = cond.reshape(rows, channels, pixels), uncond.reshape(uncond_rows, channels, pixels)
         return out, numpy_reduction.guidance_stats(*flat, row, dtype, operands, out)
     bad = core.guidance_stats(
@@ -230,32 +230,50 @@ def _on_host(cond: Tensor, uncond: Tensor) -> tuple[npt.NDArray[Any], npt.NDArra
 
 def _read(tensor: Any, name: str) -> tuple[Tensor, str]:
     """The tensor, bfloat16 in host memory as its bits, and its dtype's name."""
-    if not isinstance(tensor, np.ndarray):
-        if hasattr(tensor, "__dlpack_device__"):
-            if dlpack.gpu(tensor, name) is not None:
-                device_arrays.cuda_core(core, name)
-            foreign = dlpack.read(tensor, name)
-            return (foreign.array() if foreign.device is None else foreign), foreign.dtype
-        if hasattr(tensor, "__cuda_array_interface__"):
-            foreign = device_arrays.read(tensor, name, device_arrays.cuda_core(core, name))
-            return foreign, foreign.dtype
-        raise InputError(f"{name} is a {type(tensor).__name__}: pass a NumPy array or a tensor with DLPack.")
-    if (dtype := _NATIVE.get(tensor.dtype)) is not None:
-        return tensor, dtype
-    dtype = tensor.dtype.name
+    if isinstance(tensor, np.ndarray):
+        return _read_array(tensor, name)
+    if _has(tensor, "__dlpack_device__", name):
+        foreign = dlpack.read(tensor, name, core)
+        return (foreign.array() if foreign.device is None else foreign), foreign.dtype
+    if _has(tensor, "__cuda_array_interface__", name):
+        foreign = device_arrays.read(tensor, name, cuda_core(core, name))
+        return foreign, foreign.dtype
+    raise InputError(f"{name} is a {type(tensor).__name__}: pass a NumPy array or a tensor with DLPack.")
+
+
+def _has(tensor: Any, attribute: str, name: str) -> bool:
+    try:
+        return hasattr(tensor, attribute)
+    except Exception as error:  # whatever another library raises
+        raise InputError(f"{name} cannot be asked for its values ({reason(error)}): pass a NumPy array.") from error
+
+
+def _read_array(array: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[Any], str]:
+    if isinstance(array, np.ma.MaskedArray):
+        raise InputError(f"{name} has a mask, which the reduction does not follow: pass an array without one.")
+    if type(array) not in (np.ndarray, np.memmap):
+        raise InputError(
+            f"{name} is a {type(array).__name__}, which can mean more than its values: pass a plain NumPy array."
+        )
+    if (dtype := _NATIVE.get(array.dtype)) is not None:
+        return array, dtype
+    dtype = array.dtype.name
     if dtype == "bfloat16":
-        return tensor.view(np.uint16), dtype
+        return array.view(np.uint16), dtype
     if dtype not in _NATIVE.values():
         raise InputError(f"{name} is {dtype}: convert it to float32, float16 or bfloat16.")
-    return tensor.astype(dtype), dtype  # it was of the other byte order
+    return array.astype(dtype), dtype  # it was of the other byte order
+
+
+def _row_by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array, contiguous and at an address of whole elements; a copy where it is not."""
+    array = np.ascontiguousarray(array)
+    return array if array.flags.aligned else array.copy()
 
 
 def _check_shapes(cond: tuple[int, ...], uncond: tuple[int, ...]) -> None:
-    for name, shape in (("cond", cond), ("uncond", uncond)):
-        if len(shape) < 3:
-            raise InputError(f"{name} has shape {shape}: give [..., C, H, W].")
-        if 0 in shape:
-            raise InputError(f"{name} has shape {shape} and so no values: leave empty batches out.")
+    check_shape(cond, "cond")
+    check_shape(uncond, "uncond")
     if cond[-3:] != uncond[-3:]:
         raise InputError(f"cond has shape {cond} and uncond {uncond}: the last three, C, H and W, must be the same.")
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Alignment, Operands, PredictionType, velocity_norm_factor
-from memedge.engine.reduction import reduce_rows
+from memedge.engine.reduction import check_options, reduce_rows
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ def guidance_stats(
 
     Args:
         eps_cond: conditional predictions [..., C, H, W]: a NumPy array, anything with DLPack (torch, JAX, CuPy) in host
-            memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16 or bfloat16. On a
-            GPU it must be contiguous.
+            memory or on an NVIDIA GPU, or with `__cuda_array_interface__` (Numba); float32, float16, bfloat16 or, in
+            host memory, float64. On a GPU it must be contiguous. Masked arrays are refused, and subclasses of NumPy's
+            or torch's tensors, which can mean more than their values.
         eps_uncond: unconditional predictions, on the same device, of the same dtype, whose leading shape ends
             eps_cond's.
         alignment: "channel" averages the cosine over the channels of each pixel, "flat" takes it of whole tensors.
@@ -64,12 +65,21 @@ def guidance_stats(
         >>> stats.norm.round(3), stats.alignment.round(3)
         (array([8.]), array([1.]))
     """
-    if prediction_type not in ("epsilon", "v_prediction"):
+    check_options(alignment, operands)
+    if not isinstance(prediction_type, str) or prediction_type not in ("epsilon", "v_prediction"):
         raise InputError(f"There is no prediction type {prediction_type!r}: use 'epsilon' or 'v_prediction'.")
     factor = 1.0
     if prediction_type == "v_prediction":
-        if alpha_cumprod is None or not 0 < alpha_cumprod < 1:
-            raise InputError("v-prediction needs alpha_cumprod between 0 and 1: give ᾱ at the predictions' timestep.")
-        factor = velocity_norm_factor(alpha_cumprod)
+        factor = velocity_norm_factor(_alpha(alpha_cumprod))
     rows = reduce_rows(eps_cond, eps_uncond, operands)
     return GuidanceStats(factor * rows.norm, rows.cosine(alignment))
+
+
+def _alpha(value: Any) -> float:
+    try:
+        alpha = float(value)
+    except (TypeError, ValueError, RuntimeError):  # no number, or several
+        alpha = 0.0
+    if not 0 < alpha < 1:
+        raise InputError("v-prediction needs alpha_cumprod between 0 and 1: give ᾱ at the predictions' timestep.")
+    return alpha

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memedge import GuidanceStats, InputError, guidance_stats
-from memedge.engine import numpy_reduction, reduction
+from memedge.engine import dlpack, numpy_reduction, reduction
 from memedge.engine.errors import NotFiniteError, ProviderError
 from memedge.engine.reduction import reduce_indexed, reduce_rows
 
@@ -26,7 +26,9 @@ class Dlpack:
 
     def __dlpack__(self, *, stream, max_version=None):
         self.streams.append(stream)
-        return self.tensor.__dlpack__(max_version=max_version)
+        capsule = self.tensor.__dlpack__(max_version=max_version)
+        dlpack._raw(capsule, "x").device = dlpack._Device(*self.device)
+        return capsule
 
 
 class OldDlpack(Dlpack):
@@ -183,6 +185,28 @@ DEVICE = CudaArray(UNCOND.numpy())
         (CudaArray(COND.numpy(), typestr="|V2"), DEVICE, "through a library with DLPack"),
         (CudaArray(COND.numpy(), mask=DEVICE), DEVICE, "cond has a mask"),
         (CudaArray(COND.numpy(), stream=0), DEVICE, "stream 0"),
+        (CudaArray(COND.numpy(), stream=-1), DEVICE, "no stream is -1"),
+        (CudaArray(COND.numpy(), stream=1 << 64), DEVICE, "no stream is 1844"),
+        (
+            CudaArray(COND.numpy(), strides=(960, 480, 120, 20, 6)),
+            DEVICE,
+            r"strides \(960, .* 6\), which are not whole",
+        ),
+        (CudaArray(COND.numpy(), strides=(5, 7, 4)), DEVICE, "not whole elements of each dimension"),
+        (CudaArray(COND.numpy(), strides=()), DEVICE, "not whole elements of each dimension"),
+        (CudaArray(COND.numpy(), strides=(1 << 62, 480, 120, 20, 4)), DEVICE, "addresses that no memory has"),
+        (CudaArray(COND.numpy(), shape=(-3, 2, 4, 6, 5)), DEVICE, "with a size below 0"),
+        (CudaArray(COND.numpy(), shape=(3.0, 2, 4, 6, 5)), DEVICE, "cannot be read .TypeError.*'float'.*copy it"),
+        (CudaArray(COND.numpy(), shape=None), DEVICE, "cannot be read .TypeError"),
+        (CudaArray(COND.numpy(), data=None), DEVICE, "cannot be read .TypeError"),
+        (CudaArray(COND.numpy(), data=(0, False)), DEVICE, "no memory: pass"),
+        (CudaArray(COND.numpy(), data=(1 << 70, False)), DEVICE, "addresses that no memory has"),
+        (CudaArray(COND.numpy(), data=(COND.data_ptr() + 2, False)), DEVICE, "cond is on a GPU and begins within"),
+        (CudaArray(COND.numpy(), version=4), DEVICE, "no version is 4"),
+        (CudaArray(COND.numpy(), offset=16), DEVICE, "no entry is called 'offset'"),
+        (CudaArray(COND.numpy(), descr=[("", "<i4")]), DEVICE, r"has the type \[\('', '<i4'\)\]"),
+        (SimpleNamespace(__cuda_array_interface__={}), DEVICE, "cannot be read .KeyError: 'version'"),
+        (SimpleNamespace(__cuda_array_interface__=None), DEVICE, "cannot be read .TypeError"),
         (CudaArray(COND.numpy()[:0], data=(0, False)), DEVICE, "no values"),
         (Dlpack(COND), Dlpack(UNCOND[:, :3]), "must be the same"),
     ],
@@ -191,6 +215,25 @@ def test_what_does_not_fit_is_refused_in_one_sentence(core, cond, uncond, messag
     with pytest.raises(InputError, match=message):
         reduce_rows(cond, uncond)
     assert not core.calls
+
+
+@pytest.mark.parametrize(("said", "exported"), [((1, 0), (2, 0)), ((2, 0), (1, 0)), ((2, 0), (2, 1))])
+def test_memory_elsewhere_than_said_is_not_read(core, said, exported):
+    class Elsewhere(Dlpack):
+        def __dlpack_device__(self):
+            return said
+
+        def __dlpack__(self, *, stream=None, max_version=None):
+            return super().__dlpack__(stream=stream, max_version=max_version)
+
+    with pytest.raises(InputError, match=r"says that it is on one device and is exported from another \(DLPack type"):
+        reduce_rows(Elsewhere(COND, exported), Dlpack(UNCOND))
+    assert not core.calls
+
+
+def test_a_description_that_repeats_the_type_is_fine(core):
+    reduce_rows(CudaArray(COND.numpy(), descr=[("", "<f4")]), DEVICE)
+    assert core.calls
 
 
 def test_an_index_is_for_host_memory(core):

@@ -1,5 +1,6 @@
 """reduce_rows: what it accepts, pairs, refuses and reports, on the native and on the NumPy path."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -149,6 +150,191 @@ def test_both_kinds_of_capsule():
         np.testing.assert_array_equal(array, tensor.numpy())
 
 
+def test_lazily_negated_torch_tensors():
+    """c.conj().imag shares c's memory, with a bit that says that its values are negated."""
+    whole = torch.complex(*(torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(n)) for n in (0, 1)))
+    cond, uncond = whole.conj().imag, whole.real[0]
+    assert cond.is_neg()
+    for lazy in (cond, cond.transpose(2, 3)):
+        assert_truth(reduce_rows(lazy, uncond), lazy.double().resolve_neg().numpy(), uncond.double().numpy())
+
+
+def test_memory_that_begins_within_an_element():
+    cond, uncond = normal(2, 4, 9, 9), normal(4, 9, 9, seed=1)
+    buffer = bytearray(b"\0" + cond.tobytes())
+    packed = np.empty(cond.shape, dtype=[("flag", "i1"), ("value", "f4")])
+    packed["value"] = cond
+    for odd in (
+        np.frombuffer(buffer, np.float32, offset=1).reshape(cond.shape),
+        torch.frombuffer(buffer, dtype=torch.float32, offset=1).reshape(cond.shape),
+        packed["value"],
+    ):
+        assert_truth(reduce_rows(odd, uncond), cond, uncond)
+
+
+SHAPE = (3, 2, 4, 6, 5)  # of what the views below are views of: rows, rows, C, H, W
+
+
+@st.composite
+def views(draw):
+    """A view of random values, and the library it is passed in."""
+    library = draw(st.sampled_from(["numpy", "torch"]))
+    dtype = draw(st.sampled_from(["float32", "float16", "float64", *(["bfloat16"] if library == "torch" else [])]))
+    steps = [draw(st.sampled_from((1, 2) if library == "torch" else (1, 2, -1, -3))) for _ in SHAPE]
+    starts = [draw(st.sampled_from([0, 0, 0, 1, 1, 1, 9])) if step > 0 else None for step in steps]  # 9: no values
+    order = draw(st.permutations(range(5)))
+    widened = draw(st.integers(0, 4)) if draw(st.booleans()) else None
+    return library, dtype, tuple(map(slice, starts, [None] * 5, steps)), order, widened, draw(st.booleans())
+
+
+def view_of(values, library, dtype, slices, order, widened, odd):
+    """`values` seen so; `odd`: read-only and of the other byte order in NumPy, negated lazily in torch."""
+    if library == "torch":
+        view = torch.from_numpy(values).to(getattr(torch, dtype))[slices].permute(order)
+        if widened is not None and view.shape[widened]:
+            view = view.narrow(widened, 0, 1).expand(
+                *(3 if axis == widened else n for axis, n in enumerate(view.shape))
+            )
+        return torch._neg_view(view) if odd else view
+    view = values.astype(np.dtype(dtype).newbyteorder(">") if odd else dtype)[slices].transpose(order)
+    if widened is not None and view.shape[widened]:
+        view = np.broadcast_to(
+            view.take([0], widened), [3 if axis == widened else n for axis, n in enumerate(view.shape)]
+        )
+    view.flags.writeable = not odd and widened is None
+    return view
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(view=views(), operands=st.sampled_from(reduction.OPERANDS))
+def test_any_view_of_any_library(view, operands):
+    """Slices, steps back, transposes, expanded, read-only, of the other byte order, lazily negated: against float64."""
+    cond, uncond = (view_of(normal(*SHAPE, seed=seed), *view) for seed in (0, 1))
+    as_float64 = [
+        x.double().resolve_neg().numpy() if view[0] == "torch" else x.astype(np.float64) for x in (cond, uncond)
+    ]
+    if 0 in cond.shape:
+        with pytest.raises(InputError, match="no values"):
+            reduce_rows(cond, uncond, operands)
+        return
+    assert_truth(reduce_rows(cond, uncond, operands), *as_float64, operands, view[1].replace("float64", "float32"))
+
+
+class Capsule:
+    """What says of itself what it likes: a library's DLPack struct around an array's memory."""
+
+    def __init__(self, flags=None, version=(1, 0), said=(1, 0), **fields):
+        self.array, self.said = np.full((2, 4, 8, 8), 2, np.float32), said
+        self.managed = dlpack._ManagedTensorVersioned(*version, None, None, flags or 0)
+        raw = dlpack._Tensor() if flags is None else self.managed.tensor
+        self.label = b"dltensor" if flags is None else b"dltensor_versioned"
+        shape, strides = fields.pop("shape", self.array.shape), fields.pop("strides", None)
+        raw.data, raw.device, raw.dtype = self.array.ctypes.data, dlpack._Device(1, 0), dlpack._DataType(2, 32, 1)
+        raw.ndim = len(shape or ())
+        self.kept = [(ctypes.c_int64 * len(sizes))(*sizes) if sizes else None for sizes in (shape, strides)]
+        raw.shape, raw.strides = (ctypes.cast(kept, ctypes.POINTER(ctypes.c_int64)) for kept in self.kept)
+        for field, value in fields.items():
+            setattr(raw, field, value)
+        self.struct = self.managed if flags is not None else raw
+
+    def __dlpack_device__(self):
+        return self.said
+
+    def __dlpack__(self, **_):
+        new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+        return new(("PyCapsule_New", ctypes.pythonapi))(ctypes.addressof(self.struct), self.label, None)
+
+
+def test_capsules_that_are_true():
+    uncond = np.ones((4, 8, 8), np.float32)
+    backwards = {"strides": (256, 64, -8, -1), "byte_offset": 63 * 4}
+    alone = {"shape": (2, 1, 4, 8, 8), "strides": (256, 2**62, 64, 8, 1)}  # any stride, where there is one
+    assert reduce_rows(Capsule(**alone), uncond).norm.tolist() == [[16], [16]]
+    for capsule in (Capsule(), Capsule(0), Capsule(flags=7, version=(1, 9)), Capsule(**backwards)):
+        assert reduce_rows(capsule, uncond).norm.tolist() == [16, 16]
+
+
+class Raising:
+    """A library whose methods raise what they like, over several lines."""
+
+    def __init__(self, device=(1, 0), capsule=None):
+        self.device, self.capsule = device, capsule
+
+    def __dlpack_device__(self):
+        if self.device is None:
+            raise ZeroDivisionError("no device.\nAnd more about it")
+        return self.device
+
+    def __dlpack__(self, **_):
+        if self.capsule is None:
+            raise KeyError
+        return self.capsule
+
+    @property
+    def __cuda_array_interface__(self):
+        raise LookupError("not now")
+
+
+class Asked:
+    @property
+    def __dlpack_device__(self):
+        raise LookupError("not now")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (Capsule(data=0), r"\(2, 4, 8, 8\) and no memory: pass"),
+        (Capsule(shape=None, ndim=-1), "has -1 dimensions or no shape: give"),
+        (Capsule(shape=None, ndim=3), "has 3 dimensions or no shape: give"),
+        (Capsule(ndim=2**31 - 1), "has 2147483647 dimensions"),
+        (Capsule(shape=(1,) * 62 + (4, 8, 8)), "has 65 dimensions"),
+        (Capsule(shape=(1, 4, -8, 8)), "with a size below 0: its library describes it wrongly"),
+        (Capsule(shape=(1, 4, 2**60, 8)), "addresses that no memory has: its library"),
+        (Capsule(shape=(2**62, 4, 8, 8), strides=(0, 64, 8, 1)), "addresses that no memory has: its library"),
+        (Capsule(strides=(2**61, 1, 1, 1)), "addresses that no memory has"),
+        (Capsule(strides=(-(2**61), 1, 1, 1)), "addresses that no memory has"),
+        (Capsule(byte_offset=2**63), "addresses that no memory has"),
+        (Capsule(dtype=dlpack._DataType(2, 32, 2)), "DLPack type code 2 with 32 bits: convert"),
+        (Capsule(dtype=dlpack._DataType(6, 8, 1)), "DLPack type code 6 with 8 bits: convert"),
+        (Capsule(flags=8), "DLPack flags 0x8, which are not known here: pass"),
+        (Capsule(flags=0, version=(2, 0)), "comes as DLPack 2"),
+        (Capsule(device=dlpack._Device(2, 0)), "on one device and is exported from another .DLPack type 2, number 0"),
+        (Capsule(device=dlpack._Device(9, 0)), "that is not an NVIDIA GPU"),
+        (Capsule(said=("a", "b")), "through DLPack .'str' object cannot be interpreted as an integer.: pass a NumPy"),
+        (Capsule(said=(1,)), "cannot be read through DLPack"),
+        (Raising(device=None), r"cannot be read through DLPack \(no device\): pass a NumPy array\."),
+        (Raising(), r"cannot be read through DLPack \(KeyError\): pass"),
+        (Raising(capsule=5), r"cannot be read through DLPack \(PyCapsule_GetName .*\): pass"),
+        (Asked(), r"cannot be asked for its values \(not now\): pass a NumPy array\."),
+        (torch.ones(2, 4, 8, 8, device="meta"), "cannot be read through DLPack .*meta"),
+        (torch._efficientzerotensor((2, 4, 8, 8)), "no memory: pass a tensor that holds its values"),
+        (torch.ones(2, 4, 8, 8).to_mkldnn(), "cannot be read through DLPack"),
+        (torch.ones(2, 4, 8, 8, dtype=torch.complex64).conj(), "cannot be read through DLPack .*conjugate bit"),
+        (torch.ones(2, 4, 8, 8).as_subclass(type("Scaled", (torch.Tensor,), {})), "is a Scaled, which can mean more"),
+        (torch.ones(2, 4, 8, 8, dtype=torch.bool), "DLPack type code 6 with 8 bits: convert"),
+        (np.ma.masked_array(np.ones((2, 4, 8, 8), np.float32), True), "cond has a mask.*pass an array without one"),
+        (np.ma.masked_array(np.ones((2, 4, 8, 8), np.float32)), "cond has a mask"),
+        (np.ones((2, 4, 8, 8), np.float32).view(type("Metres", (np.ndarray,), {})), "is a Metres, which can mean more"),
+        (np.ones((2, 4, 8, 8), np.longdouble), "convert it to float32"),
+        (np.ones((2, 4, 8, 8), bool), "cond is bool: convert"),
+        (np.ones((2, 4, 8, 8), "m8[s]"), r"cond is timedelta64\[s\]: convert"),
+    ],
+)
+def test_what_may_mean_something_else_is_refused(tensor, message):
+    with pytest.raises(InputError, match=message) as found:
+        reduce_rows(tensor, np.ones((4, 8, 8), np.float32))
+    assert "\n" not in str(found.value)
+
+
+def test_float64_keeps_its_digits():
+    """Narrowed to float32, these differences would be 0 or half wrong."""
+    uncond = normal(4, 8, 8, dtype=np.float64)
+    for tiny in (1e-9, 1e-7):
+        cond = uncond + tiny * normal(3, 4, 8, 8, seed=1, dtype=np.float64)
+        assert_truth(reduce_rows(cond, uncond), cond, uncond)
+
+
 def test_memory_outlives_the_tensor():
     array = dlpack.read(torch.full((1, 64, 64), 3.0), "x").array()
     torch.full((1, 64, 64), 5.0)  # would land in freed memory
@@ -233,7 +419,7 @@ def test_not_finite_is_an_error(value, dtype, operands):
             reduce_rows(*inputs, operands)
 
 
-def test_float64_beyond_float32_is_an_error():
+def test_float64_too_large_to_square_is_an_error():
     cond = np.full((1, 4, 2, 2), 1e300)
     with pytest.raises(NotFiniteError):
         reduce_rows(cond, cond)

@@ -157,7 +157,11 @@ def test_wrong_embeddings(plain):
     for shape in [(tokens, width), (1, tokens, width + 1), (1, 77, 768), (0, tokens, width)]:
         with pytest.raises(InputError, match="this engine takes"):
             plain.score_embeddings(np.zeros(shape))
-    for states in ("a star", [[1, 2], [3]], torch.zeros(1, tokens, width, requires_grad=True)):
+    shape = (1, tokens, width)
+    with pytest.raises(InputError, match="have a mask"):
+        plain.score_embeddings(np.ma.zeros(shape))
+    others = (np.zeros(shape, complex), np.zeros(shape, "m8[s]"), np.full(shape, "1"), torch.ones(shape) > 0)
+    for states in ("a star", [[1, 2], [3]], torch.zeros(shape, requires_grad=True), *others):
         with pytest.raises(InputError, match="no array of numbers"):
             plain.score_embeddings(states)
     for value in (np.nan, np.inf):

@@ -30,9 +30,11 @@ def test_definition(predictions):
 
 def test_velocity(predictions):
     plain = guidance_stats(*predictions)
-    scaled = guidance_stats(*predictions, prediction_type="v_prediction", alpha_cumprod=0.36)
-    np.testing.assert_allclose(scaled.norm, plain.norm * 0.6 / 0.64, rtol=1e-12)
-    np.testing.assert_array_equal(scaled.alignment, plain.alignment)
+    for alpha in (0.36, torch.tensor(0.36, dtype=torch.float64)):
+        scaled = guidance_stats(*predictions, prediction_type="v_prediction", alpha_cumprod=alpha)
+        assert isinstance(scaled.norm, np.ndarray)
+        np.testing.assert_allclose(scaled.norm, plain.norm * 0.6 / 0.64, rtol=1e-12)
+        np.testing.assert_array_equal(scaled.alignment, plain.alignment)
 
 
 def test_first_step_of_a_server(predictions):
@@ -57,7 +59,12 @@ def test_same_predictions(predictions):
         ({"operands": "delta"}, "no operands"),
         ({"prediction_type": "sample"}, "no prediction type"),
         ({"prediction_type": "v_prediction"}, "needs alpha_cumprod"),
+        ({"prediction_type": np.array(["epsilon", "sample"])}, "no prediction type"),
+        ({"alignment": np.array(["channel"])}, "no alignment"),
         ({"prediction_type": "v_prediction", "alpha_cumprod": 1.0}, "needs alpha_cumprod"),
+        ({"prediction_type": "v_prediction", "alpha_cumprod": np.array([0.5, 0.6])}, "needs alpha_cumprod"),
+        ({"prediction_type": "v_prediction", "alpha_cumprod": "all"}, "needs alpha_cumprod"),
+        ({"prediction_type": "v_prediction", "alpha_cumprod": np.nan}, "needs alpha_cumprod"),
     ],
 )
 def test_wrong_options(predictions, options, words):
