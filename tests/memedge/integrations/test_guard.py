@@ -351,7 +351,7 @@ def test_hook_is_removed_after_errors(small, error):
 
 
 def test_first_step_without_its_halves(small):
-    pipe, detector, clean, _ = small
+    pipe, detector = small[:2]
     guarded = guard(pipe, detector, first_step=1.0)
     for scale in (1, 0.0):
         with pytest.raises(InputError, match=f"guidance_scale is {scale}, so there is no guidance"):
