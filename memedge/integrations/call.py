@@ -25,7 +25,6 @@ class Call:
     Attributes:
         prompts: the prompts; None for each that is given as embeddings.
         images: how many images each is asked for.
-        as_text: whether the prompts are text.
     """
 
     def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -51,8 +50,7 @@ class Call:
         self._check_guides()
         self.prompts: list[Any] = [None] * len(embeddings) if prompt is None else _listed(prompt)
         self.images = int(self.get("num_images_per_prompt") or 1)
-        self.as_text = prompt is not None
-        if self.as_text:
+        if prompt is not None:
             list(checked_prompts(self.prompts))
             if not self.prompts:
                 raise InputError("There are no prompts to generate from: give at least one.")
@@ -64,19 +62,18 @@ class Call:
         return self._names[name].default if name in self._names else None
 
     def embeddings(self, rows: Sequence[int] | slice = slice(None)) -> Embeddings:
-        """Return the prompts' embeddings as the pipeline will take them, [B, L, D], and SDXL's pooled ones, [B, P]."""
-        given = self.get("prompt_embeds") is not None
-        tensors = self._bound.arguments if given else self._encode(do_classifier_free_guidance=False)
-        pooled = tensors.get("pooled_prompt_embeds")
-        return _numpy(tensors["prompt_embeds"])[rows], None if pooled is None else _numpy(pooled)[rows]
+        """Return the prompts' embeddings as the pipeline is given them, after `use_embeddings`."""
+        states, pooled = self.get("prompt_embeds"), self.get("pooled_prompt_embeds")
+        return _numpy(states)[rows], None if pooled is None else _numpy(pooled)[rows]
 
     def empty(self) -> tuple[Any, Any] | None:
         """Return what the pipeline takes where no negative prompt is given: embeddings [B, L, D], and pooled ones.
 
-        Tensors, and None for pooled ones in models without. None if no negative prompt is given: then the pipeline's
-        own call has them.
+        Tensors, and None for pooled ones in models without. None if nothing negative is given, be it a size of SDXL's:
+        then the pipeline's own call has them.
         """
-        if all(self.get(name) is None for name in NEGATIVE):
+        given = self._bound.arguments.items()
+        if all(value is None for name, value in given if name.startswith("negative_")):
             return None
         text = [""] * len(self.prompts) if self.get("prompt") is None else self.get("prompt")
         leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2"))
@@ -84,7 +81,10 @@ class Call:
         return made["negative_prompt_embeds"], made.get("negative_pooled_prompt_embeds")
 
     def use_embeddings(self) -> None:
-        """Replace all text by the embeddings that the pipeline makes of it, so that they are what it generates from."""
+        """Replace all text by the embeddings that the pipeline makes of it, which it then generates from.
+
+        So nothing is read twice, as it might be read otherwise then.
+        """
         if self.get("prompt_embeds") is None:
             self._bound.arguments.update(self._encode())
         for name in TEXTS:

@@ -16,7 +16,6 @@ from memedge.integrations.call import Call, Embeddings
 from memedge.integrations.checks import check_first_step, check_model
 from memedge.integrations.first_step import AllOver, FirstStep
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated
-from memedge.integrations.known import is_known
 from memedge.integrations.same_model import active_adapters, check_same_model
 from memedge.integrations.same_text import read_alike
 from memedge.mitigation.mitigator import Mitigator
@@ -148,8 +147,7 @@ class GuardedPipeline:
         if self._first_step is not None:
             return self._watch(call, self._first_step)
         check_same_model(self._pipe, self._detector, call.get("cross_attention_kwargs"))
-        if call.as_text and not is_known(self._pipe, "encode_prompt"):
-            call.use_embeddings()  # what is judged is what is generated from, even if it is never read twice alike
+        call.use_embeddings()
         embeddings = call.embeddings()
         alike = read_alike(call.prompts, embeddings, self._detector, str(self._pipe.unet.dtype))
         verdicts = self._judge(call, embeddings, alike)
@@ -191,7 +189,6 @@ class GuardedPipeline:
             return
         distinct = dict.fromkeys(call.prompts[row] for row in rows)
         results = {prompt: mitigator.embedding(prompt) for prompt in distinct}
-        call.use_embeddings()
         for row in rows:
             call.set_embeddings(row, results[call.prompts[row]].states, results[call.prompts[row]].pooled)
         # As the pipeline takes them, in its own precision, and by the caller's own detector.

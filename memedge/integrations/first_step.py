@@ -74,21 +74,20 @@ class FirstStep:
         # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
         uncond, cond = predictions.contiguous().cpu().chunk(2)
         if self._empty is not None:
-            uncond = self._unconditional(args, kwargs).contiguous().cpu()
+            uncond = self._unconditional(self._empty, args, kwargs).contiguous().cpu()
         stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
         self.norms = stats.norm.reshape(prompts, images).mean(1)
         if self._stop_at is not None and (self.norms >= self._stop_at).all():
             raise AllOver
 
-    def _unconditional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _unconditional(self, empty: tuple[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Return ε_0 of the empty prompt where the first call's first half is of a negative prompt; [B · images, …].
 
         A prompt that is its own negative one has no Δ between them, and is generated all the same.
         """
         import torch
 
-        assert self._empty is not None
-        states, pooled = (None if rows is None else rows.repeat_interleave(self._images, dim=0) for rows in self._empty)
+        states, pooled = (None if rows is None else rows.repeat_interleave(self._images, dim=0) for rows in empty)
         half = len(states)
         more = dict(kwargs, encoder_hidden_states=states)
         if pooled is not None:
