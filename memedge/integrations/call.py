@@ -127,7 +127,7 @@ class Call:
             "lora_scale": scale,
             **instead,
         }
-        wanted = inspect.signature(self._pipe.encode_prompt).parameters
+        wanted = _parameters(self._pipe)
         given = {name: own[name] if name in own else self.get(name) for name in wanted if name in {*own, *self._names}}
         with torch.no_grad():
             made = self._pipe.encode_prompt(**given)
@@ -158,6 +158,16 @@ class Call:
 
         if not hasattr(callback, "tensor_inputs"):
             self._bound.arguments["callback_on_step_end"] = watched
+
+
+def _parameters(pipe: Any) -> set[str]:
+    """Return what a pipeline's encode_prompt takes by name; one that hands on the rest takes what its bases take."""
+    parameters = inspect.signature(pipe.encode_prompt).parameters
+    names = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        own = [vars(kind)["encode_prompt"] for kind in type(pipe).__mro__ if "encode_prompt" in vars(kind)]
+        names = names.union(*(inspect.signature(one).parameters for one in own))
+    return names
 
 
 def _numpy(tensor: Any) -> npt.NDArray[np.float32]:

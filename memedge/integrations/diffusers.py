@@ -43,7 +43,7 @@ def guard(
     negative prompt is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never
     changes the norm.
 
-    A call compares one row of the UNet with the engine's ε_0 first (not with `first_step`, which measures the pipeline
+    A call compares two rows of the UNet with the engine's ε_0 first (not with `first_step`, which measures the pipeline
     itself): adapters, hooks and edits that change the model are an error.
 
     Args:

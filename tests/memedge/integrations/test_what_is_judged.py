@@ -61,7 +61,6 @@ def test_a_pipeline_that_reads_prompts_itself(pipe, detector):
         assert verdict.action == expected
         score = detector.score_embeddings(calls[0].states[1:].numpy()).score[0]
         assert verdict.score == pytest.approx(score, rel=1e-5)
-        next(Wildcards.turns), next(Wildcards.turns)
 
 
 def test_an_edited_text_encoder(pipe, detector):
@@ -110,7 +109,7 @@ def zero(pipe: Any) -> None:
 
 
 def hook(pipe: Any) -> None:
-    pipe.unet.mid_block.register_forward_hook(lambda _module, _args, output: output * 1.1)
+    pipe.unet.conv_out.register_forward_hook(lambda _module, _args, output: output * 1.1)
 
 
 def nan(pipe: Any) -> None:
@@ -171,14 +170,17 @@ def test_guides_beside_the_prompt(pipe, detector):
 def test_first_step_is_against_the_empty_prompt(pipe, detector, as_embeddings):
     """Whatever the negative prompt is: one that repeats the prompt has no Δ with it. The picture is the bare one."""
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    guarded, more = guard(pipe, detector, first_step=1.9), {"num_images_per_prompt": 2, **OPTIONS}
-    prompts = [CLEAN, MEMORIZED]
+    more, prompts = {"num_images_per_prompt": 2, **OPTIONS}, [CLEAN, MEMORIZED]
 
     def seeds():
         return torch.Generator().manual_seed(3)
 
-    plain = guarded(prompts, generator=seeds(), **more)
-    assert [v.action for v in plain.verdicts] == ["passed", "blocked"]
+    plain = guard(pipe, detector, "flag", first_step=1e9)(prompts, generator=seeds(), **more)
+    norms = [verdict.norm for verdict in plain.verdicts]
+    guarded, kept = (
+        guard(pipe, detector, first_step=sum(norms) / 2),
+        slice(0, 2) if norms[0] < norms[1] else slice(2, 4),
+    )
     given: dict[str, Any] = {"prompt": prompts, "negative_prompt": prompts}
     bare = pipe(**given, generator=seeds(), **more).images
     if as_embeddings:
@@ -186,6 +188,6 @@ def test_first_step_is_against_the_empty_prompt(pipe, detector, as_embeddings):
             states, _ = pipe.encode_prompt(prompts, "cpu", 1, False)
         given = {"prompt_embeds": states, "negative_prompt_embeds": states}
     again = guarded(**given, generator=seeds(), **more)
-    assert [v.action for v in again.verdicts] == ["passed", "blocked"]
-    assert [v.norm for v in again.verdicts] == pytest.approx([v.norm for v in plain.verdicts], rel=1e-4)
-    assert torch.equal(torch.stack(again.images[:2]), bare[:2])
+    assert sorted(verdict.action for verdict in again.verdicts) == ["blocked", "passed"]
+    assert [verdict.norm for verdict in again.verdicts] == pytest.approx(norms, rel=1e-4)
+    assert torch.equal(torch.stack(again.images[kept]), bare[kept])
