@@ -8,10 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.errors import InputError
+from memedge.prompts.text import checked_prompts
+
+Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and SDXL's pooled, [B, P]
 
 # What encode_prompt returns, in its order: the first two, or SDXL's four.
 ENCODED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
+NEGATIVE = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
 PER_PROMPT = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds")  # what the conditional half is made from
 
 
@@ -21,8 +25,6 @@ class Call:
     Attributes:
         prompts: the prompts; None for each that is given as embeddings.
         images: how many images each is asked for.
-        text_only: whether the prompts are all that the text encoders read, and are read as by the engine's; then the
-            detector can take them as text.
     """
 
     def __init__(self, pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -30,7 +32,7 @@ class Call:
 
         Raises:
             TypeError: they are not the pipeline's.
-            InputError: return_dict=False, neither a prompt nor embeddings, or both.
+            InputError: return_dict=False, no prompt, a prompt and embeddings, or what guides beside or after them.
         """
         self._pipe = pipe
         signature = inspect.signature(pipe.__call__)
@@ -45,9 +47,13 @@ class Call:
             raise InputError(f"The prompt is {type(prompt).__name__}: give a string, a list of them, or prompt_embeds.")
         if not (embeddings is None or hasattr(embeddings, "detach")):
             raise InputError(f"prompt_embeds is {type(embeddings).__name__}: give a torch tensor, as to the pipeline.")
+        self._check_guides()
         self.prompts: list[Any] = [None] * len(embeddings) if prompt is None else _listed(prompt)
         self.images = int(self.get("num_images_per_prompt") or 1)
-        self.text_only = prompt is not None and self._read_as_by_the_engine()
+        if prompt is not None:
+            list(checked_prompts(self.prompts))
+            if not self.prompts:
+                raise InputError("There are no prompts to generate from: give at least one.")
 
     def get(self, name: str) -> Any:
         """Return an argument, its default, or None if the pipeline has none of that name."""
@@ -55,18 +61,32 @@ class Call:
             return self._bound.arguments[name]
         return self._names[name].default if name in self._names else None
 
-    def embeddings(
-        self, rows: Sequence[int] | slice = slice(None)
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
-        """Return the prompts' embeddings as the pipeline will take them, [B, L, D], and SDXL's pooled ones, [B, P]."""
-        given = self.get("prompt_embeds") is not None
-        tensors = self._bound.arguments if given else self._encode()
-        pooled = tensors.get("pooled_prompt_embeds")
-        return _numpy(tensors["prompt_embeds"])[rows], None if pooled is None else _numpy(pooled)[rows]
+    def embeddings(self, rows: Sequence[int] | slice = slice(None)) -> Embeddings:
+        """Return the prompts' embeddings as the pipeline is given them, after `use_embeddings`."""
+        states, pooled = self.get("prompt_embeds"), self.get("pooled_prompt_embeds")
+        return _numpy(states)[rows], None if pooled is None else _numpy(pooled)[rows]
+
+    def empty(self) -> tuple[Any, Any] | None:
+        """Return what the pipeline takes where no negative prompt is given: embeddings [B, L, D], and pooled ones.
+
+        Tensors, and None for pooled ones in models without. None if nothing negative is given, be it a size of SDXL's:
+        then the pipeline's own call has them.
+        """
+        given = self._bound.arguments.items()
+        if all(value is None for name, value in given if name.startswith("negative_")):
+            return None
+        text = [""] * len(self.prompts) if self.get("prompt") is None else self.get("prompt")
+        leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2"))
+        made = self._encode(**(leave_out | {"prompt": text}))
+        return made["negative_prompt_embeds"], made.get("negative_pooled_prompt_embeds")
 
     def use_embeddings(self) -> None:
-        """Replace all text by the embeddings that the pipeline makes of it, so that they can be set."""
-        self._bound.arguments.update(self._encode())
+        """Replace all text by the embeddings that the pipeline makes of it, which it then generates from.
+
+        So nothing is read twice, as it might be read otherwise then.
+        """
+        if self.get("prompt_embeds") is None:
+            self._bound.arguments.update(self._encode())
         for name in TEXTS:
             self._bound.arguments.pop(name, None)
 
@@ -95,8 +115,8 @@ class Call:
         """Call the pipeline; returns its own output."""
         return self._pipe(*self._bound.args, **self._bound.kwargs)
 
-    def _encode(self) -> dict[str, Any]:
-        """Return the embeddings that the pipeline makes of its arguments, a row for each prompt."""
+    def _encode(self, **instead: Any) -> dict[str, Any]:
+        """Return the embeddings that the pipeline makes of its arguments, or of others, a row for each prompt."""
         import torch
 
         scale = (self.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA, as the pipeline reads it
@@ -105,22 +125,49 @@ class Call:
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": True,
             "lora_scale": scale,
+            **instead,
         }
-        wanted = inspect.signature(self._pipe.encode_prompt).parameters
-        given = {name: own.get(name, self.get(name)) for name in wanted if name in own or name in self._names}
+        wanted = _parameters(self._pipe)
+        given = {name: own[name] if name in own else self.get(name) for name in wanted if name in {*own, *self._names}}
         with torch.no_grad():
             made = self._pipe.encode_prompt(**given)
         return {name: tensor for name, tensor in zip(ENCODED, made, strict=False) if tensor is not None}
 
-    def _read_as_by_the_engine(self) -> bool:
-        """Return whether nothing but the engine's own text encoders on the prompt itself makes the embeddings."""
-        if any(self.get(name) is not None for name in ("clip_skip", "pooled_prompt_embeds")):
-            return False
-        if self.get("prompt_2") is not None and _listed(self.get("prompt_2")) != self.prompts:
-            return False
-        tokenizer = self._pipe.tokenizer
-        # Others than the special ones were added by textual inversion.
-        return set(tokenizer.get_added_vocab()) <= set(tokenizer.all_special_tokens)
+    def _check_guides(self) -> None:
+        """Raise InputError if something but the prompts says what is generated, or changes it under way."""
+        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
+            if self.get(name) is not None:
+                raise InputError(f"{name} guides beside the prompt, and the engine judges prompts alone: leave it out.")
+        callback = self.get("callback_on_step_end")
+        if callback is None:
+            return
+        taken = getattr(callback, "tensor_inputs", None) or self.get("callback_on_step_end_tensor_inputs") or []
+        if other := sorted(set(taken) - {"latents"}):
+            raise InputError(
+                f"The callback takes {', '.join(other)}, and might change what the prompt is generated from after it "
+                "was judged: let it take latents only."
+            )
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            returned = callback(*args, **kwargs)
+            if other := sorted(set(returned or ()) - {"latents"}):
+                raise InputError(
+                    f"The callback returns {', '.join(other)}, which were not judged: return latents only."
+                )
+            return returned
+
+        if not hasattr(callback, "tensor_inputs"):
+            self._bound.arguments["callback_on_step_end"] = watched
+
+
+def _parameters(pipe: Any) -> set[str]:
+    """Return what a pipeline's encode_prompt takes by name; one that hands on the rest takes what its bases take."""
+    parameters = inspect.signature(pipe.encode_prompt).parameters
+    names = set(parameters)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        own = [vars(kind)["encode_prompt"] for kind in type(pipe).__mro__ if "encode_prompt" in vars(kind)]
+        names = names.union(*(inspect.signature(one).parameters for one in own))
+    return names
 
 
 def _numpy(tensor: Any) -> npt.NDArray[np.float32]:

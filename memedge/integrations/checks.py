@@ -7,6 +7,7 @@ from typing import Any
 
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Manifest
+from memedge.integrations.known import check_class, is_known
 
 
 def check_model(pipe: Any, manifest: Manifest) -> None:
@@ -15,6 +16,7 @@ def check_model(pipe: Any, manifest: Manifest) -> None:
     unet = getattr(pipe, "unet", None)
     if unet is None or "prompt" not in inspect.signature(pipe.__call__).parameters:
         raise InputError(f"{name} has no UNet that prompts guide: the guard is for Stable Diffusion's pipelines.")
+    check_class(pipe)
     pairs = [
         ("number of latent channels", unet.config.in_channels, manifest.latent_shape[0]),
         ("width of prompt embeddings", unet.config.cross_attention_dim, manifest.state_width),
@@ -36,6 +38,16 @@ def check_first_step(pipe: Any, threshold: Any) -> None:
         raise InputError(
             f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: leave "
             "first_step out to have the prompts scored."
+        )
+    if not is_known(pipe, "do_classifier_free_guidance"):
+        raise InputError(
+            f"{type(pipe).__name__} decides itself when to guide, and first_step needs classifier-free guidance in one "
+            "call of the UNet: leave first_step out to have the prompts scored."
+        )
+    if not type(pipe.unet).__call__.__module__.startswith("torch."):
+        raise InputError(
+            f"The UNet's calls are {type(pipe.unet).__name__}'s own, where hooks may not run: leave first_step out to "
+            "have the prompts scored."
         )
     if getattr(pipe.unet, "_compiled_call_impl", None) is not None:  # it would be compiled anew with every hook
         raise InputError(

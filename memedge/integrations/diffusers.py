@@ -12,14 +12,18 @@ from typing import Any, Literal, get_args
 
 from memedge.detector import Detector
 from memedge.engine.errors import InputError, not_installed
-from memedge.integrations.call import Call
+from memedge.integrations.call import Call, Embeddings
 from memedge.integrations.checks import check_first_step, check_model
 from memedge.integrations.first_step import AllOver, FirstStep
-from memedge.integrations.guarded import GuardedOutput, GuardVerdict, compare, judged, mitigated
+from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated
+from memedge.integrations.same_model import active_adapters, check_same_model
+from memedge.integrations.same_text import read_alike
 from memedge.mitigation.mitigator import Mitigator
 
 __all__ = ["Action", "GuardVerdict", "GuardedOutput", "GuardedPipeline", "guard"]
 
+# What from_pipe and its like read of a pipeline first, and what makes another of its class.
+UNGUARDED = ("components", "config", "from_pipe", "from_pretrained", "from_single_file")
 Action = Literal["block", "mitigate", "flag"]
 
 
@@ -28,18 +32,23 @@ def guard(
 ) -> "GuardedPipeline":
     """Return a pipeline that acts on memorized prompts, and generates all others exactly as `pipe` does.
 
-    Prompts are judged before anything is generated, by `Detector.detect`; as embeddings, by `score_embeddings`, if they
-    are given as such or made otherwise than the engine makes them (clip_skip, another prompt_2, textual inversion). If
-    all are blocked, nothing is generated. In a batch, a prompt that is not blocked is generated in the blocked one's
+    Prompts are judged before anything is generated, by what the pipeline makes of them: those that its `encode_prompt`
+    reads as the engine does, but for rounding, by `Detector.detect`; all others by `score_embeddings` (embeddings that
+    are given, clip_skip, another prompt_2, textual inversion, weights in brackets, an edited text encoder). If all are
+    blocked, nothing is generated. In a batch, a prompt that is not blocked is generated in the blocked one's
     place, and its picture dropped: all others keep their random numbers, on any scheduler.
 
     With `first_step` no pass of the UNet is added: the first call's own guidance is measured, on its own latents. If
-    all prompts are blocked the run ends there; else it goes on, and the blocked ones' images are withheld. A negative
-    prompt takes the empty one's place in that norm, so a threshold holds for a pipeline's own settings.
+    all prompts are blocked the run ends there; else it goes on, and the blocked ones' images are withheld. Where a
+    negative prompt is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never
+    changes the norm.
+
+    A call compares two rows of the UNet with the engine's ε_0 first (not with `first_step`, which measures the pipeline
+    itself): adapters, hooks and edits that change the model are an error.
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
-            `first_step`.
+            `first_step`. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
@@ -49,8 +58,8 @@ def guard(
 
     Raises:
         ImportError: diffusers is not installed.
-        InputError: no pipeline with a UNet and prompts, another model's, a detector without calibration, or an option
-            that does not exist.
+        InputError: a pipeline that the guard does not know, another model's or one with adapters that the engine does
+            not have, a detector without calibration, or an option that does not exist.
         EngineError: the engine has no derivatives that could be computed here, for "mitigate".
 
     Examples:
@@ -83,11 +92,15 @@ def guard(
             f"{detector.info.path} is not calibrated for {detector.info.key}, so there are no verdicts to act on: run "
             "`memedge calibrate`, or give first_step a threshold of the norm."
         )
+    else:
+        check_same_model(pipe, detector)
     return GuardedPipeline(pipe, detector, action, first_step)
 
 
 class GuardedPipeline:
-    """Is called as the pipeline is; all its other attributes are the pipeline's, to read and to set.
+    """Is called as the pipeline is; its other attributes are the pipeline's, to read and to set.
+
+    But for those that other pipelines are made of, which would not be guarded: they are refused.
 
     A pipeline may be called by one thread at a time, and so may a guarded one; those of several threads may share a
     detector, and a UNet.
@@ -106,6 +119,11 @@ class GuardedPipeline:
     def __getattr__(self, name: str) -> Any:
         if "_pipe" not in self.__dict__:  # while it is being copied
             raise AttributeError(name)
+        if name in UNGUARDED:
+            raise InputError(
+                f"A guarded pipeline gives no {name}, of which a pipeline without a guard would be made: take the "
+                "pipeline's own, and guard what is made of it."
+            )
         return getattr(self._pipe, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -128,9 +146,13 @@ class GuardedPipeline:
         call = Call(self._pipe, args, kwargs)
         if self._first_step is not None:
             return self._watch(call, self._first_step)
-        verdicts = self._judge(call)
+        check_same_model(self._pipe, self._detector, call.get("cross_attention_kwargs"))
+        call.use_embeddings()
+        embeddings = call.embeddings()
+        alike = read_alike(call.prompts, embeddings, self._detector, str(self._pipe.unet.dtype))
+        verdicts = self._judge(call, embeddings, alike)
         if self._mitigator is not None:
-            self._mitigate(call, self._mitigator, verdicts)
+            self._mitigate(call, self._mitigator, verdicts, alike)
         blocked = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
         if len(blocked) == len(verdicts):
             return GuardedOutput.assemble(None, verdicts, call.images)
@@ -138,29 +160,35 @@ class GuardedPipeline:
             call.replace(blocked, donor=next(row for row in range(len(verdicts)) if row not in blocked))
         return GuardedOutput.assemble(call.run(), verdicts, call.images)
 
-    def _judge(self, call: Call) -> list[GuardVerdict]:
+    def _judge(self, call: Call, embeddings: Embeddings, alike: list[bool]) -> list[GuardVerdict]:
         """Return a verdict for each prompt; those that may yet be mitigated are "blocked"."""
-        if call.text_only:
-            return [
-                GuardVerdict(v.prompt, self._over if v.memorized else "passed", v.score, v.norm, v.threshold, v.reason)
-                for v in self._detector.detect(call.prompts)
-            ]
-        scores = self._detector.score_embeddings(*call.embeddings())
-        return [judged(scores, row, prompt, self._over) for row, prompt in enumerate(call.prompts)]
+        verdicts: list[GuardVerdict | None] = [None] * len(call.prompts)
+        text = [row for row, same in enumerate(alike) if same]
+        if text:
+            for row, v in zip(text, self._detector.detect([call.prompts[row] for row in text]), strict=True):
+                action: Done = self._over if v.memorized else "passed"
+                verdicts[row] = GuardVerdict(v.prompt, action, v.score, v.norm, v.threshold, v.reason)
+        other = [row for row, same in enumerate(alike) if not same]
+        if other:
+            states, pooled = embeddings
+            scores = self._detector.score_embeddings(states[other], None if pooled is None else pooled[other])
+            for place, row in enumerate(other):
+                verdicts[row] = judged(scores, place, call.prompts[row], self._over)
+        adapters = active_adapters(self._pipe)
+        note = f"; with the pipeline's active adapters {', '.join(adapters)}" if adapters else ""
+        return [replace(v, reason=v.reason + note) for v in verdicts if v is not None]
 
-    def _mitigate(self, call: Call, mitigator: Mitigator, verdicts: list[GuardVerdict]) -> None:
+    def _mitigate(self, call: Call, mitigator: Mitigator, verdicts: list[GuardVerdict], alike: list[bool]) -> None:
         """Put other embeddings in the place of blocked prompts, and say so; those for which it fails stay blocked."""
-        rows = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
+        blocked = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
+        rows = [row for row in blocked if alike[row]]
+        for row in set(blocked) - set(rows):
+            reason = f"{verdicts[row].reason}; only text that the engine's own text encoder reads can be mitigated"
+            verdicts[row] = replace(verdicts[row], reason=reason)
         if not rows:
-            return
-        if not call.text_only:
-            for row in rows:
-                reason = f"{verdicts[row].reason}; only text that the engine's own text encoder reads can be mitigated"
-                verdicts[row] = replace(verdicts[row], reason=reason)
             return
         distinct = dict.fromkeys(call.prompts[row] for row in rows)
         results = {prompt: mitigator.embedding(prompt) for prompt in distinct}
-        call.use_embeddings()
         for row in rows:
             call.set_embeddings(row, results[call.prompts[row]].states, results[call.prompts[row]].pooled)
         # As the pipeline takes them, in its own precision, and by the caller's own detector.
@@ -179,13 +207,18 @@ class GuardedPipeline:
             )
         prediction_type = self._detector.info.manifest.prediction_type
         stop_at = threshold if self._over == "blocked" else None
-        watch = FirstStep(self._pipe, len(call.prompts), call.images, prediction_type, stop_at)
+        watch = FirstStep(
+            self._pipe, len(call.prompts), call.images, prediction_type, empty=call.empty(), stop_at=stop_at
+        )
         output = None
         try:
             with watch:
                 output = call.run()
         except AllOver:
-            self._pipe.maybe_free_model_hooks()  # as the pipeline does at its end
+            pass
+        finally:
+            if output is None:
+                self._pipe.maybe_free_model_hooks()  # as the pipeline does at its end
         verdicts = [
             GuardVerdict(
                 prompt=prompt,

@@ -27,20 +27,30 @@ class FirstStep:
     """
 
     def __init__(
-        self, pipe: Any, prompts: int, images: int, prediction_type: PredictionType, stop_at: float | None = None
+        self,
+        pipe: Any,
+        prompts: int,
+        images: int,
+        prediction_type: PredictionType,
+        *,
+        empty: tuple[Any, Any] | None = None,
+        stop_at: float | None = None,
     ):
         """Take a pipeline that is to generate `images` images of each of the prompts.
 
         Args:
+            empty: the empty prompt's embeddings, torch [B, L, D], and pooled ones, [B, P] or None, where a negative
+                prompt is given: ε_0 is then computed of them, in a further call. Else it is half of the first call.
             stop_at: if no norm is under it, AllOver is raised from the first call.
         """
-        self._pipe, self._prompts, self._images = pipe, prompts, images
+        self._pipe, self._prompts, self._images, self._empty = pipe, prompts, images, empty
         self._prediction_type, self._stop_at = prediction_type, stop_at
         self.norms: npt.NDArray[np.float64] | None = None
         self.timestep = 0.0
 
     def __enter__(self) -> "FirstStep":
         self._thread = threading.get_ident()
+        self._called = False
         self._hook = self._pipe.unet.register_forward_hook(self._see, with_kwargs=True)
         return self
 
@@ -51,8 +61,9 @@ class FirstStep:
 
     def _see(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Take the norms of the two halves of a call's output, [ε_0; ε_c], in the order of diffusers."""
-        if self.norms is not None or threading.get_ident() != self._thread:
+        if self._called or threading.get_ident() != self._thread:
             return
+        self._called = True
         predictions, prompts, images = output[0].detach(), self._prompts, self._images
         if len(predictions) != 2 * prompts * images:
             raise InputError(
@@ -62,10 +73,28 @@ class FirstStep:
         self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
         # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
         uncond, cond = predictions.contiguous().cpu().chunk(2)
+        if self._empty is not None:
+            uncond = self._unconditional(self._empty, args, kwargs).contiguous().cpu()
         stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
         self.norms = stats.norm.reshape(prompts, images).mean(1)
         if self._stop_at is not None and (self.norms >= self._stop_at).all():
             raise AllOver
+
+    def _unconditional(self, empty: tuple[Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return ε_0 of the empty prompt where the first call's first half is of a negative prompt; [B · images, …].
+
+        A prompt that is its own negative one has no Δ between them, and is generated all the same.
+        """
+        import torch
+
+        states, pooled = (None if rows is None else rows.repeat_interleave(self._images, dim=0) for rows in empty)
+        half = len(states)
+        more = dict(kwargs, encoder_hidden_states=states)
+        if pooled is not None:
+            added = kwargs["added_cond_kwargs"]
+            more["added_cond_kwargs"] = dict(added, text_embeds=pooled, time_ids=added["time_ids"][half:])
+        with torch.no_grad():
+            return self._pipe.unet(args[0][half:], *args[1:], **more)[0].detach()
 
     def measured(self) -> npt.NDArray[np.float64]:
         """Return `norms`; raises InputError if no call was seen, as of what is in a UNet's place and has no hooks."""

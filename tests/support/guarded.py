@@ -50,11 +50,12 @@ class UnetCall(NamedTuple):
 
 @contextmanager
 def recorded(unet: torch.nn.Module) -> Iterator[list[UnetCall]]:
-    """Yield a list that each call of the UNet is added to."""
+    """Yield a list that each call of the UNet is added to, but for the guard's own look: at two timesteps."""
     calls: list[UnetCall] = []
 
     def add(_unet, args, kwargs, output):
-        calls.append(UnetCall(float(args[1]), kwargs["encoder_hidden_states"].clone(), output[0].double()))
+        if torch.as_tensor(args[1]).ndim == 0:
+            calls.append(UnetCall(float(args[1]), kwargs["encoder_hidden_states"].clone(), output[0].double()))
 
     hook = unet.register_forward_hook(add, with_kwargs=True)
     try:
