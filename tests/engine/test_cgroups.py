@@ -1,6 +1,5 @@
 """Limits of containers, in made-up /proc and cgroup folders: both versions, nested groups, what is not there."""
 
-from pathlib import Path
 
 import pytest
 
@@ -55,7 +54,9 @@ def test_quotas_of_version_1(fake, tmp_path):
 
 
 def test_a_group_that_is_mounted_in_part(fake, tmp_path):
-    fake("0::/pod/box\n", V2.replace(" / {place}", " /pod {place}").format(place=tmp_path / "fs"), {"box/cpu.max": "1 1"})
+    fake(
+        "0::/pod/box\n", V2.replace(" / {place}", " /pod {place}").format(place=tmp_path / "fs"), {"box/cpu.max": "1 1"}
+    )
     assert cgroups.processors() == 1
 
 

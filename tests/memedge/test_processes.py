@@ -95,7 +95,10 @@ detector.score(["a star"])
 
 @pytest.mark.parametrize(
     ("provider", "said"),
-    [("cpu", "scored"), ("openvino", "Provider 'openvino' does not work in a process that was forked after the engine")],
+    [
+        ("cpu", "scored"),
+        ("openvino", "Provider 'openvino' does not work in a process that was forked after the engine"),
+    ],
 )
 def test_a_forked_child_scores_or_says_why_not(provider, said):
     if provider == "openvino":
@@ -134,7 +137,9 @@ def test_no_home_and_an_unknown_user():
 def test_processes_share_one_cache(engine):
     """All of them compute ε_0 at once on first use, and each file that is left is whole."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    code = f"from memedge import Detector; print(Detector.load({str(engine)!r}, 'openvino', 'fp32', 1).score(['a']).norm)"
+    code = (
+        f"from memedge import Detector; print(Detector.load({str(engine)!r}, 'openvino', 'fp32', 1).score(['a']).norm)"
+    )
     command = [sys.executable, "-c", code]
     together = [subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = {process.communicate(timeout=300)[0] for process in together}
