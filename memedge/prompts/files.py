@@ -6,8 +6,9 @@
 - `.parquet`: the prompts are in the string column `prompt`. Needs the extra `eval`.
 
 Text is UTF-8, with or without a byte order mark; lines end in `\\n` or `\\r\\n`. What other encodings and line ends
-look like is refused: NUL characters, a carriage return within a line, a mark within the text. An empty line is no prompt in
-any of them; the empty prompt is an empty cell (`""` where it is the only column), `{"prompt": ""}` or an empty string.
+look like is refused: NUL characters, a carriage return within a line, a mark within the text. An empty line is no
+prompt in any of them; the empty prompt is an empty cell (`""` where it is the only column), `{"prompt": ""}` or an
+empty string.
 `memedge.scoring.score_files` writes the same four formats.
 """
 

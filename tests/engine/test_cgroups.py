@@ -1,6 +1,5 @@
 """Limits of containers, in made-up /proc and cgroup folders: both versions, nested groups, what is not there."""
 
-
 import pytest
 
 from memedge.engine import cgroups, machine
