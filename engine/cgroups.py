@@ -60,8 +60,8 @@ def _groups(controller: str) -> Iterator[Path]:
         if name not in paths or (name and name not in filesystem[2].split(",")):
             continue
         root, place = fields[3], Path(fields[4])
-        path = Path(paths[name].removeprefix(root.rstrip("/")).lstrip("/"))
-        yield from (place / one for one in (path, *path.parents) if ".." not in one.parts)
+        own = Path(paths[name].removeprefix(root.rstrip("/")).lstrip("/"))
+        yield from (place / one for one in (own, *own.parents) if ".." not in one.parts)
 
 
 def _words(path: Path) -> list[str]:
