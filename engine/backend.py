@@ -24,6 +24,7 @@ class Backend(ABC):
         identity: the runtime, its version, and what else its rounding depends on.
         most_rows: the most rows of one call, or None where only memory limits it.
         one_shape: whether calls should all have the same number of rows, because a change of it costs much.
+        forks: whether a forked child may go on with it. Runtimes are not made for it: OpenVINO hangs, CUDA fails.
     """
 
     provider: str
@@ -32,6 +33,7 @@ class Backend(ABC):
     identity: str
     most_rows: int | None = None
     one_shape: bool = False
+    forks: bool = False
 
     @property
     def key(self) -> str:

@@ -1,5 +1,6 @@
 """One prompt's way through the engine: ids → states → ε_c on cached rows → norms and alignments."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy.typing as npt
 from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory
-from memedge.engine.errors import InputError, IntegrityError, NotFiniteError
+from memedge.engine.errors import InputError, IntegrityError, NotFiniteError, ProviderError
 from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.memory import Tensor, take
 from memedge.engine.opening import open_backend
@@ -61,6 +62,7 @@ class Engine:
         manifest = directory.manifest
         self.directory = directory
         self.backend = backend
+        self._process = os.getpid()
         self.draws = manifest.draws
         self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
         self.tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
@@ -104,16 +106,29 @@ class Engine:
         return self.tokenizer(prompts)
 
     def encode(self, ids: Indices) -> States:
-        """Return the prompt embeddings of ids [B, T · L]."""
+        """Return the prompt embeddings of ids [B, T · L].
+
+        Raises:
+            ProviderError: this process was forked from the one that opened the engine, on a provider that hangs there.
+        """
+        self._check_process()
         return States(self.backend.encode(ids), (ids == self._empty_ids).all(axis=1))
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
-        """Return prompt embeddings [B, L, D] as they are."""
+        """Return prompt embeddings [B, L, D] as they are; raises ProviderError as `encode`."""
+        self._check_process()
         first = self.tokenizer.first_word
         empty = self._is_near(array[:, first], self._empty_states[first])  # few others pass even this far
         for prompt in np.flatnonzero(empty):
             empty[prompt] = self._is_near(array[prompt], self._empty_states).all()
         return States(self.backend.memory.upload(array), empty)
+
+    def _check_process(self) -> None:
+        if not self.backend.forks and os.getpid() != self._process:
+            raise ProviderError(
+                f"Provider {self.backend.provider!r} does not work in a process that was forked after the engine was "
+                "opened: open it in each process, start processes by spawn, or use provider 'cpu'."
+            )
 
     def _is_near(self, states: npt.NDArray[np.float32], empty: npt.NDArray[np.float32]) -> Bools:
         """Return whether each vector [..., D] is the empty prompt's, but for rounding."""

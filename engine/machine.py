@@ -1,15 +1,19 @@
 """What this machine has, and what this process takes of it."""
 
+import math
 import os
 import sys
 from pathlib import Path
 
+from memedge.engine import cgroups
+
 
 def usable_processors() -> int:
     """Return how many processors this process may use, which under taskset or in a container is not all of them."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroups.processors()
+    # Part of a processor is rounded up: it is time that was given. More threads than that only wait for each other.
+    return count if quota is None else max(1, min(count, math.ceil(quota)))
 
 
 def peak_memory() -> int:
@@ -25,9 +29,12 @@ def peak_memory() -> int:
 
 
 def available_memory() -> int | None:
-    """Return how many bytes can still be used without swapping, or None where that cannot be found out."""
+    """Return how many bytes can still be used without swapping, or None where that cannot be found out.
+
+    That is the machine's, or what the limits of a container leave if it is less.
+    """
     info = Path("/proc/meminfo")
-    if not info.exists():
-        return None
-    line = next((line for line in info.read_text().splitlines() if line.startswith("MemAvailable:")), None)
-    return int(line.split()[1]) * 1024 if line else None
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    left = cgroups.available_memory()
+    return min(found if left is None else [*found, left], default=None)

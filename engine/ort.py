@@ -89,6 +89,7 @@ class OrtBackend(Backend):
         self.provider, self._execution_provider = memory.device, EXECUTION_PROVIDERS[memory.device]
         self.threads = threads or usable_processors()
         self.precision = precision
+        self.forks = memory.device == "cpu"
         if precision == "int8":
             # Its products are scaled by the largest value in the call: rows must not meet others' values there.
             self.most_rows = 1

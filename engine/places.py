@@ -16,7 +16,12 @@ def check_folder_of(path: Path, otherwise: str) -> None:
     Raises:
         InputError: the folder that `path` lies in does not exist, or cannot be written to.
     """
-    folder = path.resolve().parent
+    try:
+        folder = path.resolve().parent
+        path.exists()  # a name that is too long
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
+        reason = getattr(error, "strerror", None) or "the name holds a NUL, or links lead in a circle"
+        raise InputError(f"{path} cannot be written to ({reason}): {otherwise}.") from None
     if not folder.is_dir():
         raise InputError(f"The folder of {path} does not exist: make it, or {otherwise}.")
     if not os.access(folder, os.W_OK | os.X_OK):

@@ -7,6 +7,7 @@ plans of another engine, version or GPU. They do not show who made a plan: plans
 """
 
 import hashlib
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def find(
     rebuild = f"run `memedge build {shlex.quote(str(directory.path))} --provider {provider} --gpu {target.upper()}`"
     problem: EngineError | None = None
     for folder in cache.folders(directory):
-        if not (folder / FOLDER / FILE_NAME).is_file():
+        if not os.path.isfile(folder / FOLDER / FILE_NAME):  # noqa: PTH113 - Path's raises in another user's home
             continue
         try:
             return _find(folder, directory.identity, provider, target, version, gpu, rebuild)
@@ -172,8 +173,8 @@ def writable_folder(directory: EngineDirectory) -> Path:
             for name in (*manifest.caches, *(plan.name for plan in manifest.plans)):
                 (place / name).unlink(missing_ok=True)
         return place
-    first, second = cache.folders(directory)
-    raise EngineError(f"Neither {first} nor {second} can be written to: make one of them writable, for the plans.")
+    tried = " and ".join(map(str, cache.folders(directory)))
+    raise EngineError(f"Plans cannot be written to {tried}: make a folder writable, or set XDG_CACHE_HOME to one.")
 
 
 def record(place: Path, directory: EngineDirectory, plans: Sequence[tuple[Plan, memoryview]]) -> None:

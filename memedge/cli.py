@@ -1,11 +1,20 @@
 """The command line. Exit codes: 0 done; 1 an error, said in one sentence on stderr; 2 wrong usage; 130 interrupted.
 
+What a library raises is an error too. Its traceback is shown after `memedge --debug`.
+
 Each module in memedge/commands/ that is named after a command is one, and adds itself to the application when it is
 imported.
 """
 
+import errno
+import io
+import os
 import signal
 import sys
+import traceback
+from typing import TextIO
+
+import typer
 
 # In the order of `memedge --help`.
 # isort: off
@@ -24,26 +33,72 @@ from memedge.commands import (  # noqa: F401
 )
 
 # isort: on
+from memedge.commands.failures import sentence
 from memedge.commands.options import app
+from memedge.commands.plain import one_line, plain
 from memedge.engine.errors import MemedgeError
 
 
 def main() -> None:
-    """Run the command line; users' mistakes end in one sentence and exit code 1."""
+    """Run the command line; whatever fails ends in one sentence and exit code 1."""
     # As an interrupt: what is half made is removed. 143 is what shells report for a process that was terminated.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what the terminal's encoding lacks is "?", not an error
+    context = None
     try:
-        app()
-    except MemedgeError as error:
-        print(f"memedge: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:  # a full disk, a folder without permission: what is wrong with which file says it all
+        command = typer.main.get_command(app)
+        with command.make_context("memedge", sys.argv[1:]) as context:
+            command.invoke(context)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except typer.Exit as ended:
+        sys.exit(ended.exit_code)
+    except SystemExit:
+        raise
+    except BaseException as error:  # also a panic of a library in Rust, which is no Exception
+        if context is not None and context.params.get("debug"):
+            traceback.print_exc()
+        sys.exit(_ended_by(error))
+    sys.exit(0)
+
+
+def _ended_by(error: BaseException) -> int:
+    """Say on one line what happened, and return the exit code."""
+    if isinstance(error, typer.BadParameter.__mro__[1]):  # click's UsageError, which typer has no public name for
+        text = io.StringIO()
+        error.show(file=text)
+        for line in text.getvalue().splitlines():
+            print(plain(line), file=sys.stderr)
+        return 2
+    if isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end in a traceback of the interpreter's end
+        _say(f"interrupted: {error}" if str(error) else "interrupted")
+        return 130
+    if isinstance(error, BrokenPipeError):  # `| head`: whoever read has enough
+        _give_up(sys.stdout)
+    elif isinstance(error, MemedgeError):
+        _say(str(error))
+    elif isinstance(error, OSError) and error.strerror:
+        # A full disk, a folder without permission: what is wrong with which file says it all.
+        if error.errno == errno.ENOSPC:
+            _give_up(sys.stdout)
         place = f"{error.filename}: " if error.filename else ""  # a write to an open file does not know its name
-        print(f"memedge: {place}{error.strerror or error}.", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("memedge: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _say(f"{place}{error.strerror}.")
+    else:
+        _say(sentence(error))
+    return 1
+
+
+def _say(text: str) -> None:
+    print(f"memedge: {one_line(text)}", file=sys.stderr)
+
+
+def _give_up(stream: TextIO) -> None:
+    """Let what is still to be written to a stream go nowhere: the interpreter's end would fail on it once more."""
+    if isinstance(stream, io.TextIOWrapper):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.embeddings import pack
 from memedge.engine.engine import Engine, States
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, IntegrityError
 from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, key_of
 from memedge.engine.precision import BATCH_NOISE
@@ -75,11 +75,13 @@ class _Batch:
 class Detector:
     """Scores prompts with one engine.
 
-    A detector holds no mutable state: any number of threads may call any of its methods at once.
+    A detector holds no mutable state: any number of threads may call any of its methods at once. It can be pickled:
+    what travels is the path and the options, and the engine is opened again where they arrive, by the same provider.
     """
 
     def __init__(self, engine: Engine):
         self._engine = engine
+        self._opened: tuple[str | None, int | None, int | None] | None = None  # path, threads, rows per call
         self._batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
         directory, backend = engine.directory, engine.backend
         self._info = EngineInfo(
@@ -132,7 +134,15 @@ class Detector:
             )
         if batch_size is not None:
             engine.rows_per_call = best_rows_per_call(engine) if batch_size == "auto" else batch_size
-        return Detector(engine)
+        detector = Detector(engine)
+        rows = None if batch_size is None else engine.rows_per_call
+        detector._opened = None if path is None else str(Path(path).resolve()), threads, rows
+        return detector
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._opened is None:
+            raise InputError("Only a detector of Detector.load can be pickled: load it in each process.")
+        return _open_again, (*self._opened, self._info.provider, self._info.precision, self._info.fingerprint)
 
     @property
     def engine(self) -> Engine:
@@ -371,6 +381,18 @@ class Detector:
         outcome.passes[settled] += engine.passes
         outcome.lowest[whole], outcome.highest[whole] = rule.bounds(norm, aligned, aligned)
         return outcome
+
+
+def _open_again(
+    path: str | None, threads: int | None, rows: int | None, provider: str, precision: str, fingerprint: str
+) -> Detector:
+    """Return the detector that was pickled; raises EngineError where the same engine cannot be had."""
+    detector = Detector.load(path, provider, precision, threads, batch_size=rows)
+    if detector.info.fingerprint != fingerprint:
+        raise IntegrityError(
+            f"{detector.info.path} is not the engine that was pickled, or was calibrated since: load it again."
+        )
+    return detector
 
 
 def _judge(norm: Floats, alignment: Floats, truncated: Bools, rule: Rule) -> Scores:

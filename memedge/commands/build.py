@@ -65,7 +65,7 @@ def print_plans(plans: Sequence["Plan"]) -> None:
     table = terminal.new_table("plan", "target", numbers=("MB", "seconds", "peak MB"))
     for p in plans:
         numbers = (terminal.short(value) for value in (p.size / 1e6, p.seconds, p.peak_memory / 1e6))
-        table.add_row(p.name, p.target.upper(), *numbers)
+        table.add_row(terminal.cell(p.name), p.target.upper(), *numbers)
     terminal.print_table(table)
     gpus = ", ".join(sorted({p.gpu or p.target.upper() for p in plans}))
     terminal.say(f"For {gpus}, with TensorRT {plans[0].version}: calls of up to {plans[0].most} rows.")

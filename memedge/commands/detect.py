@@ -46,11 +46,9 @@ def detect(
 
 
 def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
-    from rich.markup import escape
-
     table = terminal.new_table("prompt", "verdict", numbers=("score", "norm", "alignment", "passes"))
     for v in verdicts:
-        prompt = escape(v.prompt) if v.prompt else "[dim](empty)[/]"
+        prompt = terminal.cell(v.prompt) if v.prompt else "[dim](empty)[/]"
         note = " [yellow](truncated)[/]" if v.truncated else ""
         numbers = ("—" if value is None else f"{value:.4f}" for value in (v.score, v.norm, v.alignment))
         table.add_row(prompt + note, LABELS[v.memorized], *numbers, str(v.passes))

@@ -32,10 +32,9 @@ def doctor(
 
 
 def print_findings(findings: Sequence["Finding"]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for f in findings:
-        table.add_row(f"[bold]{f.part}[/]", f"[{COLOURS[f.state]}]{f.state}[/]", escape(f.detail))
+        table.add_row(f"[bold]{f.part}[/]", f"[{COLOURS[f.state]}]{f.state}[/]", terminal.cell(f.detail))
     terminal.print_table(table)

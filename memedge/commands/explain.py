@@ -16,6 +16,7 @@ from memedge.commands.options import (
     app,
     load_detector,
 )
+from memedge.commands.plain import plain
 
 if TYPE_CHECKING:
     from memedge.detector import EngineInfo
@@ -57,7 +58,6 @@ def explain(
 def print_explanation(explanation: "Explanation", info: "EngineInfo") -> None:
     """Print the prompt with each word on its colour, and a table that says the same without colours."""
     from rich.console import Console
-    from rich.markup import escape
     from rich.text import Text
 
     from memedge import heat
@@ -66,16 +66,18 @@ def print_explanation(explanation: "Explanation", info: "EngineInfo") -> None:
     table = terminal.new_table("word", numbers=("significance",))
     table.add_column("", no_wrap=True)
     for word in explanation.words:
-        line.append(explanation.prompt[end : word.start])
+        line.append(plain(explanation.prompt[end : word.start]))
         end = word.end
         if word.significance is None:
-            line.append(word.text, "dim strike")
-            table.add_row(escape(word.text), "not read")
+            line.append(plain(word.text), "dim strike")
+            table.add_row(terminal.cell(word.text), "not read")
             continue
         red, green, blue = heat.colour(word.significance, deepest)
-        line.append(word.text, f"black on rgb({red},{green},{blue})")
+        line.append(plain(word.text), f"black on rgb({red},{green},{blue})")
         length = round(BAR * abs(word.significance) / deepest)
-        table.add_row(escape(word.text), f"{word.significance:+.4f}", ("█" if word.significance > 0 else "░") * length)
+        table.add_row(
+            terminal.cell(word.text), f"{word.significance:+.4f}", ("█" if word.significance > 0 else "░") * length
+        )
     if explanation.words:
         Console().print(line, soft_wrap=True)
         terminal.print_table(table)

@@ -22,6 +22,15 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+
+@app.callback()
+def every_command(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Take what stands before the command; memedge/cli.py reads it."""
+    del debug
+
+
 # What runs: every command that opens an engine takes these four.
 EngineOption = Annotated[
     Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default="the embedded engine")

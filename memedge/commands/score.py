@@ -59,10 +59,13 @@ def score(
 
     check_places(source, output)  # before an engine is loaded for nothing
     detector = load_detector(engine, provider, precision, threads, batch_size)
-    with terminal.progress_bar("scoring") as progress:
-        summary = score_file(
-            detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
-        )
+    try:
+        with terminal.progress_bar("scoring") as progress:
+            summary = score_file(
+                detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
+            )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is scored is kept: go on with --resume") from None
     terminal.print_json(summary) if json else print_summary(summary, detector.info)
 
 

@@ -1,30 +1,63 @@
 """How commands print: results to stdout, as tables for people and JSON for machines; all else to stderr.
 
+Prompts and file names may hold anything: all text that is not ours goes through `plain` on its way to a terminal. What
+the terminal's encoding lacks is replaced in text (memedge/cli.py) and escaped in JSON.
+
 rich is imported when something is printed: `memedge --help` does not need it.
 """
 
+import json
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from memedge.commands.plain import plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def print_json(value: Any) -> None:
-    """Print any of our results; files and folders become their path."""
+    """Print any of our results; files and folders become their path.
+
+    What a terminal would act on, and what the output's encoding lacks, is escaped as JSON can: values stay the same.
+    """
     import msgspec
 
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode() + "\n")
+    text = msgspec.json.format(msgspec.json.encode(value, enc_hook=_path), indent=2).decode()
+    print(re.sub(r"[^\n -~]", _in_json, text))
+
+
+def _in_json(found: re.Match[str]) -> str:
+    char = found[0]
+    try:
+        char.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(char)[1:-1]
+    return char if plain(char) == char else json.dumps(char)[1:-1]
+
+
+def _path(path: Path) -> str:
+    return os.fsencode(path).decode(errors="backslashreplace")  # a name that is no UTF-8 is no text in JSON either
 
 
 def say(text: str) -> None:
     """Tell the person at the terminal something that is not the result: on stderr."""
     from rich.console import Console
 
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(plain(text), highlight=False, markup=False, soft_wrap=True)
+
+
+def cell(text: str) -> str:
+    """Return text that is not ours as a cell of a table: no markup, and nothing that a terminal would act on."""
+    from rich.markup import escape
+
+    return escape(plain(text))
 
 
 def new_table(*words: str, numbers: Sequence[str] = ()) -> "Table":
@@ -46,12 +79,11 @@ def print_table(table: "Table") -> None:
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
     """Print a table of names and what is known of them."""
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in facts:
-        table.add_row(f"[bold]{name}[/]", escape(value))
+        table.add_row(f"[bold]{name}[/]", cell(value))
     print_table(table)
 
 
@@ -81,7 +113,7 @@ def phases() -> Iterator[Callable[[str], None]]:
             nonlocal phase
             end()
             phase = name, time.perf_counter()
-            progress.add_task(name, total=1)
+            progress.add_task(cell(name), total=1)
 
         yield begin
         end()

@@ -38,6 +38,7 @@ from memedge.evaluation.figures import (
 )
 from memedge.evaluation.measurements import Measurements
 from memedge.evaluation.page import page
+from memedge.prompts.cells import guarded
 from memedge.prompts.labelled import Prompts, Sample, select
 
 DEFAULT = (ANISOTROPY, "norm", "alignment")
@@ -297,5 +298,5 @@ def _table(evaluation: Evaluation) -> str:
     for one in evaluation.prompts:
         label = "memorized" if one.memorized else "clean"
         scores = [one.score(name, evaluation.findings.draws) for name in names]
-        writer.writerow([one.prompt, label, str(one.truncated).lower(), *scores])
+        writer.writerow([guarded(one.prompt), label, str(one.truncated).lower(), *scores])
     return text.getvalue()

@@ -1,10 +1,12 @@
 """Mitigation: prompt embeddings, or starting noise, changed until a prompt no longer brings a training image back."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +16,7 @@ from memedge.engine.arrays import Singles
 from memedge.engine.denoiser import Denoiser
 from memedge.engine.embeddings import unpack
 from memedge.engine.engine import Engine
-from memedge.engine.errors import InputError, not_installed
+from memedge.engine.errors import InputError, IntegrityError, not_installed
 from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.providers import PROVIDERS
 from memedge.mitigation.adamw import AdamW
@@ -103,11 +105,15 @@ class MitigatedNoise:
 
 
 class Mitigator:
-    """Changes what a prompt is generated from. Any number of threads may call any of its methods at once."""
+    """Changes what a prompt is generated from. Any number of threads may call any of its methods at once.
+
+    It can be pickled, as a Detector can.
+    """
 
     def __init__(self, engine: Engine, gradients: Gradients):
         """Take an opened engine and its derivatives; `load` opens both."""
         self.engine, self.gradients = engine, gradients
+        self._again: tuple[Callable[..., Mitigator], tuple[object, ...]] | None = None  # how to make one like it
 
     @staticmethod
     def load(
@@ -132,7 +138,11 @@ class Mitigator:
             ExportError: the checkpoint cannot be read.
         """
         engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, None, threads, gradients=True)
-        return Mitigator(engine, _from_checkpoint(engine, checkpoint) if checkpoint else OnnxGradients(engine))
+        gradients = _from_checkpoint(engine, checkpoint) if checkpoint else OnnxGradients(engine)
+        mitigator = Mitigator(engine, gradients)
+        place = None if path is None else str(Path(path).resolve())
+        mitigator._again = _open_again, (place, engine.backend.provider, threads, checkpoint, engine.directory.identity)
+        return mitigator
 
     @staticmethod
     def for_detector(detector: Detector) -> "Mitigator":
@@ -146,10 +156,16 @@ class Mitigator:
         """
         if PROVIDERS[detector.info.provider].gradients:
             mitigator = Mitigator(detector.engine, detector.gradients)
+            mitigator._again = Mitigator.for_detector, (detector,)
         else:
             mitigator = Mitigator.load(detector.info.path, "cpu", detector.info.threads)
         Target(mitigator.engine, "score", None)  # says now what it would say of the first prompt
         return mitigator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._again is None:
+            raise InputError("Only a mitigator of Mitigator.load or for_detector can be pickled: load it there.")
+        return self._again
 
     def embedding(
         self,
@@ -315,6 +331,16 @@ class Mitigator:
     @cached_property
     def _denoiser(self) -> Denoiser:
         return Denoiser(self.engine)
+
+
+def _open_again(
+    path: str | None, provider: str, threads: int | None, checkpoint: str | None, identity: str
+) -> Mitigator:
+    """Return the mitigator that was pickled; raises EngineError where the same engine cannot be had."""
+    mitigator = Mitigator.load(path, provider, threads, checkpoint=checkpoint)
+    if mitigator.engine.directory.identity != identity:
+        raise IntegrityError(f"{mitigator.engine.directory.path} is not the engine that was pickled: load it again.")
+    return mitigator
 
 
 def _length(values: Singles) -> float:

@@ -5,24 +5,29 @@
 - `.jsonl`: per line an object with the key `prompt` (other keys are ignored), or the prompt itself as a JSON string.
 - `.parquet`: the prompts are in the string column `prompt`. Needs the extra `eval`.
 
-Text is UTF-8, with or without a byte order mark; lines end in `\\n` or `\\r\\n`. An empty line is no prompt in any of
-them; the empty prompt is an empty cell (`""` where it is the only column), `{"prompt": ""}` or an empty string.
+Text is UTF-8, with or without a byte order mark; lines end in `\\n` or `\\r\\n`. What other encodings and line ends
+look like is refused: NUL characters, a carriage return within a line, a mark within the text. An empty line is no
+prompt in any of them; the empty prompt is an empty cell (`""` where it is the only column), `{"prompt": ""}` or an
+empty string.
 `memedge.scoring.score_files` writes the same four formats.
 """
 
 import csv
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from memedge.engine.errors import InputError, not_installed
+from memedge.prompts.cells import SCORE_COLUMNS, unguarded
 
 # No prompt comes near these; they keep memory bounded when a file is not what its suffix says.
 LONGEST_PROMPT = 131_072  # characters; also the longest cell Python's csv module reads by default
 LONGEST_LINE = 16 * 1024 * 1024  # bytes
 PARQUET_BATCH = 1024  # rows
 
+_LONE_CR = "{path}, {place}, has a carriage return that ends no line here: end lines in LF or CR LF."
 Placed = tuple[str, object]  # where a value stands in its file ("line 3"), and the value that should be a prompt
 
 
@@ -48,11 +53,15 @@ def read_prompts(path: Path) -> Iterator[str]:
             counted from 1 with the header, parquet rows from 1.
     """
     read = _READERS[check_format(path)]
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} does not exist: check the name of the prompt file.") from None
+    except (OSError, ValueError) as error:  # a loop of links, a name that is too long or holds a NUL
+        raise InputError(f"{path} cannot be read ({getattr(error, 'strerror', error)}): check the name.") from None
+    if stat.S_ISDIR(mode):
         raise InputError(f"{path} is a directory: name a prompt file in it.")
-    if not path.exists():
-        raise InputError(f"{path} does not exist: check the name of the prompt file.")
-    if not path.is_file():
+    if not stat.S_ISREG(mode):
         raise InputError(f"{path} is a pipe or device, which can be read only once: save the prompts to a file first.")
     empty = True
     try:
@@ -65,6 +74,8 @@ def read_prompts(path: Path) -> Iterator[str]:
                     f"{path}, {place}, has a prompt of more than {LONGEST_PROMPT} characters: "
                     "check that the file holds one prompt per row."
                 )
+            if "\0" in prompt:
+                raise InputError(f"{path}, {place}, has a prompt with a NUL character, which is no text: remove it.")
             empty = False
             yield prompt
     except OSError as error:
@@ -93,6 +104,10 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise InputError(
                     f"{path}, line {number}, is longer than {LONGEST_LINE} bytes: check that it is a text file."
                 )
+            if b"\0" in line:
+                raise InputError(
+                    f"{path}, line {number}, holds a NUL character, as text in UTF-16 does: save the file as UTF-8."
+                )
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -103,6 +118,12 @@ def _filled_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield where each line stands that is not empty, and the line without its end."""
     for number, line in _lines(path):
         if text := line.removesuffix("\n").removesuffix("\r"):
+            if "\r" in text:
+                raise InputError(_LONE_CR.format(path=path, place=f"line {number}"))
+            if number > 1 and text.startswith("\ufeff"):
+                raise InputError(
+                    f"{path}, line {number}, begins with a byte order mark, as joined files do: remove the mark."
+                )
             yield f"line {number}", text
 
 
@@ -110,6 +131,7 @@ def _read_csv(path: Path) -> Iterator[Placed]:
     rows = csv.reader((line for _, line in _lines(path)), strict=True)
     header: list[str] = []
     column = end = 0
+    ours = False
     try:
         for row in rows:
             first, end = end + 1, rows.line_num  # cells may hold line ends; a row is named by its first line
@@ -117,15 +139,23 @@ def _read_csv(path: Path) -> Iterator[Placed]:
                 continue
             if not header:
                 column, header = _prompt_column(path, row), row
+                ours = tuple(header) == SCORE_COLUMNS
             elif len(row) != len(header):
                 raise InputError(
                     f"{path}, line {first}, has {len(row)} cells where the header has {len(header)}: "
                     "put prompts that hold commas in double quotes."
                 )
             else:
-                yield f"line {first}", row[column]
+                yield f"line {first}", unguarded(row[column]) if ours else row[column]
     except csv.Error as error:
-        raise InputError(f"{path}, line {end + 1}, is broken CSV ({error}): check the double quotes.") from error
+        place, reason = f"line {end + 1}", str(error)
+        if reason.startswith("new-line character"):
+            raise InputError(_LONE_CR.format(path=path, place=place)) from error
+        if reason.startswith("field larger") and rows.line_num <= end + 1:  # else a quote may have swallowed lines
+            raise InputError(
+                f"{path}, {place}, has a cell of more than {LONGEST_PROMPT} characters: shorten it."
+            ) from error
+        raise InputError(f"{path}, {place}, is broken CSV ({reason}): check the double quotes.") from error
 
 
 def _read_jsonl(path: Path) -> Iterator[Placed]:
@@ -168,7 +198,9 @@ def _read_parquet(path: Path) -> Iterator[Placed]:
         raise InputError(
             f"{path} has a prompt after row {row} that is not valid UTF-8: write it again as UTF-8."
         ) from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # pyarrow's own, and whatever else a damaged file makes it raise
         raise InputError(f"{path} is not a parquet file or is damaged: write it again.") from error
 
 

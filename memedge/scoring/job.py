@@ -24,6 +24,8 @@ from memedge.results import Scores
 from memedge.scoring.journal import Journal, prompt_key
 from memedge.scoring.score_files import ScoreRow, write_scores
 
+BESIDE = ".partial"  # the journal's suffix
+
 
 @dataclass(frozen=True)
 class JobSummary:
@@ -78,7 +80,7 @@ def score_file(
     check_places(source, output)
     total = sum(1 for _ in read_prompts(source))  # also finds a bad row now, not after hours of scoring
     digest = sha256(source)
-    journal_path = output.with_name(f"{output.name}.partial")
+    journal_path = output.with_name(f"{output.name}{BESIDE}")
     scored_now = 0
     with closing(Journal(journal_path, digest, engine_key, resume)) as journal:
         if progress:
@@ -105,6 +107,9 @@ def score_file(
 def check_places(source: Path, output: Path) -> None:
     """Raise InputError if `output` cannot be written where it is, or is the input; `score_file` checks this too."""
     check_folder_of(output, "write the output elsewhere")
+    longest = os.pathconf(output.resolve().parent, "PC_NAME_MAX") - len(f"{BESIDE}-journal")
+    if len(os.fsencode(output.name)) > longest:
+        raise InputError(f"The name of {output} is too long for the files kept beside it: use {longest} bytes at most.")
     if output.is_dir():
         raise InputError(f"{output} is a directory: name a file for the output.")
     if output.exists() and source.exists() and output.samefile(source):

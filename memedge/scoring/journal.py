@@ -59,6 +59,10 @@ class JobFile:
             InputError: there is one and not `resume`; or it is another job's, damaged, in use, or cannot be written.
         """
         self.path = path
+        for file in (path, path.with_name(f"{path.name}-journal")):
+            # SQLite would write through a link, to wherever it leads, and wait for a pipe.
+            if file.is_symlink() or (file.exists() and not file.is_file()):
+                raise InputError(f"{file} is no plain file, which a journal has to be: delete it or move it away.")
         existed = path.exists()
         with self._explained():
             self._db = sqlite3.connect(path, timeout=0)

@@ -4,7 +4,8 @@ The columns are always `prompt, norm, alignment, score, memorized, truncated`. F
 are `true` and `false`. Without a calibration `memorized` and, unless γ was published for the model, `score` are empty
 in `.csv` and `.txt`, null in `.jsonl` and `.parquet`.
 
-- `.csv`: RFC 4180, so lines end in `\\r\\n` and prompts are quoted where they must be.
+- `.csv`: RFC 4180, so lines end in `\\r\\n` and prompts are quoted where they must be. A prompt that a spreadsheet
+  would run as a formula has an apostrophe in front (memedge/prompts/cells.py), which `read_prompts` takes away again.
 - `.txt`: tab-separated with a header and always one line per prompt: backslash, tab, newline and carriage return in a
   prompt are written `\\\\`, `\\t`, `\\n` and `\\r`.
 - `.jsonl`: an object per line, in UTF-8 without escapes where JSON needs none.
@@ -18,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from memedge.prompts.cells import guarded
 from memedge.prompts.files import import_pyarrow
 
 ROW_GROUP = 8192  # rows of a parquet file written, and held in memory, at once
@@ -55,7 +57,7 @@ def _write_csv(path: Path, rows: Iterable[ScoreRow]) -> None:
     with path.open("x", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(ScoreRow._fields)
-        writer.writerows([row.prompt, *_cells(row)] for row in rows)
+        writer.writerows([guarded(row.prompt), *_cells(row)] for row in rows)
 
 
 def _write_jsonl(path: Path, rows: Iterable[ScoreRow]) -> None:

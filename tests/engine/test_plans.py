@@ -104,7 +104,7 @@ def test_cache_behind_the_engine(directory, tmp_path):
 def test_nowhere_to_write(directory, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(EngineError, match="can be written to: make one of them writable"):
+    with pytest.raises(EngineError, match=r"Plans cannot be written to .* and .*: make a folder writable"):
         plans.writable_folder(replace(directory, path=tmp_path / "file" / "x"))
 
 

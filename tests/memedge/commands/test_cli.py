@@ -13,7 +13,7 @@ from memedge import commands
 from memedge.commands.options import app
 from memedge.engine.providers import PROVIDERS
 
-SHARED = {"options", "terminal", "descriptions"}
+SHARED = {"options", "terminal", "descriptions", "failures", "plain"}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 CPU = ("--provider", "cpu")
 LISTS = ("--memorized", "m.txt", "--clean", "c.txt")

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memedge.engine.errors import InputError
+from memedge.prompts.cells import unguarded
 from memedge.prompts.files import LONGEST_LINE, LONGEST_PROMPT, PARQUET_BATCH, check_format, read_prompts
 from memedge.scoring.score_files import ROW_GROUP, ScoreRow, write_scores
 
@@ -30,20 +31,24 @@ NASTY = [
     "\t",
     "\\",
     "\\n",
-    "\0",
     "\u2028",
     "\x85",
     "猫",
     "🐈",
     "=1+1",
+    "'=1+1",
+    "''",
+    " \t@x",
+    "-x",
     "null",
 ]
 
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | st.sampled_from(NASTY)
 relaxed = settings(deadline=None)  # a busy machine is no failure
-prompts = st.lists(st.text() | st.sampled_from(NASTY), min_size=1, max_size=8)
+prompts = st.lists(texts, min_size=1, max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 calibrated_rows = st.lists(
-    st.builds(ScoreRow, st.text() | st.sampled_from(NASTY), finite, finite, finite, st.booleans(), st.booleans()),
+    st.builds(ScoreRow, texts, finite, finite, finite, st.booleans(), st.booleans()),
     min_size=1,
     max_size=8,
 )
@@ -63,7 +68,7 @@ def read_back(path: Path, content: bytes) -> list[str]:
 @relaxed
 @given(prompts, st.sampled_from(["utf-8", "utf-8-sig"]), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_txt_gives_the_lines_back(values: list[str], encoding: str, end: str, last_end: bool) -> None:
-    lines = [value.replace("\n", "").rstrip("\r").removeprefix("\ufeff") for value in values]
+    lines = [value.replace("\n", "").replace("\r", "").lstrip("\ufeff") for value in values]
     text = end.join(lines) + end * last_end
     with TemporaryDirectory() as folder:
         path = Path(folder, "p.txt")
@@ -148,7 +153,27 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "open quote": ("p.csv", b'prompt\na\n"b\nc\n', "p.csv, line 3, is broken CSV (unexpected end of data)"),
     "text after quote": ("p.csv", b'prompt\n"a"b\n', "p.csv, line 2, is broken CSV ("),
     "broken header": ("p.csv", b'"prompt"x\n', "p.csv, line 1, is broken CSV ("),
-    "huge cell": ("p.csv", b"prompt\n" + b"a" * (LONGEST_PROMPT + 1), "p.csv, line 2, is broken CSV (field larger"),
+    "huge cell": (
+        "p.csv",
+        b"prompt,id\n" + b"a" * (LONGEST_PROMPT + 1) + b",1\n",
+        f"p.csv, line 2, has a cell of more than {LONGEST_PROMPT} characters: shorten it.",
+    ),
+    "huge cell by an open quote": (
+        "p.csv",
+        b'prompt\na\n"' + b"a\n" * LONGEST_PROMPT,
+        "p.csv, line 3, is broken CSV (field larger than field limit (131072)): check the double quotes.",
+    ),
+    "CR in txt": ("p.txt", b"a\rb\r", "p.txt, line 1, has a carriage return that ends no line here: end lines in LF"),
+    "CR twice": ("p.txt", b"a\r\r\nb\r\r\n", "p.txt, line 1, has a carriage return that ends no line here"),
+    "CR in csv": ("p.csv", b"prompt\ra\rb\r", "p.csv, line 1, has a carriage return that ends no line here"),
+    "CR in jsonl": ("p.jsonl", b'"a"\r"b"\r', "p.jsonl, line 1, has a carriage return that ends no line here"),
+    "utf-16 without a mark": ("p.txt", "a cat\n".encode("utf-16-le"), "p.txt, line 1, holds a NUL character, as text"),
+    "utf-16, big end first": ("p.csv", "prompt\na\n".encode("utf-16-be"), "p.csv, line 1, holds a NUL character"),
+    "utf-32 without a mark": ("p.jsonl", '"a"\n'.encode("utf-32-le"), "p.jsonl, line 1, holds a NUL character"),
+    "utf-16, no Latin letter": ("p.txt", "\u4e3a\n\u4e3a".encode("utf-16-be"), "p.txt, line 1, "),
+    "NUL in a cell": ("p.csv", b'prompt\n"a\0"\n', "p.csv, line 2, holds a NUL character"),
+    "NUL in JSON": ("p.jsonl", b'"a\\u0000"', "p.jsonl, line 1, has a prompt with a NUL character, which is no text"),
+    "joined files": ("p.txt", b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n", "p.txt, line 2, begins with a byte order mark"),
     "huge prompt": (
         "p.txt",
         b"a" * (LONGEST_PROMPT + 1),
@@ -185,6 +210,16 @@ def test_places_that_are_no_prompt_file(tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(InputError, match=r"folder\.csv is a directory"):
         list(read_prompts(tmp_path / "folder.csv"))
+    (tmp_path / "loop.csv").symlink_to(tmp_path / "loop.csv")
+    with pytest.raises(InputError, match=r"loop\.csv cannot be read \(Too many levels of symbolic links\): check"):
+        list(read_prompts(tmp_path / "loop.csv"))
+    with pytest.raises(InputError, match=r"cannot be read \(File name too long\): check the name"):
+        list(read_prompts(tmp_path / f"{'n' * 300}.csv"))
+    with pytest.raises(InputError, match=r"cannot be read \(embedded null byte\): check the name"):
+        list(read_prompts(tmp_path / "a\0b.csv"))
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"p\.csv does not exist"):
+        list(read_prompts(tmp_path / "file" / "p.csv"))
     (tmp_path / "device.csv").symlink_to("/dev/null")
     with pytest.raises(InputError, match=r"device\.csv is a pipe or device"):
         list(read_prompts(tmp_path / "device.csv"))
@@ -208,6 +243,13 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (lambda pa: pa.table({"prompt": [1, 2]}), "has int64 in its column 'prompt': make every prompt a string."),
         (lambda pa: pa.table({"prompt": [["a"]]}), "has list<"),
         (lambda pa: pa.table({"prompt": [None]}), "has null in its column 'prompt'"),
+        (lambda pa: pa.table({"prompt": [b"a"]}), "has binary in its column 'prompt'"),
+        (lambda pa: pa.table({"prompt": [{"a": "b"}]}), "has struct<"),
+        (lambda pa: pa.table({"prompt": pa.array([["a"]]).dictionary_encode().dictionary}), "has list<"),
+        (lambda pa: pa.table({"prompt": pa.array(["1"]).cast(pa.int32()).dictionary_encode()}), "has int32"),
+        (lambda pa: pa.table({"prompt": pa.array([None, None], pa.timestamp("s"))}), "has timestamp["),
+        (lambda pa: pa.table({"prompt": ["a\0b"]}), "row 1, has a prompt with a NUL character"),
+        (lambda pa: pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "needs exactly one column 'prompt'"),
         (lambda pa: pa.table({"prompt": ["a", "b", None]}), "row 3, has a prompt that is null"),
         (lambda pa: pa.table({"prompt": pa.array([], pa.string())}), "holds no prompts"),
         (
@@ -266,6 +308,8 @@ def parse(path: Path) -> list[ScoreRow]:
         case ".csv":
             with path.open(encoding="utf-8", newline="") as file:
                 records = list(csv.DictReader(file, strict=True))
+            for record in records:
+                record["prompt"] = unguarded(record["prompt"])
         case _:
             header, *lines = [line.split("\t") for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
             records = [dict(zip(header, cells, strict=True)) for cells in lines]
@@ -317,6 +361,12 @@ def test_parquet_row_groups_follow_each_other(tmp_path: Path) -> None:
     rows = [ScoreRow(str(number), float(number), 0.5, None, None, False) for number in range(ROW_GROUP + 3)]
     write_scores(tmp_path / "s.parquet", ".parquet", iter(rows))
     assert parse(tmp_path / "s.parquet") == rows
+
+
+@pytest.mark.parametrize("name", ["p.csv", "p.jsonl"])
+def test_an_apostrophe_of_other_files_is_kept(name: str, tmp_path: Path) -> None:
+    content = b"prompt\n'=1\n" if name == "p.csv" else b'{"prompt": "\'=1"}\n'
+    assert read_back(tmp_path / name, content) == ["'=1"]
 
 
 def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ import pytest
 
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.results import Scores
-from memedge.scoring.job import JobSummary, score_file
+from memedge.scoring.job import JobSummary, check_places, score_file
+from memedge.scoring.journal import Journal
 
 # A scorer whose results follow from the prompts alone, and which notes every prompt it is given; and a way to die at
 # any moment: the profiler's hook sees each call and return of Python and C functions.
@@ -479,3 +480,37 @@ print(peak() - before)
     assert int(child.stdout) < 30  # MiB
     with (tmp_path / "out.csv").open() as file:
         assert sum(1 for _ in file) == 200_001
+
+
+@pytest.mark.parametrize("name", ["out.csv.partial", "out.csv.partial-journal"])
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_a_journal_that_is_no_plain_file_is_refused(name: str, kind: str, source: Path, tmp_path: Path) -> None:
+    """SQLite would write through a link, to wherever it leads."""
+    place, target = source.parent / name, tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        if kind == "link":
+            target.write_text("mine")
+        place.symlink_to(target)
+    with pytest.raises(InputError, match=re.escape(f"{name} is no plain file, which a journal has to be")):
+        Journal(source.parent / "out.csv.partial", "0" * 64, "engine", resume=True)
+    assert kind == "pipe" or kind == "folder" or target.exists() == (kind == "link")
+    assert kind != "link" or target.read_text() == "mine"
+
+
+def test_places_that_cannot_be(source: Path, tmp_path: Path) -> None:
+    loop = tmp_path / "loop.csv"
+    loop.symlink_to(loop)
+    for output, words in (
+        (loop, "cannot be written to"),
+        (loop / "out.csv", "cannot be written to"),
+        (tmp_path / f"{'n' * 300}.csv", "cannot be written to (File name too long)"),
+        (tmp_path / f"{'n' * 245}.csv", "is too long for the files kept beside it: use 239 bytes at most"),
+        (tmp_path / "a\0b.csv", "cannot be written to"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)) as caught:
+            check_places(source, output)
+        assert str(caught.value).endswith(".")
