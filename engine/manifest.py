@@ -12,7 +12,8 @@ from memedge.engine.errors import ManifestError
 
 SCHEMA = 4
 FILE_NAME = "manifest.json"
-SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
+SIZE_LIMIT = 1 << 20  # bytes; a manifest is some kilobytes, and it is read before anything is verified
+MOST_CLEAN_SCORES = 1000  # of a calibration: some 30 kilobytes
 
 Precision = Literal["fp32", "fp16", "int8"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -84,8 +85,9 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     It holds for one backend and precision, one kind of alignment and one pair of cosine operands. At most a share
     `target_fpr` of the clean prompts that it was fitted to reach the threshold; half of them have a score of at most
-    `clean_score`, None in engines that were calibrated before it was stored. `strength` is scikit-learn's C, the
-    inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
+    `clean_score`, None in engines that were calibrated before it was stored. `clean_scores` are the highest of their
+    scores, descending, at most MOST_CLEAN_SCORES of them: thresholds for other rates come from these; None likewise.
+    `strength` is scikit-learn's C, the inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
     """
 
     gamma_norm: float
@@ -102,6 +104,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     fitted_by: str
     conformal: Conformal | None = None
     clean_score: float | None = None
+    clean_scores: tuple[float, ...] | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -252,7 +255,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = msgspec.convert(loose, Manifest)
     except msgspec.ValidationError as error:
         raise ManifestError(f"{path} is not valid ({error}): export the engine again.") from None
-    _check_values(manifest, path)
+    check_values(manifest, path)
     return manifest
 
 
@@ -261,13 +264,15 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     atomic.write(folder / FILE_NAME, msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
 
 
-def _check_values(manifest: Manifest, path: Path) -> None:
+def check_values(manifest: Manifest, path: Path) -> None:
     """Refuse values that no export writes, before anything is allocated by them."""
     cached = [size for shape in manifest.cached.values() for size in shape]
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
     numbers = [v for c in calibrations for v in (c.gamma_norm, c.gamma_alignment, c.threshold, c.strength)]
     numbers += [c.clean_score for c in calibrations if c.clean_score is not None]
+    kept = [(c.clean_scores, c.clean.prompts) for c in calibrations if c.clean_scores is not None]
+    numbers += [score for scores, _ in kept for score in scores]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
     published = (manifest.preset.gamma_norm, manifest.preset.gamma_alignment) if manifest.preset else ()
     intervals = [c.conformal for c in calibrations if c.conformal]
@@ -284,6 +289,11 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
     if not all(math.isfinite(v) for v in (*numbers, *published)):
         raise ManifestError(f"{path} holds a calibration that is not finite: calibrate the engine again.")
+    if not all(
+        len(scores) == min(prompts, MOST_CLEAN_SCORES) and list(scores) == sorted(scores, reverse=True)
+        for scores, prompts in kept
+    ):
+        raise ManifestError(f"{path} holds scores of clean prompts that no calibration keeps: calibrate it again.")
     if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.delta < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
     if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):

@@ -53,6 +53,14 @@ DrawsOption = Annotated[
     str | None, typer.Option("--draws", metavar="N,...", help="Draws per prompt.", show_default="the engine's own")
 ]
 PlotOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", metavar="SCORE", help="Memorized from this score on.", show_default="the calibrated one"),
+]
+TargetFprOption = Annotated[
+    float | None,
+    typer.Option("--target-fpr", metavar="SHARE", help="Or: the threshold that so many of its clean prompts reach."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
@@ -63,11 +71,24 @@ def load_detector(
     precision: str | None,
     threads: int | None,
     batch_size: int | Literal["auto"] | None = None,
+    *,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
+    gradients: bool = False,
 ) -> "Detector":
     """Return a detector on what the options name."""
     from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
 
-    return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
+    return Detector.load(
+        engine,
+        provider,
+        precision,
+        threads,
+        batch_size=batch_size,
+        threshold=threshold,
+        target_fpr=target_fpr,
+        gradients=gradients,
+    )
 
 
 def one_engine(directory: Path | None, engine: Path | None) -> Path | None:

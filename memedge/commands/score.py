@@ -12,7 +12,9 @@ from memedge.commands.options import (
     PrecisionOption,
     ProviderOption,
     ResumeOption,
+    TargetFprOption,
     ThreadsOption,
+    ThresholdOption,
     app,
     load_detector,
 )
@@ -44,6 +46,8 @@ def score(
             show_default="what memory surely allows",
         ),
     ] = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
@@ -58,7 +62,9 @@ def score(
     from memedge.scoring.job import check_places, score_file
 
     check_places(source, output)  # before an engine is loaded for nothing
-    detector = load_detector(engine, provider, precision, threads, batch_size)
+    detector = load_detector(
+        engine, provider, precision, threads, batch_size, threshold=threshold, target_fpr=target_fpr
+    )
     with terminal.progress_bar("scoring") as progress:
         summary = score_file(
             detector.score, source, output, engine_key=detector.info.fingerprint, resume=resume, progress=progress
@@ -67,7 +73,11 @@ def score(
 
 
 def print_summary(summary: "JobSummary", info: "EngineInfo") -> None:
-    verdict = "no verdicts (not calibrated)" if summary.memorized is None else f"{summary.memorized} memorized"
+    from memedge.decision.reasons import threshold_in_words
+
+    verdict = "no verdicts (not calibrated)"
+    if summary.memorized is not None:
+        verdict = f"{summary.memorized} memorized ({threshold_in_words(info.rule)})"
     terminal.say(
         f"{summary.output}: {summary.rows} rows, {summary.unique} different prompts, {summary.scored_now} scored in "
         f"this run on {info.key}, {verdict}, {summary.truncated} truncated."
