@@ -1,6 +1,7 @@
 """What this machine has, and what this process takes of it."""
 
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -10,6 +11,22 @@ def usable_processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, or its architecture where it does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def load_average() -> float | None:
+    """Return how many processes ran or waited during the last minute, or None where that cannot be found out."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def peak_memory() -> int:

@@ -25,6 +25,7 @@ from memedge.commands import (  # noqa: F401
 
 # isort: on
 from memedge.commands.options import app
+from memedge.commands.terminal import say
 from memedge.engine.errors import MemedgeError
 
 
@@ -35,11 +36,11 @@ def main() -> None:
     try:
         app()
     except MemedgeError as error:
-        print(f"memedge: {error}", file=sys.stderr)
+        say(f"memedge: {error}")
         sys.exit(1)
     except OSError as error:  # a full disk, a folder without permission: what is wrong with which file says it all
         place = f"{error.filename}: " if error.filename else ""  # a write to an open file does not know its name
-        print(f"memedge: {place}{error.strerror or error}.", file=sys.stderr)
+        say(f"memedge: {place}{error.strerror or error}.")
         sys.exit(1)
     except KeyboardInterrupt:
         print("memedge: interrupted", file=sys.stderr)

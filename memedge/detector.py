@@ -1,6 +1,7 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +33,8 @@ from memedge.results import Scores, Verdicts
 from memedge.wording import counted
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
+LOG = logging.getLogger("memedge")
+SAID = {True: "memorized", False: "ok", None: "no verdict"}
 Early = Literal["proven", "conformal", "off"]
 
 
@@ -199,9 +202,25 @@ class Detector:
         """What runs: engine, provider, precision, threads, calibration."""
         return self._info
 
-    def warmup(self) -> None:
-        """Run one prompt, so that the first real call finds memory allocated and kernels chosen."""
-        self.score(["warm up"])
+    def warmup(self, batch: int | Iterable[int] = 1) -> None:
+        """Run prompts, so that the first real calls find memory allocated, graphs compiled and kernels chosen.
+
+        Runtimes prepare themselves for each number of rows anew, so that a first call of 16 prompts may take ten times
+        as long as the second one, whatever was run before.
+
+        Args:
+            batch: how many prompts calls will have; several numbers, such as (1, 4, 16), where they differ.
+
+        Raises:
+            InputError: no number of at least 1.
+        """
+        sizes = [batch] if isinstance(batch, int) else list(batch)
+        if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
+            raise InputError(f"batch is {batch!r}: give the number of prompts of a call, or several numbers.")
+        for size in sizes:
+            prompts = [f"warm up {place}" for place in range(size)]
+            self.score(prompts)
+            self.detect(prompts)  # its calls have other numbers of rows than those of score
 
     def score(
         self, prompts: Iterable[str], *, alignment: Alignment | None = None, operands: Operands | None = None
@@ -316,7 +335,11 @@ class Detector:
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(self._encode(ids), early)
-            verdicts += make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
+            made = make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
+            if LOG.isEnabledFor(logging.INFO):
+                for one in made:  # without the prompt, which is the user's
+                    LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, self._info.key, one.passes)
+            verdicts += made
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts

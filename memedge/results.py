@@ -36,6 +36,12 @@ class Scores:
     def __len__(self) -> int:
         return len(self.norm)
 
+    def __repr__(self) -> str:
+        verdicts = "no verdicts"
+        if self.memorized is not None:
+            verdicts = f"{int(self.memorized.sum())} memorized, threshold {self.threshold:.4g}"
+        return f"<Scores of {len(self)} prompts: {verdicts}>"
+
     def to_dict(self) -> tables.Columns:
         """Return a list of B plain Python values for each attribute.
 
@@ -80,8 +86,8 @@ class Verdict:
         passes: conditional UNet evaluations; 2 · draws if nothing was left out, and as many again if the score was so
             near the threshold that the prompt was evaluated alone.
         reason: in words, why the verdict is what it is.
-        operating_point: where the threshold comes from: "calibrated", "threshold" (it was given), or "target_fpr=R" (for
-            that rate of false positives, by the calibration's clean scores); "" if there is none.
+        operating_point: where the threshold comes from: "calibrated", "threshold" (it was given), or "target_fpr=R"
+            (for that rate of false positives, by the calibration's clean scores); "" if there is none.
     """
 
     prompt: str

@@ -155,7 +155,9 @@ def calibrate_all(
     directory = EngineDirectory.open(folder)
     here = [one for one in runnable(directory) if precision in (None, one[1])]
     if not here:
-        raise ProviderError(f"No provider can run {folder} here in {precision or 'any precision'}: see `memedge doctor`.")
+        raise ProviderError(
+            f"No provider can run {folder} here in {precision or 'any precision'}: see `memedge doctor`."
+        )
     cut_off = [place for place, one in enumerate(here) if resume and _journal(folder, key_of(*one)).exists()]
     return [
         calibrate(

@@ -42,7 +42,7 @@ def calibrate(
     ] = None,
     resume: ResumeOption = False,
     engine: Annotated[
-        Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory, too.", show_default=False)
+        Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default=False)
     ] = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,

@@ -29,7 +29,7 @@ def info(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Verify an engine and show what it is, what runs it and what it was calibrated on."""
+    """Verify an engine; show what it is, runs on, was fitted to."""
     detector = load_detector(one_engine(directory, engine), provider, precision, threads)
     terminal.print_json(detector.info) if json else print_info(detector.info)
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from memedge import __version__
 from memedge.engine.errors import InputError
 from memedge.engine.providers import PROVIDERS
 
@@ -14,13 +15,28 @@ if TYPE_CHECKING:
 MOST = 1000  # prompts per call, or draws
 
 app = typer.Typer(
-    help="Catch prompts that make a diffusion model reproduce a training image, before the image is made.",
     epilog="Exit codes: 0 done, 1 error (one sentence on stderr), 2 wrong usage, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memedge {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _memedge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which memedge this is.")
+    ] = False,
+) -> None:
+    """Catch prompts that make a diffusion model reproduce a training image, before the image is made."""
+
 
 # What runs: every command that opens an engine takes these four.
 EngineOption = Annotated[
@@ -55,7 +71,9 @@ DrawsOption = Annotated[
 PlotOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")]
 ThresholdOption = Annotated[
     float | None,
-    typer.Option("--threshold", metavar="SCORE", help="Memorized from this score on.", show_default="the calibrated one"),
+    typer.Option(
+        "--threshold", metavar="SCORE", help="Memorized from this score on.", show_default="the calibrated one"
+    ),
 ]
 TargetFprOption = Annotated[
     float | None,

@@ -54,7 +54,9 @@ def score(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score a file of prompts; a run that was cut off loses nothing and is continued with --resume.
+    """Score a file of prompts, resumably.
+
+    A run that was cut off loses nothing and is continued with --resume.
 
     Files need a column `prompt` (.txt: one prompt per line). The output has the columns prompt, norm, alignment, score,
     memorized and truncated, one row per input row.

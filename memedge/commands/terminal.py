@@ -21,10 +21,13 @@ def print_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal something that is not the result: on stderr."""
+    """Tell the person at the terminal something that is not the result: on stderr.
+
+    A terminal gets lines that break between words; a file or another program gets one line.
+    """
     from rich.console import Console
 
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
+    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def new_table(*words: str, numbers: Sequence[str] = ()) -> "Table":

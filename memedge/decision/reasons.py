@@ -46,7 +46,9 @@ def make_verdicts(
 
 def threshold_in_words(rule: Rule) -> str:
     """Return the threshold, and where it comes from if it is not the calibrated one."""
-    origin = {"": "", "calibrated": "", "threshold": ", as given"}.get(rule.operating_point, f" for {rule.operating_point}")
+    origin = {"": "", "calibrated": "", "threshold": ", as given"}.get(
+        rule.operating_point, f" for {rule.operating_point}"
+    )
     return f"threshold {rule.threshold:.4g}{origin}"
 
 

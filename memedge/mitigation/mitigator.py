@@ -1,7 +1,7 @@
 """Mitigation: prompt embeddings, or starting noise, changed until a prompt no longer brings a training image back."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -48,8 +48,8 @@ class Mitigation:
     """
 
     prompt: str
-    states: Singles
-    pooled: Singles | None
+    states: Singles = field(repr=False)
+    pooled: Singles | None = field(repr=False)
     loss: Loss
     target: float
     before: float
@@ -86,7 +86,7 @@ class MitigatedNoise:
     """
 
     prompt: str
-    noise: Singles
+    noise: Singles = field(repr=False)
     draw: int
     before: float
     after: float
@@ -108,6 +108,9 @@ class Mitigator:
     def __init__(self, engine: Engine, gradients: Gradients):
         """Take an opened engine and its derivatives; `load` opens both."""
         self.engine, self.gradients = engine, gradients
+
+    def __repr__(self) -> str:
+        return f"<Mitigator on {self.engine.directory.path}: {self.engine.backend.key}>"
 
     @staticmethod
     def load(

@@ -102,7 +102,7 @@ def test_all_providers_go_on_where_they_were_cut_off(folder):
     with pytest.raises(KeyboardInterrupt):
         calibrate_all(folder, *LISTS, threads=1, progress=interrupt)
     assert [one.key for one in calibrate_all(folder, *LISTS, threads=1, resume=True)] == ["cpu-fp32"]
-    with pytest.raises(ProviderError, match="No provider can run .* here in fp16: see `memedge doctor`"):
+    with pytest.raises(ProviderError, match=r"No provider can run .* here in fp16: see `memedge doctor`"):
         calibrate_all(folder, *LISTS, precision="fp16")
 
 

@@ -86,7 +86,9 @@ def test_many_clean_prompts_keep_their_highest_scores():
 
 
 def test_without_what_it_takes(engine):
-    with pytest.raises(InputError, match="keeps no clean scores that target_fpr could be met on, as it was made before"):
+    with pytest.raises(
+        InputError, match="keeps no clean scores that target_fpr could be met on, as it was made before"
+    ):
         Detector.load(provider="cpu", target_fpr=0.05)
     fails(memedge("detect", "a star", *CPU, "--target-fpr", 0.05), "give a threshold, or run `memedge calibrate` again")
     with pytest.raises(InputError, match="so there is no score that a threshold is for: run `memedge calibrate`"):
@@ -139,5 +141,5 @@ def test_clean_scores_that_nobody_writes(tmp_path, scores):
     clean = {"name": "c", "sha256": "0" * 64, "prompts": 5}
     change = {"clean": clean, "clean_scores": [1e999 if s == math.inf else s for s in scores]}
     edit_manifest(copy, lambda m: m["calibrations"]["cpu-fp32"].update(change))
-    with pytest.raises(ManifestError, match="scores of clean prompts|not finite"):
+    with pytest.raises(ManifestError, match=r"scores of clean prompts|not finite"):
         read_manifest(copy)
