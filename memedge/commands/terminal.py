@@ -27,7 +27,8 @@ def say(text: str) -> None:
     """
     from rich.console import Console
 
-    Console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+    console = Console(stderr=True, emoji=False, highlight=False)
+    console.print(text, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def new_table(*words: str, numbers: Sequence[str] = ()) -> "Table":
