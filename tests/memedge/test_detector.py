@@ -263,7 +263,7 @@ def test_reprs(detector):
     assert repr(detector).startswith(f"<Detector on {detector.info.path}: cpu-fp32, ")
     assert repr(detector).endswith("threshold 3.443>")
     assert repr(detector.at(threshold=3)).endswith("threshold 3, as given>")
-    assert repr(detector.score(["a star", ""])) == "<Scores of 2 prompts: 0 memorized, threshold 3.443>"
+    assert repr(detector.score(["cow icon", ""])) == "<Scores of 2 prompts: 1 memorized, threshold 3.443>"
     mitigator = Mitigator(detector.engine, detector.gradients)
     assert repr(mitigator) == f"<Mitigator on {detector.info.path}: cpu-fp32>"
 
