@@ -27,7 +27,7 @@ def test_every_file_is_a_command():
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
     assert "Exit codes" in text
-    assert "..." not in text  # each summary is whole
+    assert "..." not in text.partition("Commands:")[2]  # each summary is whole
 
 
 def test_version():
