@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -14,6 +15,22 @@ def usable_processors() -> int:
     quota = cgroups.processors()
     # Part of a processor is rounded up: it is time that was given. More threads than that only wait for each other.
     return count if quota is None else max(1, min(count, math.ceil(quota)))
+
+
+def processor_name() -> str:
+    """Return what the processor calls itself, or its architecture where it does not say."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def load_average() -> float | None:
+    """Return how many processes ran or waited during the last minute, or None where that cannot be found out."""
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
 
 
 def peak_memory() -> int:

@@ -12,7 +12,8 @@ from memedge.engine.errors import ManifestError, shown
 SCHEMA = 4
 FILE_NAME = "manifest.json"
 LARGEST_SEED = (1 << 63) - 1
-SIZE_LIMIT = 1 << 20  # bytes; a manifest is a few kilobytes, and it is read before anything is verified
+SIZE_LIMIT = 1 << 20  # bytes; a manifest is some kilobytes, and it is read before anything is verified
+MOST_CLEAN_SCORES = 1000  # of a calibration: some 30 kilobytes
 
 Precision = Literal["fp32", "fp16", "int8"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -94,8 +95,9 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     It holds for one backend and precision, one kind of alignment and one pair of cosine operands. At most a share
     `target_fpr` of the clean prompts that it was fitted to reach the threshold; half of them have a score of at most
-    `clean_score`, None in engines that were calibrated before it was stored. `strength` is scikit-learn's C, the
-    inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
+    `clean_score`, None in engines that were calibrated before it was stored. `clean_scores` are the highest of their
+    scores, descending, at most MOST_CLEAN_SCORES of them: thresholds for other rates come from these; None likewise.
+    `strength` is scikit-learn's C, the inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
     """
 
     gamma_norm: Real
@@ -112,6 +114,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     fitted_by: Text
     conformal: Conformal | None = None
     clean_score: Real | None = None
+    clean_scores: tuple[Real, ...] | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -280,7 +283,7 @@ def parse_manifest(content: bytes, path: Path) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         reason = shown(str(error), 200)
         raise ManifestError(f"{path} is not valid ({reason}): export the engine again.") from None
-    _check_values(manifest, path)
+    check_values(manifest, path)
     return manifest
 
 
@@ -295,11 +298,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     atomic.write(folder / FILE_NAME, content)
 
 
-def _check_values(manifest: Manifest, path: Path) -> None:
+def check_values(manifest: Manifest, path: Path) -> None:
     """Refuse values that no export writes, before anything is allocated by them."""
     cached = [size for shape in manifest.cached.values() for size in shape]
     positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
+    kept = [(c.clean_scores, c.clean.prompts) for c in calibrations if c.clean_scores is not None]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
     intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
@@ -313,6 +317,11 @@ def _check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names a final ᾱ outside (0, 1]: export the engine again.")
     if not all(0 <= a < 1 for a in (*manifest.alphas_cumprod, *steps.alphas_cumprod)):
         raise ManifestError(f"{path} names an ᾱ outside [0, 1): export the engine again.")
+    if not all(
+        len(scores) == min(prompts, MOST_CLEAN_SCORES) and list(scores) == sorted(scores, reverse=True)
+        for scores, prompts in kept
+    ):
+        raise ManifestError(f"{path} holds scores of clean prompts that no calibration keeps: calibrate it again.")
     if not all(-1 <= i.lowest <= i.highest <= 1 and 0 < i.delta < 1 for i in intervals):
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
     if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):

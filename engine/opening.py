@@ -1,5 +1,6 @@
 """Who runs an engine: the choice of a provider, and its backend."""
 
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Protocol, cast
@@ -63,7 +64,7 @@ def open_backend(
         ProviderError: an unknown provider, one that cannot run here, or a precision that cannot be had.
     """
     if provider == "auto":
-        provider, precision = _automatic(directory, precision, gradients)
+        provider, precision = automatic(directory, precision, gradients)
     row = find(provider)
     if gradients:
         check_gradients(provider)
@@ -77,18 +78,33 @@ def open_backend(
     return backend_module(row).open_backend(directory, row, precision, threads)
 
 
-def _automatic(directory: EngineDirectory, precision: str | None, gradients: bool) -> tuple[str, str | None]:
+def automatic(directory: EngineDirectory, precision: str | None, gradients: bool) -> tuple[str, str | None]:
     """Return the provider and precision that "auto" stands for."""
     rows = [row for row in PROVIDERS.values() if row.gradients or not gradients]
     calibrated = directory.manifest.calibrations
-    for row in rows:
-        # What is cheap to know comes first: some answers load a runtime.
-        if not any(key.startswith(f"{row.name}-") for key in calibrated) or probe.missing_for(row.name):
-            continue
-        module = backend_module(row)
-        for candidate in module.precisions(directory.manifest.precision):
-            wanted = precision in (None, candidate) and key_of(row.name, candidate) in calibrated
-            if wanted and module.missing(directory, row) is None:
-                return row.name, candidate
+    # What is cheap to know comes first: some answers load a runtime.
+    known = [row for row in rows if any(key.startswith(f"{row.name}-") for key in calibrated)]
+    for provider, candidate in _runnable(directory, known):
+        if precision in (None, candidate) and key_of(provider, candidate) in calibrated:
+            return provider, candidate
     here = [row.name for row in reversed(rows) if not row.on_gpu and find_spec(row.module)]
     return (here or ["cpu"])[0], precision
+
+
+def runnable(directory: EngineDirectory) -> list[tuple[str, str]]:
+    """Return each provider that can run an engine here with each of its precisions, in the order of "auto".
+
+    Were the engine calibrated for all of them, "auto" would be the first.
+    """
+    return list(_runnable(directory, PROVIDERS.values()))
+
+
+def _runnable(directory: EngineDirectory, rows: Iterable[Provider]) -> Iterator[tuple[str, str]]:
+    own = directory.manifest.precision
+    for row in rows:
+        if (row.on_gpu and own == "int8") or probe.missing_for(row.name):
+            continue
+        module = backend_module(row)
+        for precision in module.precisions(own):
+            if module.missing(directory, row) is None:
+                yield row.name, precision

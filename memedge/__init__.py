@@ -7,6 +7,7 @@
 Importing this package loads neither torch nor transformers, diffusers or onnx; each name loads what it needs.
 """
 
+import logging
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,6 +77,9 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     export_engine = _export.export  # `import export as export_engine` would not count as a public name
 
 __version__ = "0.1.0"
+
+# The one logger: verdicts, without prompts, at INFO. It says nothing until the application gives it a handler.
+logging.getLogger("memedge").addHandler(logging.NullHandler())
 
 # The public names, by the module that they come from.
 _PUBLIC = {

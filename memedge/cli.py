@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
 
@@ -36,7 +36,11 @@ from memedge.commands import (  # noqa: F401
 from memedge.commands.failures import sentence
 from memedge.commands.options import app
 from memedge.commands.plain import one_line, plain
+from memedge.commands.terminal import say
 from memedge.engine.errors import MemedgeError
+
+# click's ClickException. typer has no name for it, and brings its own copy of click from some version on.
+_WRONG_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
@@ -66,12 +70,12 @@ def main() -> None:
 
 def _ended_by(error: BaseException) -> int:
     """Say on one line what happened, and return the exit code."""
-    if isinstance(error, typer.BadParameter.__mro__[1]):  # click's UsageError, which typer has no public name for
+    if isinstance(error, _WRONG_USAGE):
         text = io.StringIO()
         error.show(file=text)
         for line in text.getvalue().splitlines():
             print(plain(line), file=sys.stderr)
-        return 2
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end in a traceback of the interpreter's end
         _say(f"interrupted: {error}" if str(error) else "interrupted")
@@ -92,7 +96,7 @@ def _ended_by(error: BaseException) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"memedge: {one_line(text)}", file=sys.stderr)
+    say(f"memedge: {one_line(text)}")
 
 
 def _give_up(stream: TextIO) -> None:

@@ -1,6 +1,7 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.decision.early import Outcome, decide_early
-from memedge.decision.reasons import make_verdicts
+from memedge.decision.operating_point import operating_at
+from memedge.decision.reasons import make_verdicts, threshold_in_words
 from memedge.decision.rule import Rule
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.arrays import Bools, Floats, Indices
@@ -28,20 +30,27 @@ from memedge.engine.tuning import best_rows_per_call
 from memedge.explain import Explanation, ExplanationMethod, Masks, by_gradient
 from memedge.prompts.text import checked_prompts
 from memedge.results import Scores, Verdicts
+from memedge.wording import counted
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
+LOG = logging.getLogger("memedge")
+SAID = {True: "memorized", False: "ok", None: "no verdict"}
 Early = Literal["proven", "conformal", "off"]
 
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """The engine that a detector runs, its path and manifest, and what executes it."""
+    """The engine that a detector runs, its path and manifest, and what executes it.
+
+    `rule` makes a score of norm and alignment here, and a verdict of the score; it says where its threshold comes from.
+    """
 
     path: Path
     manifest: Manifest
     provider: str
     precision: str
     threads: int
+    rule: Rule
 
     @property
     def calibration(self) -> Calibration | None:
@@ -54,14 +63,13 @@ class EngineInfo:
         return key_of(self.provider, self.precision)
 
     @property
-    def rule(self) -> Rule:
-        """The rule that makes a score of norm and alignment here, and a verdict of the score."""
-        return Rule.of(self.manifest, self.key)
-
-    @property
     def fingerprint(self) -> str:
-        """A hash of everything that scores depend on: the engine's files, its calibration, provider and precision."""
-        return hashlib.sha256(msgspec.json.encode(self.manifest) + self.key.encode()).hexdigest()
+        """A hash of everything that verdicts depend on: the engine's files, its calibration, what runs, the threshold.
+
+        A threshold counts only where it is not the calibrated one.
+        """
+        point = "" if self.rule.operating_point in ("", "calibrated") else f" {self.rule.threshold!r}"
+        return hashlib.sha256(msgspec.json.encode(self.manifest) + f"{self.key}{point}".encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,21 @@ class Detector:
     what travels is the path and the options, and the engine is opened again where they arrive, by the same provider.
     """
 
-    def __init__(self, engine: Engine):
+    def __init__(self, engine: Engine, rule: Rule | None = None):
+        """Take an opened engine, and a rule if it is not the engine's own; `load` opens one."""
         self._engine = engine
         self._opened: tuple[str | None, int | None, int | None] | None = None  # path, threads, rows per call
         self._batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
         directory, backend = engine.directory, engine.backend
+        self._rule = rule or Rule.of(directory.manifest, backend.key)
         self._info = EngineInfo(
-            directory.path, directory.manifest, backend.provider, backend.precision, backend.threads
+            directory.path, directory.manifest, backend.provider, backend.precision, backend.threads, self._rule
         )
-        self._rule = self._info.rule
+
+    def __repr__(self) -> str:
+        rule = self._rule
+        verdicts = "no verdicts" if rule.threshold is None else f"{threshold_in_words(rule)}"
+        return f"<Detector on {self._info.path}: {self._info.key}, {counted(self._info.threads, 'thread')}, {verdicts}>"
 
     @staticmethod
     def load(
@@ -97,6 +111,9 @@ class Detector:
         threads: int | None = None,
         *,
         batch_size: int | Literal["auto"] | None = None,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+        gradients: bool = False,
     ) -> "Detector":
         """Open an engine directory, verify it and load its graphs.
 
@@ -110,10 +127,13 @@ class Detector:
             threads: threads per call; default: as many cores as this process may use.
             batch_size: rows (prompt × timestep × draw) per UNet call; default: as many as hold 2^16 latent values;
                 "auto" measures it, which takes some 15 calls. Results do not depend on it but by rounding.
+            threshold: another operating point than the calibrated one: see `at`.
+            target_fpr: likewise.
+            gradients: let "auto" take a provider that computes gradients, as `explain(method="gradient")` needs.
 
         Raises:
             EngineError: the directory is no engine, was damaged, or cannot run here as asked.
-            InputError: threads or batch_size is not positive.
+            InputError: threads or batch_size is not positive; and as `at`.
 
         Examples:
             >>> from memedge import Detector
@@ -123,7 +143,7 @@ class Detector:
         """
         if not (batch_size in (None, "auto") or (isinstance(batch_size, int) and batch_size >= 1)):
             raise InputError(f"batch_size is {batch_size!r}: give at least 1, 'auto', or leave it out.")
-        engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads)
+        engine = Engine.open(Path(path or EMBEDDED_ENGINE), provider, precision, threads, gradients=gradients)
         if engine.directory.manifest.precision == "int8" and batch_size not in (None, "auto", 1):
             raise InputError(f"An int8 engine computes one row at a time, not {batch_size}: leave batch_size out.")
         most = engine.backend.most_rows
@@ -137,12 +157,46 @@ class Detector:
         detector = Detector(engine)
         rows = None if batch_size is None else engine.rows_per_call
         detector._opened = None if path is None else str(Path(path).resolve()), threads, rows
-        return detector
+        return detector.at(threshold, target_fpr)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._opened is None:
             raise InputError("Only a detector of Detector.load can be pickled: load it in each process.")
-        return _open_again, (*self._opened, self._info.provider, self._info.precision, self._info.fingerprint)
+        info = self._info
+        return _open_again, (*self._opened, info.provider, info.precision, self._rule, info.fingerprint)
+
+    def at(self, threshold: float | None = None, target_fpr: float | None = None) -> "Detector":
+        """Return a detector on the same opened engine at another operating point. Nothing is written to the engine.
+
+        Verdicts and `info.rule` say which it is. The weights stay those of the calibration.
+
+        Args:
+            threshold: from which score on a prompt is memorized.
+            target_fpr: at most this share of the clean prompts that the engine was calibrated on reaches the threshold,
+                which lies in the middle of the gap between their scores. With neither, this very detector.
+
+        Raises:
+            InputError: both, a threshold that is not finite, a rate outside (0, 1); a rate under 1 / (n + 1) with n
+                clean prompts; an engine that is not calibrated, or was before clean scores were kept, as the embedded
+                one: then only a threshold can be given.
+
+        Examples:
+            >>> from memedge import Detector
+            >>> strict = Detector.load(provider="cpu").at(threshold=3.0)
+            >>> strict.detect(["cow icon"])[0].reason
+            'score 4.468 ≥ threshold 3, as given'
+        """
+        if threshold is None and target_fpr is None:
+            return self
+        info = self._info
+        own = Rule.of(info.manifest, info.key)
+        what = f"{info.path} for {info.key}"
+        return self._with(operating_at(own, info.calibration, threshold, target_fpr, what))
+
+    def _with(self, rule: Rule) -> "Detector":
+        detector = Detector(self._engine, rule)
+        detector._opened = self._opened
+        return detector
 
     @property
     def engine(self) -> Engine:
@@ -163,9 +217,25 @@ class Detector:
         """What runs: engine, provider, precision, threads, calibration."""
         return self._info
 
-    def warmup(self) -> None:
-        """Run one prompt, so that the first real call finds memory allocated and kernels chosen."""
-        self.score(["warm up"])
+    def warmup(self, batch: int | Iterable[int] = 1) -> None:
+        """Run prompts, so that the first real calls find memory allocated, graphs compiled and kernels chosen.
+
+        Runtimes prepare themselves for each number of rows anew, so that a first call of 16 prompts may take ten times
+        as long as the second one, whatever was run before.
+
+        Args:
+            batch: how many prompts calls will have; several numbers, such as (1, 4, 16), where they differ.
+
+        Raises:
+            InputError: no number of at least 1.
+        """
+        sizes = [batch] if isinstance(batch, int) else list(batch)
+        if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
+            raise InputError(f"batch is {batch!r}: give the number of prompts of a call, or several numbers.")
+        for size in sizes:
+            prompts = [f"warm up {place}" for place in range(size)]
+            self.score(prompts)
+            self.detect(prompts)  # its calls have other numbers of rows than those of score
 
     def score(
         self, prompts: Iterable[str], *, alignment: Alignment | None = None, operands: Operands | None = None
@@ -236,7 +306,14 @@ class Detector:
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
         return _judge(norm, aligned, np.zeros(len(array), dtype=bool), rule)
 
-    def detect(self, prompts: Iterable[str], early: Early = "proven") -> Verdicts:
+    def detect(
+        self,
+        prompts: Iterable[str],
+        early: Early = "proven",
+        *,
+        threshold: float | None = None,
+        target_fpr: float | None = None,
+    ) -> Verdicts:
         """Return one verdict per prompt, with its passes and its reason.
 
         Args:
@@ -244,9 +321,12 @@ class Detector:
             early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment
                 is; verdicts are those of `score`. "conformal": also those that change the verdict for at most a share δ
                 of prompts like the calibration's; the calibration and the reason state δ. "off": none.
+            threshold: another operating point for this call: see `at`.
+            target_fpr: likewise.
 
         Raises:
-            InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`.
+            InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`
+                and `at`.
             NotFiniteError: the model produced NaN or infinity.
 
         Examples:
@@ -257,6 +337,8 @@ class Detector:
             >>> verdicts[0].reason
             'score 4.468 ≥ threshold 3.443'
         """
+        if threshold is not None or target_fpr is not None:
+            return self.at(threshold, target_fpr).detect(prompts, early)
         if early not in get_args(Early):
             raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
         if early == "conformal" and self._rule.conformal is None:
@@ -268,7 +350,11 @@ class Detector:
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(self._encode(ids), early)
-            verdicts += make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
+            made = make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
+            if LOG.isEnabledFor(logging.INFO):
+                for one in made:  # without the prompt, which is the user's
+                    LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, self._info.key, one.passes)
+            verdicts += made
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
         return verdicts
@@ -384,10 +470,16 @@ class Detector:
 
 
 def _open_again(
-    path: str | None, threads: int | None, rows: int | None, provider: str, precision: str, fingerprint: str
+    path: str | None,
+    threads: int | None,
+    rows: int | None,
+    provider: str,
+    precision: str,
+    rule: Rule,
+    fingerprint: str,
 ) -> Detector:
     """Return the detector that was pickled; raises EngineError where the same engine cannot be had."""
-    detector = Detector.load(path, provider, precision, threads, batch_size=rows)
+    detector = Detector.load(path, provider, precision, threads, batch_size=rows)._with(rule)
     if detector.info.fingerprint != fingerprint:
         raise IntegrityError(
             f"{detector.info.path} is not the engine that was pickled, or was calibrated since: load it again."

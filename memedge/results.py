@@ -23,7 +23,7 @@ class Scores:
             one of its model family, which was not fitted here. If none was published, score is None.
         memorized: bool [B], score ≥ threshold; None if the engine is not calibrated.
         truncated: bool [B], whether the prompt was longer than the text encoder reads. False for embeddings.
-        threshold: the calibrated threshold, or None.
+        threshold: the one that the verdicts are by, or None.
     """
 
     norm: npt.NDArray[np.float64]
@@ -35,6 +35,12 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.norm)
+
+    def __repr__(self) -> str:
+        verdicts = "no verdicts"
+        if self.memorized is not None:
+            verdicts = f"{int(self.memorized.sum())} memorized, threshold {self.threshold:.4g}"
+        return f"<Scores of {len(self)} prompts: {verdicts}>"
 
     def to_dict(self) -> tables.Columns:
         """Return a list of B plain Python values for each attribute.
@@ -75,11 +81,13 @@ class Verdict:
             model family, or None.
         norm: mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1).
         alignment: mean cosine at t_cos; None if passes were left out.
-        threshold: the calibrated threshold, or None.
+        threshold: the one that the verdict is by, or None.
         truncated: whether the prompt is longer than the text encoder reads.
         passes: conditional UNet evaluations; 2 · draws if nothing was left out, and as many again if the score was so
             near the threshold that the prompt was evaluated alone.
         reason: in words, why the verdict is what it is.
+        operating_point: where the threshold comes from: "calibrated", "threshold" (it was given), or "target_fpr=R"
+            (for that rate of false positives, by the calibration's clean scores); "" if there is none.
     """
 
     prompt: str
@@ -91,6 +99,7 @@ class Verdict:
     truncated: bool
     passes: int
     reason: str
+    operating_point: str = ""
 
 
 class Verdicts(list[Verdict]):

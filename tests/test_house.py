@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "doctor": ("detector", "embedded", "engine"),
     "demo": ("embedded", "engine", "results"),
     "heat": ("engine", "explain"),
-    "detector": ("decision", "embedded", "engine", "explain", "prompts", "results"),
+    "detector": ("decision", "embedded", "engine", "explain", "prompts", "results", "wording"),
     "explain": ("decision", "engine"),
     "scoring": ("engine", "prompts", "results"),
     "detectors": ("autograd", "decision", "engine", "guidance", "prompts"),

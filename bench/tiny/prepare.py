@@ -2,7 +2,7 @@
 
     python bench/tiny/prepare.py DATA_DIR
 
-Needs npm (packages are fetched by name into DATA_DIR/npm) and `pip install resvg-py pillow`.
+Needs npm (packages are fetched by name into DATA_DIR/npm) and `python -m pip install resvg-py pillow`.
 """
 
 import argparse

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,12 +15,15 @@ import numpy as np
 
 import memedge
 from memedge.calibration.conformal import conformal_interval
+from memedge.calibration.history import check_writable, replace_calibration
 from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.detector import PROMPTS_PER_BATCH
 from memedge.engine.arrays import Floats
+from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import Engine
-from memedge.engine.errors import InputError, ManifestError, MemedgeError, not_installed, shown
-from memedge.engine.manifest import Calibration, Manifest, PromptList, read_manifest, write_manifest
+from memedge.engine.errors import InputError, ManifestError, MemedgeError, ProviderError, not_installed, shown
+from memedge.engine.manifest import MOST_CLEAN_SCORES, Calibration, Manifest, PromptList, key_of, read_manifest
+from memedge.engine.opening import runnable
 from memedge.prompts.labelled import Prompts, Sample, select
 from memedge.results import Scores
 from memedge.scoring.journal import Journal
@@ -35,12 +37,16 @@ OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may ch
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A calibration, the engine and the key that it was written under, and warnings about it in sentences."""
+    """A calibration, the engine and the key that it was written under, and warnings about it in sentences.
+
+    `uncalibrated` are the keys of what can run the engine here too, and still gives no verdicts.
+    """
 
     engine: Path
     key: str
     calibration: Calibration
     warnings: tuple[str, ...]
+    uncalibrated: tuple[str, ...] = ()
 
 
 def calibrate(
@@ -57,14 +63,16 @@ def calibrate(
 ) -> Calibrated:
     """Fit γ and a threshold (fitting.py) and write them into the engine's manifest. Nothing else in it changes.
 
-    The statistics of prompts are kept in a journal in the engine directory until then.
+    The statistics of prompts are kept in a journal in the engine directory until then. A calibration that is replaced
+    is kept beside the manifest (history.py).
 
     Args:
         path: the engine directory.
         memorized: a file of prompts, or prompts, that are known to make this very model replicate training images.
         clean: likewise, prompts that are known not to.
         target_fpr: the largest share of these clean prompts that may reach the threshold, in (0, 1).
-        provider: as in `Detector.load`. What others run is not calibrated by this.
+        provider: as in `Detector.load`. What others run is not calibrated by this. "auto": the first that can run here,
+            calibrated or not, so that `Detector.load` will take it.
         precision: as in `Detector.load`. What runs in another is not calibrated by this.
         threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one. The lists may have changed.
@@ -92,28 +100,82 @@ def calibrate(
         raise InputError(f"A false-positive rate of {target_fpr:g} is none to aim at: give one between 0 and 1.")
     folder, lists = Path(path), (Prompts.of(memorized), Prompts.of(clean))
     read_manifest(folder)  # a folder that is no engine is called that, writable or not
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{folder} cannot be written to, and its manifest is where a calibration goes: change its permissions, or "
-            "calibrate a copy."
-        )
+    check_writable(folder)
+    if provider == "auto":
+        here = [one for one in runnable(EngineDirectory.open(folder)) if precision in (None, one[1])]
+        provider, precision = here[0] if here else ("cpu", precision)
     engine = Engine.open(folder, provider, precision, threads)
     sample = select(engine, *lists)
     manifest, key = engine.directory.manifest, engine.backend.key
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
     # For any lists: a prompt's statistics are its own, and after a fit that failed they serve the corrected lists.
-    with closing(Journal(folder / f"calibration-{key}.partial", "any", identity, resume)) as journal:
+    with closing(Journal(_journal(folder, key), "any", identity, resume)) as journal:
         features = _score(engine, sample, journal, progress)
         fitted = fit(features, sample.memorized, target_fpr)
         calibration = _describe(fitted, features, sample, lists, target_fpr)
         now = read_manifest(folder)  # other providers may have been calibrated meanwhile
         if _bare(now) != _bare(manifest):
             raise ManifestError(f"{folder} was changed while its prompts were scored: calibrate it again.")
-        calibrations = {**now.calibrations, key: calibration}
-        write_manifest(folder, msgspec.structs.replace(now, calibrations=calibrations))
+        replace_calibration(folder, now, key, calibration)
         journal.delete()
     warnings = (*sample.warnings, *_doubts(fitted, sample, target_fpr))
-    return Calibrated(folder, key, calibration, warnings)
+    others = (key_of(*one) for one in runnable(engine.directory))
+    open_ = tuple(one for one in others if one != key and one not in now.calibrations)
+    return Calibrated(folder, key, calibration, warnings, open_)
+
+
+def calibrate_all(
+    path: str | PathLike[str],
+    memorized: str | PathLike[str] | Iterable[str] | Prompts,
+    clean: str | PathLike[str] | Iterable[str] | Prompts,
+    target_fpr: float = 0.01,
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Calibrated]:
+    """Calibrate an engine for every provider that can run it here, in each of its precisions; as `calibrate`.
+
+    Args:
+        path: the engine directory.
+        memorized: as in `calibrate`.
+        clean: as in `calibrate`.
+        target_fpr: as in `calibrate`.
+        precision: only those that run in this one.
+        threads: as in `Detector.load`.
+        resume: go on where a run was cut off: what it had calibrated stays as it is.
+        progress: called with (prompts scored, prompts in all) of each in turn.
+
+    Raises:
+        ProviderError: nothing can run the engine here, or not in this precision.
+        Exception: as `calibrate`.
+    """
+    folder, lists = Path(path), (Prompts.of(memorized), Prompts.of(clean))
+    directory = EngineDirectory.open(folder)
+    here = [one for one in runnable(directory) if precision in (None, one[1])]
+    if not here:
+        raise ProviderError(
+            f"No provider can run {folder} here in {precision or 'any precision'}: see `memedge doctor`."
+        )
+    cut_off = [place for place, one in enumerate(here) if resume and _journal(folder, key_of(*one)).exists()]
+    return [
+        calibrate(
+            folder,
+            *lists,
+            target_fpr,
+            provider=provider,
+            precision=own,
+            threads=threads,
+            resume=resume,
+            progress=progress,
+        )
+        for provider, own in here[min(cut_off, default=0) :]
+    ]
+
+
+def _journal(folder: Path, key: str) -> Path:
+    return folder / f"calibration-{key}.partial"
 
 
 def _bare(manifest: Manifest) -> Manifest:
@@ -144,6 +206,7 @@ def _describe(
     counts = int(sample.memorized.sum()), int((~sample.memorized).sum())
     memorized, clean = (PromptList(shown(p.name), p.sha256, n) for p, n in zip(lists, counts, strict=True))
     gamma = fitted.gamma_alignment
+    scores = np.sort((features @ (1.0, gamma))[~sample.memorized])[::-1]
     enough = len(features) >= round(1 / OPEN_VERDICTS) - 1
     return Calibration(
         gamma_norm=1.0,
@@ -159,7 +222,8 @@ def _describe(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fitted_by=f"memedge {memedge.__version__}",
         conformal=conformal_interval(features[:, 1], gamma, OPEN_VERDICTS) if enough else None,
-        clean_score=float(np.median((features @ (1.0, gamma))[~sample.memorized])),
+        clean_score=float(np.median(scores)),
+        clean_scores=tuple(scores[:MOST_CLEAN_SCORES].tolist()),
     )
 
 

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from memedge.decision.operating_point import allowed, middle_of_gap
 from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import CrossValidation, Estimate
@@ -123,12 +124,7 @@ def fit_threshold(score: Floats, memorized: Bools, target_fpr: float) -> float:
     It is the middle of the gap above the highest clean score that must stay below it.
     """
     clean = np.sort(score[~memorized])[::-1]
-    highest = clean[_allowed(len(clean), target_fpr)]
-    above = score[score > highest]
-    just_above = np.nextafter(highest, np.inf)
-    if not len(above):
-        return float(just_above)
-    return float(max(highest + (above.min() - highest) / 2, just_above))
+    return middle_of_gap(clean[allowed(len(clean), target_fpr)], score)
 
 
 def out_of_fold(features: Floats, memorized: Bools, target_fpr: float) -> tuple[Floats, Bools]:
@@ -168,12 +164,6 @@ def share(count: int, total: int) -> Estimate:
     """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
     low, high = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
     return Estimate(count / total, float(low), float(high))
-
-
-def _allowed(clean: int, target_fpr: float) -> int:
-    """Return how many of the clean scores may pass: the largest number whose share is at most the target."""
-    near = int(clean * target_fpr)  # but for rounding: 0.29 · 100 is 28.999…
-    return max(count for count in (near - 1, near, near + 1) if count / clean <= target_fpr)
 
 
 def _folds(memorized: Bools) -> Any:

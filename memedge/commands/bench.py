@@ -34,7 +34,7 @@ def bench(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure what scoring costs on this machine: time, throughput, memory, share of the processor's peak.
+    """Measure what scoring costs here: time, memory, throughput.
 
     Every case is timed after one call that is reported apart, for 200 calls or 10 seconds.
     """
@@ -77,8 +77,14 @@ def print_bench(bench: "Bench") -> None:
         f"{bench.load_s:.2f} s, {bench.peak_memory_bytes / 1e6:.0f} MB at peak. Times are per call, GFLOP per prompt, "
         "host is what a call spends outside the model."
     )
+    load = "unknown" if bench.load is None else f"{bench.load:.2g}"
+    terminal.say(f"memedge {bench.memedge} on {bench.processor}, {bench.date}, load {load} before.")
     if bench.gemm_gflops is not None:
         terminal.say(
             f"Peak: {bench.gemm_gflops:.0f} GFLOP/s, the fastest float32 matrix product in NumPy during this run, on "
             "as many threads."
+        )
+    else:
+        terminal.say(
+            f"No share of the peak: NumPy's matrix products are float32, on the processor; this is {bench.precision}."
         )

@@ -42,7 +42,9 @@ def build(
     engine: EngineOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Compile an engine for GPUs into TensorRT plans, which are kept beside it, or in the user's cache.
+    """Compile an engine for GPUs into TensorRT plans.
+
+    They are kept beside it, or in the user's cache.
 
     TensorRT takes minutes and needs the GPU; TensorRT-RTX needs none, and one plan per compute capability.
     """

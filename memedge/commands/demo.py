@@ -29,7 +29,9 @@ def demo(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score a mixed list of prompts with the embedded engine, and draw what the model generates for them."""
+    """Score a mixed list of prompts, and draw what they generate.
+
+    With the embedded engine, whose model has memorized some of them."""
     from memedge.demo import draw, prompts
     from memedge.engine.places import check_folder_of
 

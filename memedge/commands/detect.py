@@ -11,7 +11,9 @@ from memedge.commands.options import (
     JsonOption,
     PrecisionOption,
     ProviderOption,
+    TargetFprOption,
     ThreadsOption,
+    ThresholdOption,
     app,
     load_detector,
 )
@@ -33,6 +35,8 @@ def detect(
             help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none.",
         ),
     ] = "proven",
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
@@ -40,7 +44,7 @@ def detect(
     json: JsonOption = False,
 ) -> None:
     """Say whether each prompt is memorized."""
-    detector = load_detector(engine, provider, precision, threads)
+    detector = load_detector(engine, provider, precision, threads, threshold=threshold, target_fpr=target_fpr)
     verdicts = detector.detect(prompts, early)
     terminal.print_json(verdicts) if json else print_verdicts(verdicts, detector.info)
 
@@ -57,4 +61,13 @@ def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
     if first.memorized is None:
         terminal.say(f"No verdicts: {first.reason}.")
     else:
-        terminal.say(f"Memorized: a score of at least {first.threshold:.4g}, the threshold calibrated for {info.key}.")
+        terminal.say(f"Memorized: a score of at least {first.threshold:.4g}, {_origin(first, info)}.")
+
+
+def _origin(verdict: "Verdict", info: "EngineInfo") -> str:
+    """Return where the threshold comes from, in words."""
+    if verdict.operating_point == "calibrated":
+        return f"the threshold calibrated for {info.key}"
+    if verdict.operating_point == "threshold":
+        return f"the threshold that was given, on {info.key}"
+    return f"the threshold for {verdict.operating_point} by the clean prompts calibrated for {info.key}"

@@ -22,7 +22,7 @@ def doctor(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what is installed, what is active, what is missing and how to get it."""
+    """Say what is active, what is missing, and how to get it."""
     from memedge.doctor import examine
 
     findings = examine(engine, provider, precision, threads)

@@ -58,7 +58,9 @@ def evaluate(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure detectors on prompts whose answer is known, and write a report to look at.
+    """Measure detectors on known prompts, and write a report.
+
+    Known to be memorized, or not. Alignments are cosines as measured, as in `detect`.
 
     The folder gets report.html (one page, nothing else needed), report.json (everything) and prompts.csv. Files as in
     `score`; give 100 clean prompts at least, and none that the engine was calibrated on. Needs memedge[eval].

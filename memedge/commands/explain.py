@@ -47,7 +47,7 @@ def explain(
         from memedge.pictures import check_plot
 
         check_plot(output)
-    detector = load_detector(engine, provider, precision, threads)
+    detector = load_detector(engine, provider, precision, threads, gradients=method == "gradient")
     with terminal.progress_bar("masking") as progress:
         explanation = detector.explain(prompt, method, progress=progress)
     terminal.print_json(explanation) if json else print_explanation(explanation, detector.info)

@@ -60,7 +60,9 @@ def export(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Export a checkpoint as an engine directory, and compare it with torch."""
+    """Export a checkpoint as an engine; compare both.
+
+    The engine directory appears if it agrees with the checkpoint in torch."""
     try:
         from memedge.export.export import export as run
     except ImportError as error:

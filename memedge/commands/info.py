@@ -29,7 +29,7 @@ def info(
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Verify an engine and show what it is, what runs it and what it was calibrated on."""
+    """Verify an engine; show what it is, runs on, was fitted to."""
     detector = load_detector(one_engine(directory, engine), provider, precision, threads)
     terminal.print_json(detector.info) if json else print_info(detector.info)
 
@@ -53,8 +53,20 @@ def print_info(info: "EngineInfo") -> None:
             *([("int8 drift", descriptions.drift(manifest.drift))] if manifest.drift else []),
             ("exported by", ", ".join(f"{tool} {version}" for tool, version in manifest.tools.items())),
             *(descriptions.calibration_facts(calibration) if calibration else [("calibration", _uncalibrated(info))]),
+            *_history(info),
         ]
     )
+
+
+def _history(info: "EngineInfo") -> list[tuple[str, str]]:
+    """Return the calibrations that were replaced, the newest first."""
+    from memedge.calibration.history import earlier
+
+    found = earlier(info.path, info.manifest, info.key)
+    return [
+        ("kept" if place == 0 else "", f"{one.date}: ≥ {one.threshold:.4g}, for a rate of {one.target_fpr:g}")
+        for place, one in enumerate(reversed(found))
+    ]
 
 
 def _prompts(manifest: "Manifest") -> str:

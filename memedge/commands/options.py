@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from memedge import __version__
 from memedge.engine.errors import InputError
 from memedge.engine.providers import PROVIDERS
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 MOST = 1000  # prompts per call, or draws
 
 app = typer.Typer(
-    help="Catch prompts that make a diffusion model reproduce a training image, before the image is made.",
     epilog="Exit codes: 0 done, 1 error (one sentence on stderr), 2 wrong usage, 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
@@ -23,12 +23,21 @@ app = typer.Typer(
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"memedge {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def every_command(
+def _memedge(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which memedge this is.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Take what stands before the command; memedge/cli.py reads it."""
-    del debug
+    """Catch prompts that make a diffusion model reproduce a training image, before the image is made."""
+    del version, debug  # the callback and memedge/cli.py read them
 
 
 # What runs: every command that opens an engine takes these four.
@@ -62,6 +71,16 @@ DrawsOption = Annotated[
     str | None, typer.Option("--draws", metavar="N,...", help="Draws per prompt.", show_default="the engine's own")
 ]
 PlotOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        "--threshold", metavar="SCORE", help="Memorized from this score on.", show_default="the calibrated one"
+    ),
+]
+TargetFprOption = Annotated[
+    float | None,
+    typer.Option("--target-fpr", metavar="SHARE", help="Or: the threshold that so many of its clean prompts reach."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
@@ -72,11 +91,24 @@ def load_detector(
     precision: str | None,
     threads: int | None,
     batch_size: int | Literal["auto"] | None = None,
+    *,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
+    gradients: bool = False,
 ) -> "Detector":
     """Return a detector on what the options name."""
     from memedge.detector import Detector  # here: --help and usage errors need no numpy and no tokenizer
 
-    return Detector.load(engine, provider, precision, threads, batch_size=batch_size)
+    return Detector.load(
+        engine,
+        provider,
+        precision,
+        threads,
+        batch_size=batch_size,
+        threshold=threshold,
+        target_fpr=target_fpr,
+        gradients=gradients,
+    )
 
 
 def one_engine(directory: Path | None, engine: Path | None) -> Path | None:

@@ -12,7 +12,9 @@ from memedge.commands.options import (
     PrecisionOption,
     ProviderOption,
     ResumeOption,
+    TargetFprOption,
     ThreadsOption,
+    ThresholdOption,
     app,
     load_detector,
 )
@@ -44,13 +46,17 @@ def score(
             show_default="what memory surely allows",
         ),
     ] = None,
+    threshold: ThresholdOption = None,
+    target_fpr: TargetFprOption = None,
     engine: EngineOption = None,
     provider: ProviderOption = "auto",
     precision: PrecisionOption = None,
     threads: ThreadsOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score a file of prompts; a run that was cut off loses nothing and is continued with --resume.
+    """Score a file of prompts, resumably.
+
+    A run that was cut off loses nothing and is continued with --resume.
 
     Files need a column `prompt` (.txt: one prompt per line). The output has the columns prompt, norm, alignment, score,
     memorized and truncated, one row per input row.
@@ -58,7 +64,9 @@ def score(
     from memedge.scoring.job import check_places, score_file
 
     check_places(source, output)  # before an engine is loaded for nothing
-    detector = load_detector(engine, provider, precision, threads, batch_size)
+    detector = load_detector(
+        engine, provider, precision, threads, batch_size, threshold=threshold, target_fpr=target_fpr
+    )
     try:
         with terminal.progress_bar("scoring") as progress:
             summary = score_file(
@@ -70,7 +78,11 @@ def score(
 
 
 def print_summary(summary: "JobSummary", info: "EngineInfo") -> None:
-    verdict = "no verdicts (not calibrated)" if summary.memorized is None else f"{summary.memorized} memorized"
+    from memedge.decision.reasons import threshold_in_words
+
+    verdict = "no verdicts (not calibrated)"
+    if summary.memorized is not None:
+        verdict = f"{summary.memorized} memorized ({threshold_in_words(info.rule)})"
     terminal.say(
         f"{summary.output}: {summary.rows} rows, {summary.unique} different prompts, {summary.scored_now} scored in "
         f"this run on {info.key}, {verdict}, {summary.truncated} truncated."

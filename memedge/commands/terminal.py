@@ -47,10 +47,14 @@ def _path(path: Path) -> str:
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal something that is not the result: on stderr."""
+    """Tell the person at the terminal something that is not the result: on stderr.
+
+    A terminal gets lines that break between words; a file or another program gets one line.
+    """
     from rich.console import Console
 
-    Console(stderr=True).print(plain(text), highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, emoji=False, highlight=False)
+    console.print(plain(text), markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def cell(text: str) -> str:

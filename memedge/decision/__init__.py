@@ -1,1 +1,1 @@
-"""From statistics to verdicts: the rule, early decisions, reasons in words."""
+"""From statistics to verdicts: the rule, operating points, early decisions, reasons in words."""

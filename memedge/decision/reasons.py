@@ -38,9 +38,18 @@ def make_verdicts(
                 truncated=bool(truncated[row]),
                 passes=int(outcome.passes[row]),
                 reason=_reason(outcome, row, rule, key),
+                operating_point=rule.operating_point,
             )
         )
     return verdicts
+
+
+def threshold_in_words(rule: Rule) -> str:
+    """Return the threshold, and where it comes from if it is not the calibrated one."""
+    origin = {"": "", "calibrated": "", "threshold": ", as given"}.get(
+        rule.operating_point, f" for {rule.operating_point}"
+    )
+    return f"threshold {rule.threshold:.4g}{origin}"
 
 
 def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:
@@ -51,7 +60,7 @@ def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:
             known = f"the score is by the γ of {rule.family}, published, not fitted here"
         return f"no calibration for {key}, so no verdict ({known}): run `memedge calibrate`"
     low, high = outcome.lowest[row], outcome.highest[row]
-    threshold = f"threshold {rule.threshold:.4g}"
+    threshold = threshold_in_words(rule)
     if outcome.norm[row] == 0:
         return "the empty prompt has no guidance"
     if not math.isnan(outcome.alignment[row]):

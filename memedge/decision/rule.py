@@ -26,7 +26,9 @@ class Rule:
             family of models; scores order prompts, and there are no verdicts. "not fitted": (1, 1), with which no
             score is given.
         family: the family of models of published weights.
-        threshold: the calibrated threshold, or None: then there are no verdicts.
+        threshold: the calibrated threshold or that of another operating point, or None: then there are no verdicts.
+        operating_point: where the threshold comes from. "calibrated": the engine; "threshold": it was given;
+            "target_fpr=R": the calibration's clean scores, for that rate; "": there is none.
         conformal: where the alignment of prompts like the calibration's lies, or None.
         clean_score: the median score of the clean prompts of the calibration, or None.
     """
@@ -38,6 +40,7 @@ class Rule:
     source: Literal["calibrated", "published", "not fitted"] = "not fitted"
     family: str = ""
     threshold: float | None = None
+    operating_point: str = ""
     conformal: Conformal | None = None
     clean_score: float | None = None
 
@@ -65,6 +68,7 @@ class Rule:
             operands=calibration.operands,
             source="calibrated",
             threshold=calibration.threshold,
+            operating_point="calibrated",
             conformal=calibration.conformal,
             clean_score=calibration.clean_score,
         )

@@ -96,7 +96,8 @@ class Aligned:
     "channel": of each pixel's channels, averaged over pixels; "flat": of whole tensors. Whether a high or a low cosine
     means memorized belongs to the model, so the sign is that of γ_alignment in the engine's calibration, if that is for
     this pair. Else, for (ε_0, Δ), it is the preset's, or +; and for the others it is what holds where Δ is orthogonal
-    to ε_0: a large Δ then makes cos(ε_c, ε_0) low and cos(ε_c, Δ) high.
+    to ε_0: a large Δ then makes cos(ε_c, ε_0) low and cos(ε_c, Δ) high. `sign` is that sign, 1 or −1: divided by it, a
+    value is the cosine as measured.
 
     Cost: 1 pass per prompt and draw.
     """
@@ -107,11 +108,11 @@ class Aligned:
         self.name = alignment_name(alignment, operands)
         self._engine, self._draws, self._source = engine, draws, open_source(engine, draws, seed)
         self._alignment, self._operands = alignment, operands
-        self._sign = _sign(rule_of(engine), operands)
+        self.sign = _sign(rule_of(engine), operands)
         over = "over channels, mean over pixels" if alignment == "channel" else "of whole tensors"
-        sign = "−" if self._sign < 0 else ""
+        means = "a low" if self.sign < 0 else "a high"
         self.formula = (
-            f"{sign}cos({_OPERANDS[operands]}) {over}, at the third last timestep; the sign is the model's "
+            f"cos({_OPERANDS[operands]}) {over}, at the third last timestep; of this model {means} one means memorized "
             "(Asthana & Belagiannis 2026)"
         )
 
@@ -119,7 +120,7 @@ class Aligned:
         return per_block(self._engine, prompts, self._draws, self._score)
 
     def _score(self, states: States) -> Floats:
-        return self._sign * self._source.alignments(states, self._alignment, self._operands)
+        return self.sign * self._source.alignments(states, self._alignment, self._operands)
 
 
 class Anisotropy:

@@ -45,9 +45,11 @@ def all_figures(evaluation: Evaluation) -> dict[str, Data]:
 
 
 def bound(evaluation: Evaluation, detector: str) -> tuple[float, str]:
-    """Return the calibrated threshold of a detector, or else where at most 1 % of clean prompts are above; its name."""
+    """Return a detector's calibrated threshold, or else where at most 1 % of clean prompts are beyond; its name."""
     calibrated = evaluation.rule.threshold if detector == ANISOTROPY else None
-    return _bound(calibrated, _scores(evaluation, detector), _labels(evaluation))
+    sign = evaluation.sign(detector)
+    at, name = _bound(calibrated, sign * _scores(evaluation, detector), _labels(evaluation))
+    return sign * at, name if sign > 0 else name.replace("above", "below")
 
 
 def _bound(calibrated: float | None, score: Floats, memorized: Bools) -> tuple[float, str]:
@@ -168,8 +170,6 @@ def scatter(evaluation: Evaluation) -> Data:
     """Return norm and alignment of each prompt, and the line on which the score is the threshold."""
     rule, memorized = evaluation.rule, _labels(evaluation)
     norm, alignment = (_scores(evaluation, name) for name in evaluation.terms)
-    falls = rule.gamma_alignment < 0
-    alignment = -alignment if falls else alignment  # as measured, not as it counts
     score = rule.score(norm, alignment)
     figure = go.Figure()
     for kind in (False, True):

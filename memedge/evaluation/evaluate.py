@@ -20,7 +20,7 @@ import memedge
 from memedge.decision.rule import Rule
 from memedge.detector import Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
-from memedge.detectors.anisotropy import rule_of, terms
+from memedge.detectors.anisotropy import Aligned, rule_of, terms
 from memedge.engine import atomic, probe
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
@@ -121,6 +121,7 @@ def evaluate(
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
         if ANISOTROPY in detectors:
             measured[ANISOTROPY] = _anisotropy(measured, rule)
+        lower = tuple(one.name for one in statistics if isinstance(one, Aligned) and one.sign < 0)
         chosen = [measured[name] for name in dict.fromkeys(detectors)]
         evaluation = Evaluation(
             run=_run(info, seed, command),
@@ -131,7 +132,8 @@ def evaluate(
             terms=terms(rule),
             detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in chosen],
             findings=find(chosen, sample.memorized, counts, main, rule),
-            prompts=_prompts(sample, measured),
+            prompts=_prompts(sample, measured, lower),
+            lower=lower,
         )
         _write(evaluation, folder)
         journal.delete()
@@ -216,8 +218,8 @@ def _measure(
     return measured
 
 
-def _prompts(sample: Sample, measured: dict[str, Measured]) -> list[ScoredPrompt]:
-    columns = {name: one.values.tolist() for name, one in measured.items()}
+def _prompts(sample: Sample, measured: dict[str, Measured], lower: tuple[str, ...]) -> list[ScoredPrompt]:
+    columns = {name: (-one.values if name in lower else one.values).tolist() for name, one in measured.items()}
     return [
         ScoredPrompt(text, bool(label), bool(cut), {name: rows[place] for name, rows in columns.items()})
         for place, (text, label, cut) in enumerate(zip(sample.texts, sample.memorized, sample.truncated, strict=True))
@@ -291,7 +293,7 @@ def _write(evaluation: Evaluation, output: Path) -> None:
 
 
 def _table(evaluation: Evaluation) -> str:
-    """Return the prompts as CSV, with the score of each detector at the main number of draws."""
+    """Return the prompts as CSV, with the score of each detector at the main number of draws; cosines as measured."""
     names, text = [one.name for one in evaluation.detectors], io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["prompt", "label", "truncated", *names])

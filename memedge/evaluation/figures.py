@@ -175,7 +175,10 @@ class EvaluatedDetector:
 
 @dataclass(frozen=True)
 class ScoredPrompt:
-    """A prompt, its label, and its score by each detector on each draw."""
+    """A prompt, its label, and its score by each detector on each draw.
+
+    Alignments are cosines as measured, as `Detector.detect` gives them, whether a high or a low one means memorized.
+    """
 
     prompt: str
     memorized: bool
@@ -195,6 +198,7 @@ class Evaluation:
         cautions: sentences that a reader has to know.
         rule: the engine's.
         terms: the detectors that the rule's two weights belong to.
+        lower: the alignments of which a low value means memorized; of all other detectors a high one does.
     """
 
     run: EvaluationRun
@@ -206,6 +210,11 @@ class Evaluation:
     detectors: list[EvaluatedDetector]
     findings: Findings
     prompts: list[ScoredPrompt]
+    lower: tuple[str, ...] = ()
+
+    def sign(self, detector: str) -> float:
+        """Return 1 if a high value of a detector means memorized, and −1 if a low one does."""
+        return -1.0 if detector in self.lower else 1.0
 
     @property
     def has_terms(self) -> bool:

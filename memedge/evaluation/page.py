@@ -212,7 +212,8 @@ def _scatter(evaluation: Evaluation, figures: dict[str, Any]) -> str:
 
 
 def _suspicious(evaluation: Evaluation, detector: str) -> str:
-    ranked = sorted(evaluation.prompts, key=lambda one: -_score(evaluation, detector, one))
+    sign = evaluation.sign(detector)
+    ranked = sorted(evaluation.prompts, key=lambda one: -sign * _score(evaluation, detector, one))
     table = _prompts(evaluation, detector, ranked[:SUSPICIOUS], f"Most suspicious prompts, by {detector}")
     return _section("suspicious", "Most suspicious prompts", table)
 
@@ -220,14 +221,16 @@ def _suspicious(evaluation: Evaluation, detector: str) -> str:
 def _mistakes(evaluation: Evaluation, detector: str) -> str:
     """Return the clean prompts above and the memorized ones below the threshold; without one, those nearest to that."""
     at, name = bound(evaluation, detector)
-    by_score = sorted(evaluation.prompts, key=lambda one: -_score(evaluation, detector, one))
+    sign = evaluation.sign(detector)
+    by_score = sorted(evaluation.prompts, key=lambda one: -sign * _score(evaluation, detector, one))
     high, low = [one for one in by_score if not one.memorized], [one for one in reversed(by_score) if one.memorized]
     if name == "threshold":
         high = [one for one in high if _score(evaluation, detector, one) >= at]
         low = [one for one in low if _score(evaluation, detector, one) < at]
     words = ("Clean, but called memorized", "Memorized, but missed")
     if name != "threshold":
-        words = ("Clean prompts with the highest scores", "Memorized prompts with the lowest scores")
+        ends = ("highest", "lowest") if sign > 0 else ("lowest", "highest")
+        words = (f"Clean prompts with the {ends[0]} scores", f"Memorized prompts with the {ends[1]} scores")
     text = ""
     for title, some in zip(words, (high, low), strict=True):
         count = f": {len(some)}" if name == "threshold" else ""

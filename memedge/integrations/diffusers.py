@@ -28,7 +28,13 @@ Action = Literal["block", "mitigate", "flag"]
 
 
 def guard(
-    pipe: Any, detector: Detector, action: Action = "block", *, first_step: float | None = None
+    pipe: Any,
+    detector: Detector,
+    action: Action = "block",
+    *,
+    first_step: float | None = None,
+    threshold: float | None = None,
+    target_fpr: float | None = None,
 ) -> "GuardedPipeline":
     """Return a pipeline that acts on memorized prompts, and generates all others exactly as `pipe` does.
 
@@ -55,6 +61,9 @@ def guard(
             block.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
+        threshold: another operating point of scores than the detector's: see `Detector.at`. Not with `first_step`,
+            which is a threshold itself.
+        target_fpr: likewise.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -85,9 +94,12 @@ def guard(
     check_model(pipe, detector.info.manifest)
     if first_step is not None:
         check_first_step(pipe, first_step)
+        if threshold is not None or target_fpr is not None:
+            raise InputError("first_step is a threshold itself, of the norm: leave threshold and target_fpr out.")
         if action == "mitigate":
             raise InputError("action='mitigate' needs the prompts' scores: leave first_step out.")
-    elif detector.info.calibration is None:
+    detector = detector.at(threshold, target_fpr)
+    if first_step is None and detector.info.rule.threshold is None:
         raise InputError(
             f"{detector.info.path} is not calibrated for {detector.info.key}, so there are no verdicts to act on: run "
             "`memedge calibrate`, or give first_step a threshold of the norm."
@@ -112,6 +124,7 @@ class GuardedPipeline:
             _pipe=pipe,
             _detector=detector,
             _over="flagged" if action == "flag" else "blocked",  # what is done to memorized prompts
+            _does={"block": "blocked", "flag": "flagged", "mitigate": "mitigated or blocked"}[action],
             _first_step=first_step,
             _mitigator=Mitigator.for_detector(detector) if action == "mitigate" else None,
         )
@@ -128,6 +141,10 @@ class GuardedPipeline:
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._pipe, name, value)
+
+    def __repr__(self) -> str:
+        judge = f"first_step={self._first_step:g}" if self._first_step is not None else repr(self._detector)
+        return f"<{type(self._pipe).__name__} guarded by {judge}, memorized prompts are {self._does}>"
 
     def to(self, *args: Any, **kwargs: Any) -> "GuardedPipeline":
         """Move the pipeline, as its own `to`; returns this guarded one."""

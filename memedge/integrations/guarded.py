@@ -1,5 +1,6 @@
 """What a guarded pipeline returns: images, and what was found of each prompt and done about it."""
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from memedge.engine.errors import InputError
 from memedge.mitigation.mitigator import Mitigation
 from memedge.results import Scores
 
+LOG = logging.getLogger("memedge")
 Done = Literal["passed", "blocked", "mitigated", "flagged"]
 
 
@@ -22,7 +24,9 @@ class GuardVerdict:
         norm: its norm; with `first_step` that of the pipeline's own first step, the mean over its images.
         threshold: that of scores; with `first_step` that of the norm.
         reason: why the verdict is what it is.
-        mitigation: what was tried to mitigate it, with the scores before and after; None if nothing was.
+        mitigation: what was tried to mitigate it, with the loss before and after; None if nothing was. Its `score`,
+            `threshold` and `memorized` are the guard's own, of the embeddings as the pipeline takes them; where the
+            detector's provider computes no gradients, the loss is that of another one.
     """
 
     prompt: str | None
@@ -56,6 +60,8 @@ class GuardedOutput:
         Args:
             output: None if nothing was generated.
         """
+        for verdict in verdicts:
+            LOG.info("guard: %s: %s", verdict.action, verdict.reason)
         kept = [verdict.action != "blocked" for verdict in verdicts for _ in range(images)]
         if output is None:
             return GuardedOutput([None] * len(kept), verdicts, None)
@@ -78,6 +84,7 @@ def judged(scores: Scores, row: int, prompt: str | None, over: Done) -> GuardVer
 def mitigated(verdict: GuardVerdict, result: Mitigation, scores: Scores, row: int) -> GuardVerdict:
     """Return the verdict on a blocked prompt after its mitigation, given what its new embeddings score."""
     score, threshold, memorized = _entry(scores, row)
+    result = replace(result, score=score, threshold=threshold, memorized=memorized)
     if not result.succeeded:
         done, reason = verdict.action, f"not mitigated: {result.reason}"
     elif memorized:

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+import memedge
 from memedge.detector import Detector
 from memedge.embedded import EMBEDDED_ENGINE
+from memedge.engine import probe
 from memedge.engine.arrays import Floats, Indices
 from memedge.engine.backend import Backend
 from memedge.engine.engine import Engine
-from memedge.engine.machine import peak_memory
+from memedge.engine.machine import load_average, peak_memory, processor_name
 from memedge.engine.manifest import Flops
 from memedge.engine.memory import Memory, Tensor
 from memedge.engine.providers import PROVIDERS
@@ -39,8 +42,8 @@ class Case:
         p50_s, p95_s, p99_s: percentiles of the seconds per call.
         prompts_per_s: over all timed calls.
         flops_per_prompt: floating-point operations that ran, of the text encoder and the UNet.
-        gemm_fraction: operations per second at the median, over those of a float32 matrix product; can exceed 1 in
-            bf16 or int8. None for providers that do not compute on the processor.
+        gemm_fraction: operations per second at the median, over those of a float32 matrix product. None where that is
+            no yardstick: in other precisions than fp32, not on the processor, or if the case was faster than it.
         host_us: microseconds per call outside the text encoder and the UNet, the median.
         host_fraction: that, over the median of the call.
     """
@@ -65,9 +68,13 @@ class Bench:
 
     Attributes:
         engine, checkpoint, provider, precision, threads: what ran.
+        memedge: the version.
+        processor: the name of what computed.
+        date: in UTC, as in ISO 8601.
+        load: processes that ran or waited on this machine in the minute before, this one among them; None if unknown.
         load_s: opening the engine: verification, the runtime's import, compilation, and ε_0 if it was not stored.
         gemm_gflops: 10⁹ operations per second of a float32 matrix product in NumPy, on as many threads, in this run.
-            None for providers that do not compute on the processor.
+            None in other precisions than fp32, and for providers that do not compute on the processor.
         cases: one per pair of batch and draws.
         peak_memory_bytes: largest resident size of the process, over all cases.
     """
@@ -77,6 +84,10 @@ class Bench:
     provider: str
     precision: str
     threads: int
+    memedge: str
+    processor: str
+    date: str
+    load: float | None
     load_s: float
     gemm_gflops: float | None
     cases: list[Case]
@@ -96,18 +107,20 @@ def measure(
 
     `progress` is called with (cases done, cases in all). Raises EngineError as `Detector.load` does.
     """
+    date, load = datetime.now(UTC).isoformat(timespec="seconds"), load_average()
     start = time.perf_counter()
     engine = Engine.open(path or EMBEDDED_ENGINE, provider, precision, threads)
     load_s = time.perf_counter() - start
     backend, manifest = engine.backend, engine.directory.manifest
-    on_processor = not PROVIDERS[backend.provider].on_gpu  # then a matrix product there is a yardstick
+    on_gpu = PROVIDERS[backend.provider].on_gpu
+    comparable = not on_gpu and backend.precision == "fp32"  # NumPy's matrix products are the processor's, in float32
     cases, peaks = [], []
     pairs = list(product(draws or [engine.draws], batches))
     for done, (count, batch) in enumerate(pairs):
         if progress:
             progress(done, len(pairs))
         cases.append(_case(engine, batch, count))
-        if on_processor:
+        if comparable:
             peaks.append(gemm_gflops(backend.threads, GEMM_SECONDS))
     peak = max(peaks, default=None)
     return Bench(
@@ -116,6 +129,10 @@ def measure(
         provider=backend.provider,
         precision=backend.precision,
         threads=backend.threads,
+        memedge=memedge.__version__,
+        processor=probe.driver().gpus[0].name if on_gpu and probe.driver().gpus else processor_name(),
+        date=date,
+        load=load,
         load_s=load_s,
         gemm_gflops=peak,
         cases=[case if peak is None else _compare(case, peak) for case in cases],
@@ -154,7 +171,9 @@ def _case(engine: Engine, batch: int, draws: int) -> Case:
 
 
 def _compare(case: Case, gemm: float) -> Case:
-    return dataclasses.replace(case, gemm_fraction=case.batch * case.flops_per_prompt / case.p50_s / (1e9 * gemm))
+    """Return the case with its share of the peak, unless the case shows that it is none."""
+    share = case.batch * case.flops_per_prompt / case.p50_s / (1e9 * gemm)
+    return dataclasses.replace(case, gemm_fraction=share if share <= 1 else None)
 
 
 def _timed(detector: Detector, prompts: list[str]) -> float:

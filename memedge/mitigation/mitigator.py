@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -50,8 +50,8 @@ class Mitigation:
     """
 
     prompt: str
-    states: Singles
-    pooled: Singles | None
+    states: Singles = field(repr=False)
+    pooled: Singles | None = field(repr=False)
     loss: Loss
     target: float
     before: float
@@ -88,7 +88,7 @@ class MitigatedNoise:
     """
 
     prompt: str
-    noise: Singles
+    noise: Singles = field(repr=False)
     draw: int
     before: float
     after: float
@@ -114,6 +114,9 @@ class Mitigator:
         """Take an opened engine and its derivatives; `load` opens both."""
         self.engine, self.gradients = engine, gradients
         self._again: tuple[Callable[..., Mitigator], tuple[object, ...]] | None = None  # how to make one like it
+
+    def __repr__(self) -> str:
+        return f"<Mitigator on {self.engine.directory.path}: {self.engine.backend.key}>"
 
     @staticmethod
     def load(

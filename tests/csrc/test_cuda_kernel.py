@@ -84,7 +84,7 @@ def test_vector_kernels_load_16_bytes_at_a_time(compiled):
     installed = sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump"))
     cuobjdump = shutil.which("cuobjdump") or (installed and installed[-1])
     if not cuobjdump:
-        pytest.skip("no cuobjdump: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+        pytest.skip("no cuobjdump: python -m pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
     kernels = output(cuobjdump, "-sass", compiled[0]).split("Function : ")[1:]
     assert len(kernels) == KERNELS * len(TARGETS)
     for kernel in kernels:

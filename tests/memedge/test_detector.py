@@ -1,14 +1,16 @@
 """The detector on real engines: results, verdicts, options, threads, and what it refuses."""
 
+import logging
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from command_line import memedge
 from engines import PROVENANCE, edit_manifest, list_file
 
-from memedge import Detector, EngineError, InputError
+from memedge import Detector, EngineError, InputError, Mitigator
 from memedge.detector import PROMPTS_PER_BATCH
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.errors import IntegrityError, NotFiniteError, ProviderError
@@ -245,3 +247,48 @@ def test_damaged_engine(copy):
     (copy / "tokenizer.json").unlink()
     with pytest.raises(IntegrityError):
         Detector.load(copy)
+
+
+def test_warmup_runs_calls_of_the_sizes_that_are_asked_for(detector, monkeypatch):
+    seen = []
+    monkeypatch.setattr(Detector, "score", lambda _self, prompts: seen.append(("score", len(set(prompts)))))
+    monkeypatch.setattr(Detector, "detect", lambda _self, prompts: seen.append(("detect", len(set(prompts)))))
+    detector.warmup()
+    detector.warmup(batch=3)
+    detector.warmup(batch=(1, 16))
+    assert [size for name, size in seen if name == "score"] == [1, 3, 1, 16]
+    assert [size for name, size in seen if name == "detect"] == [1, 3, 1, 16]
+    for wrong in (0, (), (4, 0), True, ("4",)):
+        with pytest.raises(InputError, match="give the number of prompts of a call"):
+            detector.warmup(batch=wrong)
+
+
+def test_reprs(detector):
+    assert repr(detector).startswith(f"<Detector on {detector.info.path}: cpu-fp32, ")
+    assert repr(detector).endswith("threshold 3.443>")
+    assert repr(detector.at(threshold=3)).endswith("threshold 3, as given>")
+    assert repr(detector.score(["cow icon", ""])) == "<Scores of 2 prompts: 1 memorized, threshold 3.443>"
+    mitigator = Mitigator(detector.engine, detector.gradients)
+    assert repr(mitigator) == f"<Mitigator on {detector.info.path}: cpu-fp32>"
+
+
+def test_logging(detector, caplog):
+    """Verdicts at INFO, without the prompt; nothing by default."""
+    logger = logging.getLogger("memedge")
+    assert [type(handler) for handler in logger.handlers] == [logging.NullHandler]
+    detector.detect(["cow icon"])
+    assert not caplog.records
+    with caplog.at_level(logging.INFO, logger="memedge"):
+        detector.detect(["cow icon", "a green star on a hill"])
+    assert [record.name for record in caplog.records] == ["memedge", "memedge"]
+    assert caplog.messages[0].startswith("memorized: score 4.468 ≥ threshold 3.443 (cpu-fp32, passes: 2")
+    assert caplog.messages[1].startswith("ok: ")
+    assert not any("cow" in text or "star" in text for text in caplog.messages)
+
+
+def test_gradients_under_auto():
+    """A provider that computes them is taken, whatever else is calibrated; one that is named stays."""
+    assert Detector.load(gradients=True).info.provider == "cpu"
+    with pytest.raises(ProviderError, match="'openvino' computes no gradients"):
+        Detector.load(provider="openvino", gradients=True)
+    assert "on cpu-fp32" in memedge("explain", "a star", "--method", "gradient").stderr

@@ -15,6 +15,7 @@ from memedge.embedded import EMBEDDED_ENGINE, captions
 CALLS = {
     "memedge.calibration.calibrate": ["calibrate"],
     "memedge.detector": [
+        "Detector.at",
         "Detector.detect",
         "Detector.explain",
         "Detector.load",

@@ -117,7 +117,7 @@ def test_html_of_verdicts():
     assert heads == list(asdict(verdict("")))
     cut = [prompt if len(prompt) <= LONGEST else f"{prompt[: LONGEST - 1]}…" for prompt in HOSTILE]
     assert [row[0] for row in rows] == cut
-    assert rows[0][1:] == ["yes", "3.0000", "1.5000", "—", "2.0000", "no", "2", "a < b & c"]
+    assert rows[0][1:] == ["yes", "3.0000", "1.5000", "—", "2.0000", "no", "2", "a < b & c", ""]
 
 
 def test_html_of_scores():

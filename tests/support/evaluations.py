@@ -41,6 +41,7 @@ def evaluation(
     found = {"anisotropy": (norm + 2 * alignment, 2.0), "norm": (norm, 1.0), "alignment": (alignment, 1.0)}
     measured = [Measured(name, f"a formula of {name}", cost, v, 0.01 * cost) for name, (v, cost) in found.items()]
     rule = Rule(1.0, -2.0, source="not fitted" if threshold is None else "calibrated", threshold=threshold)
+    shown = {one.name: -one.values if one.name == "alignment" else one.values for one in measured}  # as measured
     texts = [*HOSTILE, *(f"prompt {i}" for i in range(len(HOSTILE), len(label)))]
     return Evaluation(
         run=EvaluationRun(
@@ -63,11 +64,12 @@ def evaluation(
         clean=PromptFile("c.txt", "3" * 64, clean, clean),
         cautions=["Mind <this>."],
         rule=rule,
+        lower=("alignment",),
         terms=("norm", "alignment"),
         detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in measured],
         findings=find(measured, label, counts, counts[0], rule),
         prompts=[
-            ScoredPrompt(text, bool(kind), False, {one.name: one.values[place].tolist() for one in measured})
+            ScoredPrompt(text, bool(kind), False, {name: values[place].tolist() for name, values in shown.items()})
             for place, (text, kind) in enumerate(zip(texts, label, strict=True))
         ],
     )

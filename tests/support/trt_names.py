@@ -2,9 +2,9 @@
 
     python tests/support/trt_names.py BINDINGS FILE...
 
-BINDINGS is a bindings wheel installed into a folder (pip install --no-deps --target). The libraries that it links are
-in other wheels, and TensorRT's cannot be had everywhere: empty ones stand in for them, enough to look names up. Prints
-the names that are missing, one per line.
+BINDINGS is a bindings wheel installed into a folder (python -m pip install --no-deps --target). The libraries that it
+links are in other wheels, and TensorRT's cannot be had everywhere: empty ones stand in for them, enough to look names
+up. Prints the names that are missing, one per line.
 """
 
 import ast

@@ -20,7 +20,7 @@ from memedge.calibration.calibrate import calibrate
 from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ManifestError
-from memedge.engine.manifest import read_manifest
+from memedge.engine.manifest import Calibration, read_manifest
 from memedge.prompts.labelled import Prompts, select
 
 MEMORIZED = [f"memorized number {i}" for i in range(24)]
@@ -99,7 +99,7 @@ def test_an_engine_learns_to_judge(folder, lists, monkeypatch, capsys):
         k: v for k, v in before.items() if k != "manifest.json"
     }
     calibration = new.info.calibration
-    assert msgspec.to_builtins(calibration) == done["calibration"]
+    assert calibration == msgspec.convert(done["calibration"], Calibration)
     assert set(new.info.manifest.calibrations) == {"cpu-fp32", "cuda-fp32"}
     scores = new.score(prompts[False][:30])
     np.testing.assert_allclose(scores.score, scores.norm + calibration.gamma_alignment * scores.alignment)
@@ -257,7 +257,10 @@ def test_mistakes(folder, lists, tmp_path, monkeypatch, capsys):
         (1, "Two engine directories were given", (folder, *memorized, *clean, "--engine", folder)),
         (1, "no provider 'abacus'", (folder, *memorized, *clean, "--provider", "abacus")),
         (2, "name the engine directory that is to be calibrated", (*memorized, *clean)),
-        (2, "Missing option '--clean'", (folder, *memorized)),
+        (2, "--clean: it is needed", (folder, *memorized)),
+        (2, "--all-providers: --provider names one", (folder, *memorized, *clean, "--all-providers", *ok)),
+        (2, "--undo: it stands alone", (folder, *memorized, "--undo")),
+        (1, "is calibrated for cuda-fp32, which does not say whose", (folder, "--undo", *ok)),
     ]:
         found, out, err = command(monkeypatch, capsys, "calibrate", *arguments)
         assert (found, out) == (code, "")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import fails, memedge, memedge_process
 
-from memedge import commands
+from memedge import __version__, commands
+from memedge.commands import terminal
 from memedge.commands.options import app
 from memedge.engine.providers import PROVIDERS
 
@@ -26,6 +27,26 @@ def test_every_file_is_a_command():
     places = [text.index(f"\n  {name} ") for name in COMMANDS]
     assert places == sorted(places)
     assert "Exit codes" in text
+    assert "..." not in text.partition("Commands:")[2]  # each summary is whole
+
+
+def test_version():
+    done = memedge("--version")
+    assert (done.returncode, done.stdout) == (0, f"memedge {__version__}\n")
+
+
+def test_lines_break_between_words_in_a_terminal(monkeypatch, capsys):
+    """And not at all where a program reads them."""
+    text = "Memorized: a score of at least 3.441" + ", the threshold calibrated for openvino-bf16" * 3
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.say(text)
+    assert capsys.readouterr().err == f"{text}\n"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    terminal.say(text)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 80
+    assert " ".join(line.strip() for line in lines) == text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -70,8 +70,7 @@ def test_scores_are_the_products(report, detector):
     """With the engine's own draw, the anisotropy is the score that `Detector` gives, and its parts are, too."""
     evaluation, _ = report
     scores = detector.score([one.prompt for one in evaluation.prompts])
-    sign = np.sign(detector.info.calibration.gamma_alignment)
-    for name, values in (("anisotropy", scores.score), ("norm", scores.norm), ("alignment", sign * scores.alignment)):
+    for name, values in (("anisotropy", scores.score), ("norm", scores.norm), ("alignment", scores.alignment)):
         np.testing.assert_allclose([one.score(name, 1) for one in evaluation.prompts], values, rtol=1e-3, atol=1e-4)
     verdicts = evaluation.findings.verdicts
     assert verdicts.threshold == scores.threshold
@@ -96,7 +95,8 @@ def test_figures_are_of_means_over_the_first_draws(report):
         (name, n) for n in (1, 3) for name in ("anisotropy", "norm", "alignment")
     ]
     for line in evaluation.findings.lines:
-        score = [np.mean(one.scores[line.detector][: line.draws]) for one in evaluation.prompts]
+        sign = evaluation.sign(line.detector)
+        score = [sign * np.mean(one.scores[line.detector][: line.draws]) for one in evaluation.prompts]
         assert line.auc.value == pytest.approx(roc_auc_score(labels(evaluation), score))
         assert line.auc.low <= line.auc.value <= line.auc.high
         assert line.tpr_1.low <= line.tpr_1.value <= line.tpr_1.high
@@ -123,6 +123,9 @@ def test_folder(report, lists):
     for row, one in zip(rows, evaluation.prompts, strict=True):
         assert (row["prompt"], row["label"] == "memorized") == (one.prompt, one.memorized)
         assert float(row["anisotropy"]) == one.score("anisotropy", 1)
+        # The model's γ of the alignment is negative, and the cosine is shown as measured all the same.
+        assert float(row["alignment"]) == one.score("alignment", 1)
+    assert evaluation.lower == ("alignment",)
     assert "<html" in (output / "report.html").read_text()[:100]
 
 

@@ -15,7 +15,7 @@ from evaluations import HOSTILE, evaluation
 
 from memedge.evaluation import charts
 from memedge.evaluation.figures import Measured, find
-from memedge.evaluation.page import hover, page
+from memedge.evaluation.page import _suspicious, hover, page
 
 
 class Elements(HTMLParser):
@@ -151,6 +151,17 @@ def test_the_line_is_where_the_score_is_the_threshold(made):
     assert len(line["x"]) == 2
     for x, y in zip(line["x"], line["y"], strict=True):
         assert rule.gamma_norm * x + rule.gamma_alignment * y == pytest.approx(rule.threshold, rel=1e-6)
+
+
+def test_alignments_are_shown_as_measured(made):
+    """Where a low cosine means memorized, the table begins with the lowest, and the line is below the clean ones."""
+    at, name = charts.bound(made, "alignment")
+    clean = np.array([one.score("alignment", made.findings.draws) for one in made.prompts if not one.memorized])
+    assert name == "1 % of clean below"
+    assert (clean < at).mean() <= 0.01
+    low = min(made.prompts, key=lambda one: one.score("alignment", made.findings.draws))
+    table = _suspicious(made, "alignment")
+    assert f"−{-low.score('alignment', made.findings.draws):#.4g}" in table.split("<tr>")[2]
 
 
 def test_figures_hold_every_prompt_once(made):

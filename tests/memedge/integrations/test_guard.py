@@ -34,7 +34,10 @@ from pipelines import make
 from memedge import Detector, InputError
 from memedge.engine.errors import NotFiniteError
 from memedge.export.export import export
-from memedge.integrations.diffusers import GuardedOutput, guard
+from memedge.integrations.diffusers import GuardedOutput, GuardVerdict, guard
+from memedge.integrations.guarded import mitigated
+from memedge.mitigation.mitigator import Mitigation
+from memedge.results import Scores
 
 MEMORIZED = ["small locked with pen drawing", "the left luggage sign"]
 CLEAN = ["cute ship", "a briefcase"]
@@ -512,6 +515,38 @@ def test_mitigate(emoji):
         assert "mitigated: score " in verdict.reason
     assert result.verdicts[0].mitigation is None
     assert actions(guard(pipe, detector, "mitigate")(clean[0], num_inference_steps=1)) == ["passed"]
+
+
+def test_a_mitigated_verdict_has_one_threshold(caplog):
+    """The guard's own, though the mitigator ran on another provider, whose threshold is another."""
+    states = np.zeros((4, 8), np.float32)
+    loss = {"loss": "score", "target": 1.0, "before": 4.0, "after": 0.9, "iterations": 3, "distance": 0.1}
+    made = {"score": 0.9, "threshold": 3.4433, "memorized": False, "succeeded": True, "truncated": False}
+    result = Mitigation("a", states, None, **loss, **made, passes=2, backward_passes=2, reason="because")
+    scores = Scores(np.ones(1), np.zeros(1), np.array([0.95]), np.array([False]), np.zeros(1, bool), 3.4414)
+    before = GuardVerdict("a", "blocked", 4.01, 2.0, 3.4414, "score 4.01 ≥ threshold 3.441")
+    with caplog.at_level("INFO", logger="memedge"):
+        verdict = mitigated(before, result, scores, 0)
+        GuardedOutput.assemble(None, [before], 1)
+    assert verdict.threshold == verdict.mitigation.threshold == 3.4414
+    assert (verdict.mitigation.score, verdict.mitigation.memorized) == (0.95, False)
+    assert (verdict.mitigation.before, verdict.mitigation.after) == (4.0, 0.9)
+    assert "array" not in repr(verdict)
+    assert caplog.messages == ["guard: blocked: score 4.01 ≥ threshold 3.441"]
+
+
+def test_an_operating_point(small):
+    """Another threshold than the engine's, for this guard alone, and said by each verdict."""
+    pipe, detector, clean = small.pipe, small.detector, small.clean
+    guarded = guard(pipe, detector, threshold=-1e9)
+    result = guarded(clean[0], num_inference_steps=1)
+    assert result.verdicts[0].action == "blocked"
+    assert result.verdicts[0].reason.endswith("as given") or "whatever the rest" in result.verdicts[0].reason
+    assert repr(guarded).startswith("<StableDiffusionPipeline guarded by <Detector on ")
+    assert repr(guarded).endswith("as given>, memorized prompts are blocked>")
+    assert detector.info.rule.operating_point == "calibrated"
+    with pytest.raises(InputError, match="first_step is a threshold itself, of the norm"):
+        guard(pipe, detector, first_step=1.0, threshold=2.0)
 
 
 def test_mitigation_that_fails(small, monkeypatch):

@@ -3,13 +3,14 @@
 import builtins
 import dataclasses
 import json
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
 from command_line import fails, memedge
 from PIL import Image
 
-from memedge import Detector
+from memedge import Detector, __version__
 from memedge.commands.bench import print_bench
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import Engine
@@ -89,6 +90,30 @@ def test_table(measured, capsys, monkeypatch):
     out, err = capsys.readouterr()
     assert out.count("—") == len(cases)
     assert "GFLOP/s" not in err
+    assert "No share of the peak" in err
+
+
+def test_other_precisions_have_no_share(measured):
+    """Nor has a case that is faster than the yardstick, which then is no peak."""
+    case = measured.cases[0]
+    slow = case.batch * case.flops_per_prompt / case.p50_s / 1e9
+    assert latency._compare(case, 1.01 * slow).gemm_fraction == pytest.approx(1 / 1.01)
+    assert latency._compare(case, 0.99 * slow).gemm_fraction is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "CALLS", 1)
+        patch.setattr(latency, "SECONDS", 0)
+        engine = Engine.open(latency.EMBEDDED_ENGINE, "cpu", None, 1)
+        engine.backend.precision = "bf16"
+        patch.setattr(latency.Engine, "open", lambda *_: engine)
+        result = latency.measure(None, "cpu", None, 1, [1])
+    assert (result.precision, result.gemm_gflops, result.cases[0].gemm_fraction) == ("bf16", None, None)
+
+
+def test_a_file_can_be_compared_later(measured):
+    assert measured.memedge == __version__
+    assert measured.processor
+    assert abs(datetime.fromisoformat(measured.date) - datetime.now(UTC)) < timedelta(minutes=30)
+    assert measured.load is None or measured.load >= 0
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
