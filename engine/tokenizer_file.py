@@ -25,11 +25,11 @@ Suffix = Annotated[str, msgspec.Meta(max_length=16)]
 Score = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 
 
-class Plain(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class Plain(msgspec.Struct, forbid_unknown_fields=True):
     """A part that is written without its type."""
 
 
-class Part(msgspec.Struct, forbid_unknown_fields=True, frozen=True, tag_field="type"):
+class Part(msgspec.Struct, forbid_unknown_fields=True, tag_field="type"):
     """A part whose type is the name of its class, but for sequences."""
 
 

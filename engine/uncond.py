@@ -68,4 +68,4 @@ def _read(path: Path, identity: dict[str, str], shape: tuple[int, ...]) -> npt.N
 
 
 def _digest(uncond: npt.NDArray[np.float32]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(uncond)).hexdigest()
+    return hashlib.sha256(uncond.tobytes()).hexdigest()

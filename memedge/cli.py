@@ -75,7 +75,7 @@ def _ended_by(error: BaseException) -> int:
         error.show(file=text)
         for line in text.getvalue().splitlines():
             print(plain(line), file=sys.stderr)
-        return error.exit_code
+        return int(error.exit_code)
     if isinstance(error, KeyboardInterrupt):
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would end in a traceback of the interpreter's end
         _say(f"interrupted: {error}" if str(error) else "interrupted")

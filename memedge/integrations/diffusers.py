@@ -98,14 +98,14 @@ def guard(
             raise InputError("first_step is a threshold itself, of the norm: leave threshold and target_fpr out.")
         if action == "mitigate":
             raise InputError("action='mitigate' needs the prompts' scores: leave first_step out.")
+        return GuardedPipeline(pipe, detector, action, first_step)
     detector = detector.at(threshold, target_fpr)
-    if first_step is None and detector.info.rule.threshold is None:
+    if detector.info.rule.threshold is None:
         raise InputError(
             f"{detector.info.path} is not calibrated for {detector.info.key}, so there are no verdicts to act on: run "
             "`memedge calibrate`, or give first_step a threshold of the norm."
         )
-    else:
-        check_same_model(pipe, detector)
+    check_same_model(pipe, detector)
     return GuardedPipeline(pipe, detector, action, first_step)
 
 

@@ -87,11 +87,11 @@ class FirstStep:
         """
         import torch
 
-        states, pooled = (None if rows is None else rows.repeat_interleave(self._images, dim=0) for rows in empty)
+        states = empty[0].repeat_interleave(self._images, dim=0)
         half = len(states)
         more = dict(kwargs, encoder_hidden_states=states)
-        if pooled is not None:
-            added = kwargs["added_cond_kwargs"]
+        if empty[1] is not None:
+            pooled, added = empty[1].repeat_interleave(self._images, dim=0), kwargs["added_cond_kwargs"]
             more["added_cond_kwargs"] = dict(added, text_embeds=pooled, time_ids=added["time_ids"][half:])
         with torch.no_grad():
             return self._pipe.unet(args[0][half:], *args[1:], **more)[0].detach()

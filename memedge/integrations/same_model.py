@@ -70,7 +70,7 @@ def active_adapters(pipe: Any) -> list[str]:
     """Return the names of the adapters (LoRAs) that are active in the UNet or a text encoder."""
     names: list[str] = []
     for part in ("unet", "text_encoder", "text_encoder_2"):
-        module = getattr(pipe, part, None)
+        module: Any = getattr(pipe, part, None)
         if getattr(module, "_hf_peft_config_loaded", False):
             found = module.active_adapters() if callable(module.active_adapters) else module.active_adapters
             names += [found] if isinstance(found, str) else found
