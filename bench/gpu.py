@@ -60,7 +60,7 @@ def agreement(path: Path, provider: str) -> dict[str, float | None]:
 def transfers(engine: Engine) -> dict[str, list[int]]:
     """Return the bytes of each transfer of one detection of one prompt, after the first."""
     memory, detector = engine.backend.memory, Detector(engine)
-    detector.warmup()
+    detector.score(PROMPTS[:1])
     sizes: dict[str, list[int]] = {"to_device": [], "from_device": []}
 
     def counted(original: Callable[..., Any], place: str) -> Callable[..., Any]:
@@ -76,7 +76,7 @@ def transfers(engine: Engine) -> dict[str, list[int]]:
     for name, place in methods.items():
         setattr(memory, name, counted(getattr(memory, name), place))
     try:
-        detector.warmup()
+        detector.score(PROMPTS[:1])
     finally:
         for name in methods:
             delattr(memory, name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memedge import __version__
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, shown
 from memedge.engine.providers import PROVIDERS
 
 if TYPE_CHECKING:
@@ -122,5 +122,7 @@ def counts(text: str, option: str) -> list[int]:
     """Return the different numbers of a list such as 1,4,16, which `option` was given."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) <= 4 and 1 <= int(part) <= MOST for part in parts):
-        raise InputError(f"{option} {text} is no list of whole numbers from 1 to {MOST}: give one such as 1,4,16.")
+        raise InputError(
+            f"{option} {shown(text)} is no list of whole numbers from 1 to {MOST}: give one such as 1,4,16."
+        )
     return list(dict.fromkeys(int(part) for part in parts))

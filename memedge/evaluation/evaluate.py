@@ -20,7 +20,7 @@ import memedge
 from memedge.decision.rule import Rule
 from memedge.detector import Detector, EngineInfo
 from memedge.detectors import NAMES, Statistic, make
-from memedge.detectors.anisotropy import Aligned, rule_of, terms
+from memedge.detectors.anisotropy import rule_of, terms
 from memedge.engine import atomic, probe
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
@@ -121,7 +121,7 @@ def evaluate(
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
         if ANISOTROPY in detectors:
             measured[ANISOTROPY] = _anisotropy(measured, rule)
-        lower = tuple(one.name for one in statistics if isinstance(one, Aligned) and one.sign < 0)
+        lower = tuple(one.name for one in statistics if getattr(one, "sign", 1) < 0)
         chosen = [measured[name] for name in dict.fromkeys(detectors)]
         evaluation = Evaluation(
             run=_run(info, seed, command),

@@ -59,7 +59,6 @@ def test_no_engine(tmp_path):
         b"[" * 100_000,
         b"{}",
         b'{"schema": "\\ud800"}',
-        b'{"schema": 4, "a": "\xed\xa0\x80"}',
     ],
 )
 def test_no_manifest(copy, text):

@@ -1,7 +1,6 @@
 """Tokenizers from strangers: CLIP's and T5's shapes are read, all else is one sentence and no abort."""
 
 import json
-import re
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +14,7 @@ TOKENS = 24
 TEXT = (EMBEDDED_ENGINE / "tokenizer.json").read_text()
 
 
-def refused(path, words=""):
+def refused(path, words="."):
     with pytest.raises(IntegrityError, match=words) as caught:
         PromptTokenizer([path], TOKENS)
     message = str(caught.value)
@@ -95,7 +94,8 @@ def test_no_tokenizer(tmp_path, content):
 def test_what_stands_twice_is_read_once(tmp_path):
     """The library reads what was looked at, whichever of two fields of one name it would take."""
     path = tmp_path / "tokenizer.json"
-    path.write_text(re.sub(r'"padding"', '"padding":{"strategy":{"Fixed":1099511627776}},"padding"', TEXT, count=1))
+    first = json.dumps(json.loads(TEXT)["padding"] | {"strategy": {"Fixed": 2**40}})
+    path.write_text(TEXT.replace('"padding"', f'"padding":{first},"padding"', 1))
     expected = PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], TOKENS)(["a star"])[0]
     assert PromptTokenizer([path], TOKENS)(["a star"])[0].tolist() == expected.tolist()
 

@@ -3,6 +3,7 @@
 import os
 import pickle
 import shutil
+import stat
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -50,7 +51,7 @@ def test_another_engine_at_the_path_is_noticed(engine):
     with pytest.raises(IntegrityError, match="is not the engine that was pickled, or was calibrated since"):
         pickle.loads(content)
     shutil.rmtree(engine)
-    with pytest.raises(Exception, match=r"holds no manifest\.json|does not exist"):
+    with pytest.raises(Exception, match="is not a directory"):
         pickle.loads(content)
 
 
@@ -119,19 +120,25 @@ def test_the_check_of_forks_is_by_process(detector, monkeypatch):
 
 
 HOMELESS = """
-import os
+import os, sys
+import memedge.cli
+sys.argv = ["memedge", "detect", "the left luggage sign", "--provider", "cpu"]
+try:
+    memedge.cli.main()  # imports everything: Python itself may lie where other users cannot read
+except SystemExit:
+    print("imported", flush=True)
 os.setgroups([]); os.setgid(54321); os.setuid(54321)
-import memedge.cli, sys
-sys.argv = ["memedge", "detect", "the left luggage sign"]
 memedge.cli.main()
 """
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user id that no user has")
 def test_no_home_and_an_unknown_user():
+    if not all(folder.stat().st_mode & stat.S_IXOTH for folder in EMBEDDED_ENGINE.parents):
+        pytest.skip("memedge is installed where other users cannot read")
     done = run(HOMELESS)
     assert done.returncode == 0, done.stderr
-    assert "MEMORIZED" in done.stdout
+    assert "MEMORIZED" in done.stdout.partition("imported")[2]
 
 
 def test_processes_share_one_cache(engine):

@@ -32,7 +32,7 @@ def test_nothing_passes_that_moves_the_cursor(text):
 
 
 def test_tables_and_json_hold_no_control_characters():
-    done = memedge("detect", NASTY.replace("\ud800", ""), "猫", *CPU)
+    done = memedge("detect", NASTY.replace("\ud800", ""), "猫", *CPU, COLUMNS="200")
     assert "\x1b" not in done.stdout and "\u202e" not in done.stdout
     assert r"\x1b[31mb" in done.stdout and r"\u202e" in done.stdout
     done = memedge("detect", "a\x1b\u009b\u202e猫", *CPU, "--json")

@@ -198,6 +198,7 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, monkeypatch):
         def __init__(self, inner, most):
             self.inner, self.most = inner, most
             self.name, self.formula, self.passes = inner.name, inner.formula, inner.passes
+            self.sign = getattr(inner, "sign", 1)
 
         def __call__(self, prompts):
             if len(calls) == self.most:
