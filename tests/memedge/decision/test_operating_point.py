@@ -142,5 +142,5 @@ def test_clean_scores_that_nobody_writes(tmp_path, scores):
     clean = {"name": "c", "sha256": "0" * 64, "prompts": 5}
     change = {"clean": clean, "clean_scores": [1e999 if s == math.inf else s for s in scores]}
     edit_manifest(copy, lambda m: m["calibrations"]["cpu-fp32"].update(change))
-    with pytest.raises(ManifestError, match="scores of clean prompts|not a memedge manifest"):
+    with pytest.raises(ManifestError, match=r"scores of clean prompts|not a memedge manifest"):
         read_manifest(copy)
