@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Final
 
 from memedge.engine.errors import IntegrityError, shown
-from memedge.engine.operators import DOMAINS, OPERATORS
+from memedge.engine.operators import OPERATORS, OPSETS
 from memedge.engine.protobuf import LENGTH, VARINT, Bytes, WireError, fields, varints
 
 LARGEST_GRAPH: Final = 2**31  # bytes; no protobuf message is larger
 LARGEST_TENSOR: Final = 1 << 40  # values
 MOST_DIMENSIONS: Final = 8
+LARGEST_NUMBER: Final = 1 << 16  # of an attribute: runtimes may loop to it, or allocate by it
 TEXT_LIMIT: Final = 256  # bytes of a name or location that is looked at
 
 # Bytes of one value of each data type that exports store: float32, uint8, int8, int32, int64, bool, float16, float64.
@@ -37,7 +38,8 @@ _TENSOR = {
     **dict.fromkeys((8, 9, 12, 13, 16), _CONTENT),
 }
 _ENTRY = {1: _CONTENT, 2: _CONTENT}
-_WITH_GRAPHS = (6, 11)  # of an attribute
+_WITH_GRAPHS, _NUMBERS = (6, 11), (3, 8)  # of an attribute
+NEGATIVE: Final = 1 << 64  # -1 is written as this, less 1
 
 
 class _RefusedError(ValueError):
@@ -87,9 +89,16 @@ class _Reader:
             raise _RefusedError(f"holds {graphs or 'no'} graphs instead of one")
 
     def _opset(self, begin: int, end: int) -> None:
+        domain, versions = "", []
         for number, start, stop in self._fields(_OPSET, "opset", begin, end):
-            if number == 1 and (domain := self._text(start, stop)) not in DOMAINS:
-                raise _RefusedError(f"uses operators of the domain {shown(domain)!r}, which engines never do")
+            if number == 1:
+                domain = self._text(start, stop)
+            else:
+                versions.append(start)
+        if domain not in OPSETS:
+            raise _RefusedError(f"uses operators of the domain {shown(domain)!r}, which engines never do")
+        if len(versions) != 1 or versions[0] not in OPSETS[domain]:
+            raise _RefusedError(f"uses operators of version {shown(str(versions[0] if versions else None))}, which no engine does")
 
     def _graph(self, begin: int, end: int) -> None:
         for number, start, stop in self._fields(_GRAPH, "graph", begin, end):
@@ -127,6 +136,10 @@ class _Reader:
                 raise _RefusedError(f"holds an attribute with field {number}, which engines never have")
             if number == 5:
                 self._tensor(start, stop, with_data_elsewhere=False)
+            elif number in _NUMBERS:
+                values = [start] if wire == VARINT else list(varints(self._data, start, stop))
+                if not all(value <= LARGEST_NUMBER or value >= NEGATIVE - LARGEST_NUMBER for value in values):
+                    raise _RefusedError(f"holds an attribute beyond ±{LARGEST_NUMBER}, which engines never have")
 
     def _tensor(self, begin: int, end: int, *, with_data_elsewhere: bool) -> None:
         """Check where a tensor's data lie, and that there are as many as its shape says."""

@@ -16,7 +16,7 @@ from memedge.engine import cache
 from memedge.engine.arrays import Floats, Indices
 from memedge.engine.backend import Backend
 from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
-from memedge.engine.errors import IntegrityError, ProviderError, shown
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Tensor, reduced
 from memedge.engine.providers import Provider
@@ -142,9 +142,8 @@ class OpenVinoBackend(Backend):
         try:
             model = self._core.read_model(path)
             model.reshape(shapes)
-        except Exception as error:  # OpenVINO's errors are RuntimeErrors of its own making
-            reason = shown(str(error).strip().rpartition("\n")[2])
-            raise IntegrityError(f"OpenVINO cannot load {path} ({reason}): export the engine again.") from None
+        except Exception as error:
+            raise IntegrityError(f"OpenVINO cannot load {path} ({_reason(error)}): export the engine again.") from None
         return model
 
     def _compile(self, model: Any, precision: str, constant: Tensors) -> Run:
@@ -159,7 +158,13 @@ class OpenVinoBackend(Backend):
             folders = (folder for folder in cache.writable(self._directory) if folder != self._directory.path)
             if folder := next(folders, None):
                 options["CACHE_DIR"] = str(folder / "plans" / "openvino")
-        compiled = self._core.compile_model(model, "CPU", options)
+        try:
+            compiled = self._core.compile_model(model, "CPU", options)
+        except Exception as error:
+            raise IntegrityError(
+                f"OpenVINO cannot compile a graph of {self._directory.path} ({_reason(error)}): export the engine again, "
+                "or use provider 'cpu'."
+            ) from None
         given = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if given != HINTS[precision]:
             raise ProviderError(f"OpenVINO computes in {given} instead of {HINTS[precision]}: use provider 'cpu'.")
@@ -207,8 +212,16 @@ class _Requests:
         try:
             request.infer(inputs, share_inputs=True)
             return np.array(request.get_output_tensor(0).data)  # a copy: the request's own memory is used again
+        except Exception as error:
+            raise EngineError(f"OpenVINO cannot compute ({_reason(error)}): export the engine again.") from None
         finally:
             self._free.put(request)
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error of OpenVINO says, a RuntimeError of many lines, in one: the last that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(lines[-1] if lines else type(error).__name__)
 
 
 def _attention(node: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The operators that an engine's graphs may hold: those that exports write, and others of their kinds.
+"""The operators that an engine's graphs may hold, and their versions: those that exports write, and their kinds.
 
 Each of them ends after work that its inputs' sizes bound. Missing on purpose: control flow (If, Loop, Scan), recurrent
 layers, sequences and optional values, text, random numbers, and operators of other domains, which a runtime may take
@@ -8,7 +8,8 @@ from a library.
 from typing import Final
 
 MICROSOFT: Final = "com.microsoft"
-DOMAINS: Final = ("", MICROSOFT)
+# A runtime may look for an operator in each version before the one that is named, so 2⁴⁰ would take for ever.
+OPSETS: Final = {"": range(18, 31), MICROSOFT: range(1, 2)}
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Reciprocal", "Pow", "Exp", "Log", "Max", "Min"}
 _ACTIVATIONS = {"Clip", "Erf", "Gelu", "HardSigmoid", "LeakyRelu", "Relu", "Sigmoid", "Softmax", "Tanh"}

@@ -72,6 +72,12 @@ ENDLESS = helper.make_graph([], "body", [], [VALUE])
         (node("A" * 300), "longer than names"),
         (node("\x1b[31m"), r"operator '\?\[31m'"),
         (lambda m: m.opset_import.append(helper.make_opsetid("org.stranger", 1)), "domain 'org.stranger'"),
+        # OpenVINO looks for an operator in each version up to the one that is named.
+        (lambda m: setattr(m.opset_import[0], "version", 1 << 40), "of version 1099511627776"),
+        (lambda m: setattr(m.opset_import[1], "version", 2), "of version 2"),
+        (lambda m: m.opset_import[0].ClearField("version"), "of version None"),
+        (node("Split", num_outputs=1 << 40), "an attribute beyond ±65536"),
+        (node("Transpose", perm=[0, -(1 << 40)]), "an attribute beyond ±65536"),
         (lambda m: m.functions.append(helper.make_function("own", "f", [], [], [], [])), "file with field 25"),
         (lambda m: m.training_info.add(), "file with field 20"),
         (lambda m: m.graph.sparse_initializer.add(), "graph with field 15"),

@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from engines import edit_manifest
+from engines import edit_manifest, list_file
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from memedge import Detector
 from memedge.engine import openvino, probe
-from memedge.engine.errors import IntegrityError, ProviderError
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 
 EMBEDDED = Path(__file__).parents[2] / "memedge" / "data" / "engine"
 PROMPTS = ["a star", "zebra on skis", "house", ""] * 6
@@ -27,6 +28,24 @@ def embedded(tmp_path):
     """A copy of the embedded engine without what was computed on first use."""
     shutil.copytree(EMBEDDED, tmp_path / "engine", ignore=shutil.ignore_patterns("baseline.*-*"))
     return tmp_path / "engine"
+
+
+@pytest.mark.parametrize(
+    ("operator", "attribute", "value"),
+    [("LayerNormalization", "stash_type", 0), ("Conv", "strides", [-3, -3]), ("Conv", "pads", [-60000] * 4)],
+)
+def test_what_openvino_cannot_compile_or_compute_is_one_sentence(embedded, operator, attribute, value):
+    path = embedded / "unet.onnx"
+    model = onnx.load(path, load_external_data=False)
+    node = next(node for node in model.graph.node if node.op_type == operator)
+    kept = [one for one in node.attribute if one.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    path.write_bytes(model.SerializeToString())
+    list_file(embedded, path.name)
+    with pytest.raises(EngineError, match=r"OpenVINO cannot .*: export the engine again") as caught:
+        Detector.load(embedded, provider="openvino", precision="fp32").score(["a star"])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 500
 
 
 @bf16
