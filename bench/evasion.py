@@ -7,7 +7,6 @@ and, of those that pass, how many still replicate in at least one picture. Print
 """
 
 import csv
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from memedge import Detector
 from memedge.integrations.diffusers import guard
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
-from guarded import make_pipe  # noqa: E402
 
 SEEDS, SCALE, STEPS = 8, 4.0, 20
 REPLICA = 0.8  # cosine of latents, each channel centred
@@ -52,6 +49,9 @@ def evasions(pipe: Any, prompt: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "`<|endoftext|>` in front", {"prompt": f"<|endoftext|>{prompt}"}
     yield "`!` behind", {"prompt": f"{prompt}!"}
     yield "capital letters", {"prompt": prompt.upper()}
+    half = len(prompt) // 2
+    yield "a letter left out", {"prompt": prompt[:half] + prompt[half + 1 :]}
+    yield "a zero-width space within", {"prompt": f"{prompt[:half]}\u200b{prompt[half:]}"}
     yield "twice", {"prompt": f"{prompt} {prompt}"}
     states, empty = pipe.encode_prompt(prompt, "cpu", 1, True, negative_prompt="")
     for share in (0.75, 0.5):
@@ -68,7 +68,9 @@ def replicates(images: list[Any], memory: torch.Tensor) -> bool:
 
 def main() -> None:
     """Print the table."""
-    pipe = make_pipe(StableDiffusionPipeline)
+    torch.set_num_threads(1)  # small products: more threads take longer
+    pipe = StableDiffusionPipeline.from_pretrained(ROOT / "bench" / "tiny" / "emoji")
+    pipe.set_progress_bar_config(disable=True)
     detector = Detector.load(provider="cpu")
     guards = [guard(pipe, detector), guard(pipe, detector, first_step=FIRST_STEP)]
     with (ROOT / "memedge/data/captions.csv").open(encoding="utf-8") as file:

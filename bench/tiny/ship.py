@@ -2,7 +2,7 @@
 
     python bench/tiny/ship.py DATA_DIR PIPELINE_DIR OUT_DIR      (OUT_DIR as label.py left it)
 
-Writes bench/tiny/emoji (the diffusers-format model, fp16), memedge/data/captions.csv, memedge/data/pictures (strips for
+Writes bench/tiny/emoji (the model as a pipeline of diffusers, fp16), memedge/data/captions.csv, memedge/data/pictures (strips for
 the demo: training picture | generations) and memedge/data/engine, exported but not yet calibrated (calibrate.py).
 """
 
@@ -17,6 +17,7 @@ from contact import strip
 from dataset import SIZE, Emoji
 from generate import similarity
 from label import DRAWS, training_pictures
+from vae import add_vae
 
 from memedge.export.export import export
 
@@ -77,6 +78,7 @@ def main() -> None:
         writer.writerows(rows)
 
     model = shutil.copytree(arguments.pipeline, ROOT / "bench" / "tiny" / "emoji")
+    add_vae(model, data.mean[:, 0, 0], data.std[:, 0, 0])
     export(model, SHIPPED / "engine", progress=print)
 
 
