@@ -98,9 +98,8 @@ class _Reader:
         if domain not in OPSETS:
             raise _RefusedError(f"uses operators of the domain {shown(domain)!r}, which engines never do")
         if len(versions) != 1 or versions[0] not in OPSETS[domain]:
-            raise _RefusedError(
-                f"uses operators of version {shown(str(versions[0] if versions else None))}, which no engine does"
-            )
+            version = versions[0] if versions else None
+            raise _RefusedError(f"uses operators of version {version}, which no engine does")
 
     def _graph(self, begin: int, end: int) -> None:
         for number, start, stop in self._fields(_GRAPH, "graph", begin, end):

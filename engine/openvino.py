@@ -162,8 +162,8 @@ class OpenVinoBackend(Backend):
             compiled = self._core.compile_model(model, "CPU", options)
         except Exception as error:
             raise IntegrityError(
-                f"OpenVINO cannot compile a graph of {self._directory.path} ({_reason(error)}): export the engine again, "
-                "or use provider 'cpu'."
+                f"OpenVINO cannot compile a graph of {self._directory.path} ({_reason(error)}): export the engine "
+                "again, or use provider 'cpu'."
             ) from None
         given = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if given != HINTS[precision]:

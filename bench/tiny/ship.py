@@ -2,8 +2,9 @@
 
     python bench/tiny/ship.py DATA_DIR PIPELINE_DIR OUT_DIR      (OUT_DIR as label.py left it)
 
-Writes bench/tiny/emoji (the model as a pipeline of diffusers, fp16), memedge/data/captions.csv, memedge/data/pictures (strips for
-the demo: training picture | generations) and memedge/data/engine, exported but not yet calibrated (calibrate.py).
+Writes bench/tiny/emoji (the model as a pipeline of diffusers, fp16), memedge/data/captions.csv, memedge/data/pictures
+(strips for the demo: training picture | generations) and memedge/data/engine, exported but not yet calibrated
+(calibrate.py).
 """
 
 import argparse
