@@ -29,6 +29,7 @@ import argparse
 import json
 import random
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -311,9 +312,9 @@ SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to clean, near",
 SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12
-LABEL = 210
+LABEL, LETTERS = 210, 27  # of a caption's line
 HEAD = 58
-ROWS = 10
+ROWS, ROW = 10, SIDE + 24
 
 
 def sheet(data: Emoji, captions: list[int], runs: dict[str, list[Run]]) -> Image.Image:
@@ -321,18 +322,19 @@ def sheet(data: Emoji, captions: list[int], runs: dict[str, list[Run]]) -> Image
     title, text = ImageFont.load_default(16), ImageFont.load_default(13)
     left = [LABEL] + [LABEL + SIDE + GAP + k * (EACH * SIDE + GAP) for k in range(len(SHOWN))]
     captions = captions[:ROWS]
-    image = Image.new("RGB", (left[-1] + EACH * SIDE + GAP, HEAD + len(captions) * (SIDE + 4)), "white")
+    image = Image.new("RGB", (left[-1] + EACH * SIDE + GAP, HEAD + len(captions) * ROW), "white")
     draw = ImageDraw.Draw(image)
     draw.text((8, 8), "Memorized captions of the embedded model, before and after mitigation", "black", title)
     for x, name in zip(left, ("training", *SHOWN), strict=True):
         draw.text((x, HEAD - 22), name, "black", text)
     for row, caption in enumerate(captions):
-        y = HEAD + row * (SIDE + 4)
+        y = HEAD + row * ROW
         training = training_pictures(data, caption)
         memory = replicated(runs["nothing"][row].pictures, training)[1]
         counts = [int(replicated(runs[name][row].pictures, training)[0].sum()) for name in SHOWN]
-        draw.text((8, y + 10), data.captions[caption].text[:27], "black", text)
-        draw.text((8, y + 32), f"replicas of {SEEDS}: " + "  ".join(map(str, counts)), "dimgrey", text)
+        draw.text((8, y + 10), textwrap.fill(data.captions[caption].text, LETTERS), "black", text)
+        for x, count in zip(left[1:], counts, strict=True):
+            draw.text((x, y + SIDE + 2), f"{count} of {SEEDS} replicate", "dimgrey", text)
         shown = [training[memory][None], *(runs[name][row].pictures[:EACH] for name in SHOWN)]
         for x, pictures in zip(left, shown, strict=True):
             cells = strip(pictures.numpy())

@@ -1,5 +1,6 @@
 """The picture of `memedge explain`, and the colours of words: red carries the score, blue lowers it."""
 
+import math
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -40,13 +41,21 @@ def draw(explanation: Explanation, path: Path) -> bool:
     deepest = scale(explanation)
     read = [(word.text, word.significance) for word in explanation.words if word.significance is not None]
     rows, values = range(len(read)), [value for _, value in read]
-    figure = Figure(figsize=(7, 1.4 + 0.28 * max(1, len(read))), layout="constrained")
+    figure = Figure(figsize=(7, 1.6 + 0.28 * max(1, len(read))), layout="constrained")
     axes = figure.subplots()
     colours = [tuple(part / 255 for part in colour(value, deepest)) for value in values]
     axes.barh(rows, values, color=colours, edgecolor="#333333", linewidth=0.6)
+    decimals = max(0, 2 - math.floor(math.log10(max(map(abs, values), default=0) or 1)))  # three digits of the largest
     for row, value in zip(rows, values, strict=True):
         place = (max(value, 0), row)
-        axes.annotate(f"{value:+.3g}", place, (4, 0), textcoords="offset points", va="center", fontsize=8)
+        axes.annotate(
+            f"{value:+.{decimals}f}".replace("-", "−"),
+            place,
+            (4, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
     # A prompt is not ours: a $ in it begins no formula.
     axes.set_yticks(rows, [_shown(text) for text, _ in read], parse_math=False)
     axes.set_ylim(max(1, len(read)) - 0.4, -0.6)
@@ -56,9 +65,9 @@ def draw(explanation: Explanation, path: Path) -> bool:
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     unread = len(explanation.words) - len(read)
-    axes.set_title(
-        title(explanation) + (f"; {unread} more words are not read" if unread else ""), fontsize=10, loc="left"
-    )
+    heading = title(explanation) + (f"; {unread} more words are not read" if unread else "")
+    prompt = _shown(explanation.prompt, 80)
+    axes.set_title(f"“{prompt}”\n{heading}", fontsize=10, loc="left", parse_math=False)
     content = BytesIO()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -77,7 +86,7 @@ def title(explanation: Explanation) -> str:
     return f"{name} {explanation.score:.4g}{threshold}"
 
 
-def _shown(word: str) -> str:
-    """Return a word short enough for a label, without what would break its line."""
-    text = "".join(c if c.isprintable() else "·" for c in word)
-    return text if len(text) <= 40 else f"{text[:39]}…"
+def _shown(text: str, most: int = 40) -> str:
+    """Return text short enough for a label, without what would break its line."""
+    line = "".join(c if c.isprintable() else "·" for c in text)
+    return line if len(line) <= most else f"{line[: most - 1]}…"
