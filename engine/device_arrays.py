@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.errors import InputError, ProviderError
+from memedge.engine.errors import InputError, ProviderError, shown
 from memedge.engine.foreign import LEGACY_STREAM, ForeignTensor, checked, reason, row_by_row
 
 _DTYPES = {"<f4": "float32", "<f2": "float16", "<f8": "float64"}  # the interface has no name for bfloat16
@@ -49,9 +49,10 @@ def _parse(interface: dict[str, Any], name: str, owner: object) -> ForeignTensor
     typestr = interface["typestr"]
     dtype = _DTYPES.get(typestr)
     if dtype is None or interface.get("descr") not in (None, [("", typestr)]):
+        said = shown(repr(interface.get("descr") if dtype else typestr))
         raise InputError(
-            f"{name} has the type {interface.get('descr') if dtype else typestr!r}: convert it to float32 or float16, "
-            "or pass bfloat16 through a library with DLPack."
+            f"{name} has the type {said}: convert it to float32 or float16, or pass bfloat16 through a library with "
+            "DLPack."
         )
     if interface.get("mask") is not None:
         raise InputError(f"{name} has a mask, which the reduction does not follow: pass an array without one.")
@@ -61,9 +62,8 @@ def _parse(interface: dict[str, Any], name: str, owner: object) -> ForeignTensor
     if steps is not None:
         pairs = [divmod(operator.index(step), itemsize) for step in steps]
         if len(pairs) != len(shape) or any(rest for _, rest in pairs):
-            raise InputError(
-                f"{name} has strides {tuple(steps)}, which are not whole elements of each dimension: pass a copy."
-            )
+            said = shown(str(tuple(steps)))
+            raise InputError(f"{name} has strides {said}, which are not whole elements of each dimension: pass a copy.")
         strides = tuple(whole for whole, _ in pairs)
     stream = interface.get("stream")
     if stream == 0:

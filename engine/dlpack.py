@@ -171,4 +171,5 @@ def _parse(raw: _Tensor, name: str, capsule: object, device: int | None, stream:
         raise InputError(f"{name} has {raw.ndim} dimensions or no shape: give [..., C, H, W].")
     shape = tuple(raw.shape[: raw.ndim])
     strides = tuple(raw.strides[: raw.ndim]) if raw.strides else row_by_row(shape)
-    return ForeignTensor((raw.data or 0) + raw.byte_offset, shape, strides, dtype, capsule, device, stream)
+    pointer = raw.data + raw.byte_offset if raw.data else 0
+    return ForeignTensor(pointer, shape, strides, dtype, capsule, device, stream)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, shown
 
 LEGACY_STREAM = 1  # CUDA's default stream, in DLPack as in CUDA itself: the other streams' producers wait for it
 MOST_DIMENSIONS = 64  # NumPy's
 
 _TYPESTR = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2", "float64": "<f8"}
-_ADDRESSES = 1 << 63  # no memory lies beyond
+_ADDRESSES = 1 << 57  # no memory of a process lies beyond: processors map at most 57 bits
 _REMEDY = "its library describes it wrongly, so pass a NumPy array"
 
 
@@ -76,11 +76,11 @@ def row_by_row(shape: Sequence[int]) -> tuple[int, ...]:
 def check_shape(shape: tuple[int, ...], name: str) -> None:
     """Raise InputError for what is no [..., C, H, W] or holds no values."""
     if not 3 <= len(shape) <= MOST_DIMENSIONS:
-        raise InputError(f"{name} has shape {shape}: give [..., C, H, W].")
+        raise InputError(f"{name} has shape {shown(str(shape))}: give [..., C, H, W].")
     if min(shape) < 0:
-        raise InputError(f"{name} has shape {shape}, with a size below 0: {_REMEDY}.")
+        raise InputError(f"{name} has shape {shown(str(shape))}, with a size below 0: {_REMEDY}.")
     if 0 in shape:
-        raise InputError(f"{name} has shape {shape} and so no values: leave empty batches out.")
+        raise InputError(f"{name} has shape {shown(str(shape))} and so no values: leave empty batches out.")
 
 
 def checked(tensor: ForeignTensor, name: str) -> ForeignTensor:
@@ -93,7 +93,9 @@ def checked(tensor: ForeignTensor, name: str) -> ForeignTensor:
     """
     check_shape(tensor.shape, name)
     if not tensor.pointer:
-        raise InputError(f"{name} has shape {tensor.shape} and no memory: pass a tensor that holds its values.")
+        raise InputError(
+            f"{name} has shape {shown(str(tensor.shape))} and no memory: pass a tensor that holds its values."
+        )
     reach = [(size - 1) * stride * tensor.itemsize for size, stride in zip(tensor.shape, tensor.strides, strict=True)]
     lowest = tensor.pointer + sum(step for step in reach if step < 0)
     highest = tensor.pointer + sum(step for step in reach if step > 0) + tensor.itemsize
@@ -115,4 +117,4 @@ def cuda_core(core: ModuleType | None, name: str) -> ModuleType:
 def reason(error: Exception) -> str:
     """What another library's error says, in one line."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
+    return shown(lines[0].rstrip(".:")) if lines else type(error).__name__

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine import device_arrays, dlpack, numpy_reduction
-from memedge.engine.errors import InputError, NotFiniteError
+from memedge.engine.errors import InputError, NotFiniteError, shown
 from memedge.engine.foreign import ForeignTensor, check_shape, cuda_core, reason
 
 OPERANDS = ("uncond_delta", "cond_uncond", "cond_delta")
@@ -130,8 +130,14 @@ def reduce_rows(cond: Any, uncond: Any, operands: str = "uncond_delta", threads:
     if isinstance(c, ForeignTensor) and isinstance(u, ForeignTensor):
         out, bad = device_arrays.reduce(cuda_core(core, "cond"), c, u, rows, uncond_rows, operands)
     else:
-        c, u = _on_host(c, u)
-        out, bad = _reduce(c, u, rows, uncond_rows, None, dtype, operands, threads)
+        try:
+            c, u = _on_host(c, u)
+            out, bad = _reduce(c, u, rows, uncond_rows, None, dtype, operands, threads)
+        except MemoryError:
+            raise InputError(
+                f"cond has shape {shown(str(c.shape))}, and memory does not hold a copy of it: pass fewer predictions "
+                "at once."
+            ) from None
     if bad:
         first = np.flatnonzero(np.isnan(out[0]))[0]
         raise NotFiniteError(

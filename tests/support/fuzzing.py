@@ -16,6 +16,7 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from producers import FakeCapsule, FakeInterface
 
 from memedge import guidance_stats
 from memedge.embedded import EMBEDDED_ENGINE
@@ -176,8 +177,13 @@ def arrays(random: Random, _folder: Path) -> bool:
     return reading(lambda: guidance_stats(given, cond if random.random() < 0.5 else given))
 
 
+def producers(random: Random, _folder: Path) -> bool:
+    fake: Any = FakeCapsule(random) if random.random() < 0.6 else FakeInterface(random, VALUES)
+    return reading(lambda: guidance_stats(fake, np.ones((4, 6, 6), np.float32) if random.random() < 0.5 else fake))
+
+
 TARGETS: dict[str, Callable[[Random, Path], bool]] = {
-    target.__name__: target for target in (manifest, tokenizer, baseline, graph, prompts, arrays)
+    target.__name__: target for target in (manifest, tokenizer, baseline, graph, prompts, arrays, producers)
 }
 
 
