@@ -91,7 +91,7 @@ def main() -> None:
     print(f"Of {len(prompts)} memorized captions:\n")
     print("| evasion | passes | … and replicates | passes `first_step` | … and replicates |\n|---|---|---|---|---|")
     for name, row in counts.items():
-        print(f"| {name} | {' | '.join(map(str, row))} |")
+        print(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(map(str, row))} |")
 
 
 if __name__ == "__main__":
