@@ -19,7 +19,7 @@ from memedge.integrations.diffusers import guard
 
 ROOT = Path(__file__).resolve().parents[1]
 
-SEEDS, SCALE, STEPS = 8, 4.0, 20
+CAPTIONS, SEEDS, SCALE, STEPS = 8, 8, 4.0, 20
 REPLICA = 0.8  # cosine of latents, each channel centred
 FIRST_STEP = 1.9  # of the norm; few clean captions reach it
 
@@ -74,7 +74,7 @@ def main() -> None:
     detector = Detector.load(provider="cpu")
     guards = [guard(pipe, detector), guard(pipe, detector, first_step=FIRST_STEP)]
     with (ROOT / "memedge/data/captions.csv").open(encoding="utf-8") as file:
-        prompts = [row["caption"] for row in csv.DictReader(file) if row["memorized"] == "true"][:8]
+        prompts = [row["caption"] for row in csv.DictReader(file) if row["memorized"] == "true"][:CAPTIONS]
     counts: dict[str, list[int]] = {}
     for prompt in prompts:
         bare = pipe(prompt, guidance_scale=SCALE, **arguments()).images
