@@ -78,3 +78,16 @@ def test_training_resumes_where_it_stopped(folder):
     assert second.step == whole.step == 4
     for a, b in zip(second.average + second.parameters, whole.average + whole.parameters, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_the_vae_puts_pictures_on_white():
+    from vae import make_vae
+
+    mean, std = torch.tensor([0.5, 0.4, 0.3, 0.7]), torch.tensor([0.4, 0.3, 0.2, 0.4])
+    vae = make_vae(mean, std)
+    picture = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        shown = (vae.decode((picture - mean[:, None, None]) / std[:, None, None]).sample + 1) / 2
+        opaque = (vae.decode(vae.encode(picture[:, :3] * 2 - 1).latents).sample + 1) / 2
+    torch.testing.assert_close(shown, picture[:, :3] + 1 - picture[:, 3:], atol=0.01, rtol=0)
+    torch.testing.assert_close(opaque, picture[:, :3], atol=0.01, rtol=0)
