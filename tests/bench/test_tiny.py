@@ -83,7 +83,7 @@ def test_training_resumes_where_it_stopped(folder):
 def test_the_vae_puts_pictures_on_white():
     from vae import make_vae
 
-    mean, std = torch.tensor([0.5, 0.4, 0.3, 0.7]), torch.tensor([0.4, 0.3, 0.2, 0.4])
+    mean, std = torch.tensor([0.5, 0.4, 0.4, 0.7]), torch.tensor([0.4, 0.3, 0.35, 0.4])  # latents within 2
     vae = make_vae(mean, std)
     picture = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
