@@ -177,8 +177,8 @@ class Detector:
 
         Raises:
             InputError: both, a threshold that is not finite, a rate outside (0, 1); a rate under 1 / (n + 1) with n
-                clean prompts; an engine that is not calibrated, or was before clean scores were kept, as the embedded
-                one: then only a threshold can be given.
+                clean prompts; an engine that is not calibrated; one whose calibration keeps no clean scores, as older
+                ones: then only a threshold can be given.
 
         Examples:
             >>> from memedge import Detector

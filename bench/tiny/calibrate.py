@@ -36,7 +36,7 @@ def main() -> None:
         done = calibrate(arguments.engine, memorized, clean, provider=provider, precision=precision)
         for warning in done.warnings:
             say(f"Warning: {warning}")
-        print_calibrated(done)
+        print_calibrated([done])
 
 
 if __name__ == "__main__":

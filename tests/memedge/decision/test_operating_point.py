@@ -85,12 +85,15 @@ def test_many_clean_prompts_keep_their_highest_scores():
         at(calibration, target_fpr=0.3)
 
 
-def test_without_what_it_takes(engine):
+def test_without_what_it_takes(engine, tmp_path):
+    old = shutil.copytree(EMBEDDED_ENGINE, tmp_path / "engine", ignore=shutil.ignore_patterns("baseline.*-*"))
+    edit_manifest(old, lambda m: m["calibrations"]["cpu-fp32"].pop("clean_scores"))
     with pytest.raises(
         InputError, match="keeps no clean scores that target_fpr could be met on, as it was made before"
     ):
-        Detector.load(provider="cpu", target_fpr=0.05)
-    fails(memedge("detect", "a star", *CPU, "--target-fpr", 0.05), "give a threshold, or run `memedge calibrate` again")
+        Detector.load(old, provider="cpu", target_fpr=0.05)
+    done = memedge("detect", "a star", *CPU, "--engine", old, "--target-fpr", 0.05)
+    fails(done, "give a threshold, or run `memedge calibrate` again")
     with pytest.raises(InputError, match="so there is no score that a threshold is for: run `memedge calibrate`"):
         Detector.load(engine, "cpu", threshold=3)
     with pytest.raises(InputError, match="so there are no clean scores that target_fpr could be met on"):
