@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from memedge.engine.errors import InputError, NotFiniteError
+from memedge.engine.errors import InputError, NotFiniteError, shown
 from memedge.engine.manifest import Manifest
 
 
@@ -52,8 +52,11 @@ def _numbers(values: npt.ArrayLike, shape: tuple[int, ...], name: str) -> npt.ND
     except (TypeError, ValueError, RuntimeError) as error:  # RuntimeError: a torch tensor that requires gradients
         raise InputError(f"The {name} are no array of numbers ({error}): give a NumPy array.") from None
     if array.ndim != 1 + len(shape) or len(array) == 0 or array.shape[1:] != shape:
-        wanted = ", ".join(map(str, shape))
-        raise InputError(f"The {name} have shape {list(array.shape)}: this engine takes [B, {wanted}] with B ≥ 1.")
+        wanted, found = ", ".join(map(str, shape)), shown(str(list(array.shape)))
+        more = ""
+        if array.ndim == 3 and len(array) and array.shape[2:] == shape[1:]:  # of a longer prompt, or a shorter one
+            more = f"; give those of {shape[0]} tokens, or guard a pipeline with first_step, which takes any number"
+        raise InputError(f"The {name} have shape {found}: this engine takes [B, {wanted}] with B ≥ 1{more}.")
     if not np.isfinite(array).all():
         raise NotFiniteError(f"The {name} hold NaN or infinity, so there is no score to give.")
     return array

@@ -16,7 +16,7 @@ from memedge.integrations.call import Call, Embeddings
 from memedge.integrations.checks import check_first_step, check_model
 from memedge.integrations.first_step import AllOver, FirstStep
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated
-from memedge.integrations.same_model import active_adapters, check_same_model
+from memedge.integrations.same_model import beside_the_weights, check_same_model
 from memedge.integrations.same_text import read_alike
 from memedge.mitigation.mitigator import Mitigator
 
@@ -191,8 +191,8 @@ class GuardedPipeline:
             scores = self._detector.score_embeddings(states[other], None if pooled is None else pooled[other])
             for place, row in enumerate(other):
                 verdicts[row] = judged(scores, place, call.prompts[row], self._over)
-        adapters = active_adapters(self._pipe)
-        note = f"; with the pipeline's active adapters {', '.join(adapters)}" if adapters else ""
+        beside = beside_the_weights(self._pipe)
+        note = f"; the pipeline has {', '.join(beside)}" if beside else ""
         return [replace(v, reason=v.reason + note) for v in verdicts if v is not None]
 
     def _mitigate(self, call: Call, mitigator: Mitigator, verdicts: list[GuardVerdict], alike: list[bool]) -> None:

@@ -8,6 +8,7 @@ from memedge.detector import Detector
 from memedge.engine.denoiser import norms
 from memedge.engine.embeddings import unpack
 from memedge.engine.errors import InputError
+from memedge.wording import counted
 
 VAE_SCALE = 8  # pixels per latent, as the export counts them for SDXL's time ids
 # ‖ε − ε_0‖ / ‖ε_0‖ that rounding makes, with a margin of four and more: the embedded model, whose weights are halves
@@ -57,8 +58,8 @@ def check_same_model(pipe: Any, detector: Detector, attention: dict[str, Any] | 
     difference = float((norms(own - expected) / norms(expected)).max())
     allowed = ROUNDING.get(str(dtype), 0.0) + manifest.parity.epsilon_relative
     if not difference <= allowed:  # NaN too
-        active = active_adapters(pipe)
-        adapters = f" (active adapters: {', '.join(active)})" if active else ""
+        beside = beside_the_weights(pipe)
+        adapters = f" (with {', '.join(beside)})" if beside else ""
         raise InputError(
             f"The pipeline's UNet{adapters} is not the engine's model, {manifest.source.id}: its prediction differs by "
             f"{difference:.2g} of the norm, where rounding makes at most {allowed:.2g}; make an engine of the "
@@ -66,8 +67,23 @@ def check_same_model(pipe: Any, detector: Detector, attention: dict[str, Any] | 
         )
 
 
-def active_adapters(pipe: Any) -> list[str]:
-    """Return the names of the adapters (LoRAs) that are active in the UNet or a text encoder."""
+def beside_the_weights(pipe: Any) -> list[str]:
+    """Return what may change what the UNet predicts, or the embeddings, beside weights: in words, for a message.
+
+    Adapters (LoRAs) that are active, hooks of others than accelerate, and attention of others than diffusers. They may
+    leave the empty prompt's prediction alone, and change other prompts'.
+    """
+    found = [f"adapter {name}" for name in _active_adapters(pipe)]
+    modules = pipe.unet.modules() if hasattr(pipe.unet, "modules") else ()
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in modules)
+    if hooks:
+        found.append(f"{counted(hooks, 'hook')} on the UNet")
+    kinds = {type(one) for one in getattr(pipe.unet, "attn_processors", {}).values()}
+    names = sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("diffusers."))
+    return found + [f"attention by {name}" for name in names]
+
+
+def _active_adapters(pipe: Any) -> list[str]:
     names: list[str] = []
     for part in ("unet", "text_encoder", "text_encoder_2"):
         module: Any = getattr(pipe, part, None)

@@ -300,6 +300,12 @@ def test_first_step_of_embeddings(small):
         prompt_embeds=states, negative_prompt_embeds=uncond, num_inference_steps=2
     )
     assert result.images == [None, None] and [v.prompt for v in result.verdicts] == [None, None]
+    # Of longer prompts than the engine reads: what `guard` says of these without first_step.
+    long, empty = torch.cat([states, states], 1), torch.cat([uncond, uncond], 1)
+    result = guard(pipe, detector, first_step=0.1)(
+        prompt_embeds=long, negative_prompt_embeds=empty, num_inference_steps=2
+    )
+    assert actions(result) == ["blocked"] * 2
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler])
@@ -669,7 +675,7 @@ def test_wrong_pipelines(small, emoji, engine):
         ({"prompt": []}, InputError, "no prompts"),
         ({"prompt": "a", "return_dict": False}, InputError, "leave return_dict=False out"),
         ({"prompt_embeds": [[0.0]]}, InputError, "prompt_embeds is list: give a torch tensor"),
-        ({"prompt_embeds": torch.zeros(1, 77, 24)}, InputError, "this engine takes"),
+        ({"prompt_embeds": torch.zeros(1, 77, 24)}, InputError, "or guard a pipeline with first_step, which takes"),
     ],
 )
 def test_wrong_calls(small, arguments, error, words):

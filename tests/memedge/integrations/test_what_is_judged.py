@@ -12,6 +12,7 @@ from diffusers import (
     StableDiffusionPAGPipeline,
     StableDiffusionPipeline,
 )
+from diffusers.models.attention_processor import AttnProcessor2_0
 from guarded import make_pipe, recorded
 from peft import LoraConfig
 
@@ -91,7 +92,7 @@ def test_adapters_that_are_loaded_later(pipe, detector):
     guarded = guard(pipe, detector)
     clean = copy.deepcopy(pipe.unet)
     adapt(pipe.unet, 0.3)
-    with pytest.raises(InputError, match=r"active adapters: style\) is not the engine's model, emoji"):
+    with pytest.raises(InputError, match=r"\(with adapter style\) is not the engine's model, emoji"):
         guarded(CLEAN, **OPTIONS)
     with pytest.raises(InputError, match="is not the engine's model"):
         guard(pipe, detector)
@@ -99,7 +100,20 @@ def test_adapters_that_are_loaded_later(pipe, detector):
     assert guarded(CLEAN, cross_attention_kwargs={"scale": 0.0}, **OPTIONS).verdicts[0].action == "passed"
     pipe.unet = clean
     adapt(pipe.unet, 0.0)
-    assert guarded(CLEAN, **OPTIONS).verdicts[0].reason.endswith("; with the pipeline's active adapters style")
+    assert guarded(CLEAN, **OPTIONS).verdicts[0].reason.endswith("; the pipeline has adapter style")
+
+
+def test_what_is_beside_the_weights_is_named(pipe, detector):
+    """A hook, and attention, that change memorized prompts alone: the empty prompt's prediction does not show them."""
+
+    class Attention(AttnProcessor2_0):
+        pass
+
+    guarded = guard(pipe, detector)
+    pipe.unet.set_attn_processor(Attention())
+    pipe.unet.register_forward_pre_hook(lambda *_: None)
+    reason = guarded(CLEAN, **OPTIONS).verdicts[0].reason
+    assert reason.endswith("; the pipeline has 1 hook on the UNet, attention by Attention")
 
 
 def zero(pipe: Any) -> None:
