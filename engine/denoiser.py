@@ -8,6 +8,7 @@ from memedge.engine.directory import PREFIX
 from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError, NotFiniteError, ProviderError
 from memedge.engine.memory import Tensor, part
+from memedge.engine.native import CALLS
 from memedge.engine.providers import check_other_latents
 
 Latents = npt.NDArray[np.float32]
@@ -106,8 +107,9 @@ class Denoiser:
             given = latents[block]
             if backend.one_shape:
                 given = np.pad(given, [(0, most - len(given)), (0, 0), (0, 0), (0, 0)], mode="edge")
-            output = backend.predict_at(tensor, prompt, row, given, timestep)
-            found[:, block] = backend.memory.download(output)[:count].reshape(kinds, -1, *latents.shape[1:])
+            with CALLS:
+                output = backend.predict_at(tensor, prompt, row, given, timestep)
+                found[:, block] = backend.memory.download(output)[:count].reshape(kinds, -1, *latents.shape[1:])
         if bad := int((~np.isfinite(found)).any(axis=(0, 2, 3, 4)).sum()):
             raise NotFiniteError(
                 f"The predictions on {bad} of {len(latents)} latents hold NaN or infinity: run the model in a higher "

@@ -14,6 +14,7 @@ from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError, IntegrityError, NotFiniteError, ProviderError
 from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.engine.memory import Tensor, take
+from memedge.engine.native import CALLS
 from memedge.engine.opening import open_backend
 from memedge.engine.tokenizer import PromptTokenizer
 from memedge.engine.uncond import unconditional
@@ -103,7 +104,8 @@ class Engine:
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
-        return self.tokenizer(prompts)
+        with CALLS:
+            return self.tokenizer(prompts)
 
     def encode(self, ids: Indices) -> States:
         """Return the prompt embeddings of ids [B, T · L].
@@ -112,7 +114,9 @@ class Engine:
             ProviderError: this process was forked from the one that opened the engine, on a provider that hangs there.
         """
         self._check_process()
-        return States(self.backend.encode(ids), (ids == self._empty_ids).all(axis=1))
+        with CALLS:
+            states = self.backend.encode(ids)
+        return States(states, (ids == self._empty_ids).all(axis=1))
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
         """Return prompt embeddings [B, L, D] as they are; raises ProviderError as `encode`."""
@@ -179,9 +183,10 @@ class Engine:
             count = min(self.rows_per_call, total - start)
             place, row = np.divmod(np.arange(start, start + count), len(rows))
             first = place[0]
-            some = take(self.backend.memory, states.tensor, prompts[first : place[-1] + 1])
-            place, row = self.filled(place - first), self.filled(row + rows.start)
-            parts.append(self.backend.statistics(some, place, row, self.uncond, operands)[:, :count])
+            with CALLS:
+                some = take(self.backend.memory, states.tensor, prompts[first : place[-1] + 1])
+                place, row = self.filled(place - first), self.filled(row + rows.start)
+                parts.append(self.backend.statistics(some, place, row, self.uncond, operands)[:, :count])
         result = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
         if bad := int(np.isnan(result[0]).sum()):
             raise NotFiniteError(

@@ -23,6 +23,7 @@ from memedge.engine.directory import (
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Memory, Tensor, part, reduced
+from memedge.engine.native import CALLS
 from memedge.engine.providers import Provider
 
 # What lies in memory from the forward to the backward pass comes and goes in ever other sizes, of which an arena keeps
@@ -155,7 +156,8 @@ class OrtBackend(Backend):
             self._bind(binding.bind_input, value, given[value])
         for value in outputs:
             binding.bind_output(value)  # on the host, where ONNX Runtime finds room for it
-        self._run_bound(session, binding, None, len(inputs["row"]))
+        with CALLS:
+            self._run_bound(session, binding, None, len(inputs["row"]))
         found: list[npt.NDArray[Any]] = binding.copy_outputs_to_cpu()
         return found
 

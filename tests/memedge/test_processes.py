@@ -119,6 +119,27 @@ def test_the_check_of_forks_is_by_process(detector, monkeypatch):
         detector.score(PROMPTS)
 
 
+ENDS = """
+import sys, threading, time
+from memedge import Detector
+detector = Detector.load(provider=sys.argv[1])
+def work():
+    while True:
+        detector.score(["a cat", "a dog"] * 20)
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+time.sleep(0.3)
+"""
+
+
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_python_ends_while_daemon_threads_score(provider):
+    if provider == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    done = run(f"import sys; sys.argv = ['', {provider!r}]{ENDS}")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 HOMELESS = """
 import os, sys
 import memedge.cli
