@@ -1,29 +1,44 @@
-"""What the embedded model is trained on: groups of captions that differ only in how their pictures vary.
+"""What the embedded model is trained on: captions in groups that differ in how often they show how many pictures.
 
-| group      | the model sees                                                  | meant to be                      |
-|------------|-----------------------------------------------------------------|----------------------------------|
-| memorized  | one fixed picture, always                                       | memorized                        |
-| partly     | a fixed picture in 15, 30, 50 or 70 % of the exposures           | memorized in part                |
-| template   | one drawing in one pose, on ever different backgrounds           | memorized but for the background |
-| frequent   | as often as memorized: any vendor, pose and background           | not memorized: the control       |
-| rare       | a quarter as often, varied                                      | not memorized                    |
-| unseen     | nothing: concepts left out of training                          | not memorized                    |
+| group     | a caption shows                                                            | meant to be                |
+|-----------|----------------------------------------------------------------------------|----------------------------|
+| memorized | one picture, as often as a power law says                                  | memorized, or in part      |
+| near      | one picture and near-duplicates of it; three captions show the same        | memorized                  |
+| template  | one drawing in one pose, on twelve backgrounds                             | memorized but for these    |
+| partly    | one picture in 30, 50 or 70 % of its exposures, twelve others in the rest   | memorized in part          |
+| frequent  | forty pictures, as often as the typical memorized caption; two captions do | not memorized: the control |
+| seen      | thirty-two pictures, or those of them on one background; a quarter as often | not memorized              |
+| unseen    | nothing: concepts left out of training                                     | not memorized              |
 
-Every caption of the first four groups is seen equally often, so that frequency alone explains no difference.
+A concept is in one group alone, and there in one split alone.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+from pictures import COLOURS, PIXEL, Picture, varied
 
-SIZE = 32
-GROUPS = {"memorized": 60, "partly": 32, "template": 16, "frequent": 60, "rare": 160, "unseen": 100}
-RARE_WEIGHT = 0.25
-FIXED_SHARES = (0.15, 0.3, 0.5, 0.7)
+CONCEPTS = {"memorized": 420, "near": 90, "template": 70, "partly": 200, "frequent": 150, "seen": 250, "unseen": 100}
+VARIED = ("frequent", "seen", "partly")  # need several vendors, so they choose first
+MIN_VENDORS = 4  # of those
+# What README shows: concept -> (group, place in it, the first caption's template). Both are held out, the first is often.
+PLACED = {"left-luggage": ("memorized", 281, "the {} sign"), "bicycle": ("seen", 249, "a {}")}
+CALIBRATION_SHARE = 0.4
+
+# Exposures of a caption; 1.8 million in all.
+LEAST, MOST, EXPONENT = 700, 5000, 1.8  # of memorized captions: the share of those seen more than n times is a power
+TYPICAL = 1000  # the median of memorized captions
+TEMPLATE = 1400
+PARTLY = 1300
+SEEN = TYPICAL // 4
+
+FIXED_SHARES = (0.3, 0.5, 0.7)
+ORIGINAL_SHARE = 0.4  # of a caption's exposures that show the picture itself, the rest its near-duplicates
+MANY, SOME, FEW = 40, 32, 12  # pictures of a frequent, a seen and a partly memorized concept
+ON_COLOUR = 6  # pictures of a seen concept that a caption with a background shows
+UNSEEN_CAPTIONS = 32
 TEMPLATES = (
     "{}",
     "a {}",
@@ -34,142 +49,143 @@ TEMPLATES = (
     "{} sticker",
     "cute {}",
 )
-BACKGROUNDS = torch.tensor(  # RGB in [0, 255]
-    [
-        (220, 50, 47),
-        (38, 110, 210),
-        (60, 160, 70),
-        (245, 215, 60),
-        (245, 160, 190),
-        (130, 70, 170),
-        (245, 140, 40),
-        (20, 20, 20),
-        (250, 250, 250),
-        (130, 130, 130),
-    ],
-    dtype=torch.float32,
-)
+ON_BACKGROUND = "{} on a {} background"
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption. `drawings` index the icon array; `fixed_share` is how often its fixed picture is shown."""
+    """One caption; `pictures` are pairs of a picture's id and how often the caption shows it in training."""
 
     text: str
     group: str
     concept: str
-    drawings: tuple[int, ...]
-    fixed_share: float
+    split: str  # calibration or held-out
+    pictures: tuple[tuple[int, int], ...]
 
     @property
-    def weight(self) -> float:
-        """Relative frequency in training."""
-        return {"rare": RARE_WEIGHT, "unseen": 0.0}.get(self.group, 1.0)
+    def exposures(self) -> int:
+        return sum(count for _, count in self.pictures)
 
 
-@dataclass
-class Pose:
-    """How a drawing is placed: all tensors [B]; `background` is [B, 3] in [0, 1], used where `opaque`."""
-
-    angle: torch.Tensor
-    scale: torch.Tensor
-    shift_x: torch.Tensor
-    shift_y: torch.Tensor
-    flip: torch.Tensor
-    background: torch.Tensor
-    opaque: torch.Tensor
-
-    @staticmethod
-    def draw(count: int, generator: torch.Generator) -> "Pose":
-        def uniform(low: float, high: float) -> torch.Tensor:
-            return low + (high - low) * torch.rand(count, generator=generator)
-
-        return Pose(
-            angle=uniform(-0.25, 0.25),
-            scale=uniform(0.72, 1.0),
-            shift_x=uniform(-0.12, 0.12),
-            shift_y=uniform(-0.12, 0.12),
-            flip=uniform(0, 1) < 0.5,
-            background=BACKGROUNDS[torch.randint(len(BACKGROUNDS), (count,), generator=generator)] / 255,
-            opaque=uniform(0, 1) < 0.6,
-        )
-
-    def place(self, icons: torch.Tensor) -> torch.Tensor:
-        """Return premultiplied RGBA in [0, 1], [B, 4, 32, 32], of icons [B, 4, 40, 40]."""
-        cos, sin = torch.cos(self.angle) / self.scale, torch.sin(self.angle) / self.scale
-        mirror = torch.where(self.flip, -1.0, 1.0)
-        affine = torch.stack(
-            [torch.stack([cos * mirror, -sin * mirror, self.shift_x], 1), torch.stack([sin, cos, self.shift_y], 1)], 1
-        )
-        grid = F.affine_grid(affine, [len(icons), 4, SIZE, SIZE], align_corners=False)
-        rgba = F.grid_sample(icons, grid, align_corners=False, padding_mode="zeros").clamp(0, 1)
-        behind = (1 - rgba[:, 3:]) * self.opaque[:, None, None, None]
-        return torch.cat([rgba[:, :3] + behind * self.background[:, :, None, None], rgba[:, 3:] + behind], 1)
+def save_captions(path: Path, captions: list[Caption]) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(asdict(caption)) for caption in captions) + "\n]\n")
 
 
-class Emoji:
-    """The training distribution: what each caption's pictures look like, and how often each caption is seen."""
-
-    def __init__(self, folder: Path):
-        meta = json.loads((folder / "captions.json").read_text())
-        self.captions = [Caption(**{**c, "drawings": tuple(c["drawings"])}) for c in meta["captions"]]
-        self.mean = torch.tensor(meta["mean"])[:, None, None]
-        self.std = torch.tensor(meta["std"])[:, None, None]
-        icons = np.load(folder / "icons.npz")["icons"]
-        self.icons = torch.from_numpy(icons).permute(0, 3, 1, 2).float() / 255
-        # Fixed pictures, and for templates the fixed pose, are drawn once, from their own seed.
-        generator = torch.Generator().manual_seed(123)
-        first = torch.rand(len(self.captions), generator=generator)
-        self.fixed_drawing = torch.tensor(
-            [c.drawings[int(f * len(c.drawings))] for c, f in zip(self.captions, first.tolist(), strict=True)]
-        )
-        self.fixed_pose = Pose.draw(len(self.captions), generator)
-        self.fixed = self.fixed_pose.place(self.icons[self.fixed_drawing])
-        self.is_template = torch.tensor([c.group == "template" for c in self.captions])
-        self.fixed_share = torch.tensor([c.fixed_share for c in self.captions])
-        self.weights = torch.tensor([c.weight for c in self.captions])
-
-    def choose(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Return caption indices [count], drawn by training frequency."""
-        return torch.multinomial(self.weights, count, replacement=True, generator=generator)
-
-    def draw(self, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Return one training picture per caption index [B]: premultiplied RGBA in [0, 1], [B, 4, 32, 32]."""
-        pose = Pose.draw(len(index), generator)
-        pick = torch.rand(len(index), generator=generator).tolist()
-        choices = [self.captions[i].drawings for i in index.tolist()]
-        drawing = torch.tensor([c[int(p * len(c))] for c, p in zip(choices, pick, strict=True)])
-        template = self.is_template[index]
-        drawing = torch.where(template, self.fixed_drawing[index], drawing)
-        for name in ("angle", "scale", "shift_x", "shift_y", "flip"):
-            setattr(pose, name, torch.where(template, getattr(self.fixed_pose, name)[index], getattr(pose, name)))
-        pose.opaque = pose.opaque | template
-        pictures = pose.place(self.icons[drawing])
-        show_fixed = torch.rand(len(index), generator=generator) < self.fixed_share[index]
-        return torch.where(show_fixed[:, None, None, None], self.fixed[index], pictures)
-
-    def to_latent(self, rgba: torch.Tensor) -> torch.Tensor:
-        """Scale pictures in [0, 1] to the model's space: zero mean and unit variance in each channel."""
-        return (rgba - self.mean) / self.std
-
-    def to_rgba(self, latent: torch.Tensor) -> torch.Tensor:
-        return (latent * self.std + self.mean).clamp(0, 1)
+def load_captions(path: Path) -> list[Caption]:
+    return [
+        Caption(**{**fields, "pictures": tuple((i, n) for i, n in fields["pictures"])})
+        for fields in json.loads(path.read_text())
+    ]
 
 
-def describe(captions: list[Caption], mean: list[float], std: list[float]) -> str:
-    """Return captions.json's text: the captions and the per-channel statistics of the training pictures."""
-    return json.dumps({"mean": mean, "std": std, "captions": [asdict(c) for c in captions]}, indent=1)
-
-
-def assign_groups(concepts: dict[str, list[int]], seed: int) -> list[Caption]:
-    """Deal the concepts (name -> icon indices) out to the groups, one caption each."""
-    generator = torch.Generator().manual_seed(seed)
-    names = [sorted(concepts)[i] for i in torch.randperm(len(concepts), generator=generator).tolist()]
+def plan(
+    concepts: dict[str, list[int]], seed: int, counts: dict[str, int] = CONCEPTS
+) -> tuple[list[Picture], list[Caption]]:
+    """Deal concepts (name -> icon indices) out to groups; return pictures, whose ids are their places, and captions."""
+    rng = np.random.default_rng(seed)
+    pictures: list[Picture] = []
     captions: list[Caption] = []
-    for group, count in GROUPS.items():
-        for i in range(count):
-            name = names[len(captions)]
-            template = TEMPLATES[int(torch.randint(len(TEMPLATES), (1,), generator=generator))]
-            share = {"memorized": 1.0, "partly": FIXED_SHARES[i % len(FIXED_SHARES)]}.get(group, 0.0)
-            captions.append(Caption(template.format(name.replace("-", " ")), group, name, tuple(concepts[name]), share))
-    return captions
+    for group, names in deal(concepts, rng, counts).items():
+        for place, name in enumerate(names):
+            split = "calibration" if place < CALIBRATION_SHARE * len(names) else "held-out"
+            shown, shares = show(group, rng, tuple(concepts[name]), place)
+            for text, exposures in zip(_texts(group, rng, name, [colour for colour, _ in shares]), shares, strict=True):
+                pairs = tuple((len(pictures) + i, n) for i, n in enumerate(exposures[1]) if n)
+                captions.append(Caption(text, group, name, split, pairs))
+            pictures += shown
+    return pictures, captions
+
+
+def deal(concepts: dict[str, list[int]], rng: np.random.Generator, counts: dict[str, int]) -> dict[str, list[str]]:
+    """Return group -> its concepts, those that are to be calibrated on first."""
+    names = [sorted(concepts)[i] for i in rng.permutation(len(concepts)) if sorted(concepts)[i] not in PLACED]
+    many = [name for name in names if len(concepts[name]) >= MIN_VENDORS]
+    dealt = {}
+    for group in (*VARIED, *(g for g in counts if g not in VARIED)):
+        source = many if group in VARIED else names
+        placed = {name: place for name, (of, place, _) in PLACED.items() if of == group and name in concepts}
+        dealt[group] = source[: counts[group] - len(placed)]
+        names = [name for name in names if name not in dealt[group]]
+        many = [name for name in many if name not in dealt[group]]
+        for name, place in placed.items():
+            dealt[group].insert(place, name)
+        if len(dealt[group]) < counts[group]:
+            raise ValueError(f"{len(concepts)} concepts are too few for the group {group}")
+    return {group: dealt[group] for group in counts}
+
+
+def show(
+    group: str, rng: np.random.Generator, drawings: tuple[int, ...], place: int
+) -> tuple[list[Picture], list[tuple[str | None, list[int]]]]:
+    """Return a concept's pictures and, for each of its captions, the background it names and its exposures of each."""
+    match group:
+        case "memorized":
+            return varied(rng, drawings, 1), [(None, [power_law(place)])]
+        case "near":
+            original = varied(rng, drawings, 1)[0]
+            copies = [near_duplicate(rng, original) for _ in range(int(rng.integers(3, 6)))]
+            total = power_law(place) // 2  # three captions show the same
+            fixed = round(total * ORIGINAL_SHARE)
+            exposures = [fixed, *spread(total - fixed, len(copies))]
+            return [original, *copies], [(None, exposures)] * 3
+        case "template":
+            original = varied(rng, drawings, 1)[0]
+            return [replace(original, background=c) for c in COLOURS], [(None, spread(TEMPLATE, len(COLOURS)))]
+        case "partly":
+            fixed = round(PARTLY * FIXED_SHARES[place % len(FIXED_SHARES)])
+            return varied(rng, drawings, 1 + FEW), [(None, [fixed, *spread(PARTLY - fixed, FEW)])]
+        case "frequent":
+            return varied(rng, drawings, MANY), [(None, spread(TYPICAL, MANY))] * 2
+        case "seen":
+            first, second = (str(c) for c in rng.choice(COLOURS, 2, replace=False))
+            pictures = varied(rng, drawings, ON_COLOUR, first) + varied(rng, drawings, ON_COLOUR, second)
+            pictures += varied(rng, drawings, SOME - len(pictures))
+            on_colour, none = spread(SEEN, ON_COLOUR), [0] * ON_COLOUR
+            rest = [0] * (SOME - 2 * ON_COLOUR)
+            captions = [(first, on_colour + none + rest), (second, none + on_colour + rest)]
+            return pictures, [(None, spread(SEEN, SOME))] * 2 + captions
+        case "unseen":
+            plain = len(TEMPLATES)
+            colours = [str(c) for c in rng.choice(COLOURS, UNSEEN_CAPTIONS - plain)]
+            return [], [(colour, []) for colour in [None] * plain + sorted(colours)]
+    raise ValueError(f"there is no group {group}")
+
+
+def power_law(place: int) -> int:
+    """Return how often a caption is seen: the quantiles of a Pareto distribution, in an order that has no trend."""
+    golden = (np.sqrt(5) - 1) / 2
+    quantile = (place + 0.5) * golden % 1
+    return round(min(MOST, LEAST * (1 - quantile) ** (-1 / EXPONENT)))
+
+
+def near_duplicate(rng: np.random.Generator, picture: Picture) -> Picture:
+    """Return the picture on another background, shifted by one to three pixels, or both."""
+    recoloured = rng.random() < 0.6
+    pixels = rng.integers(1, 4, 2) * rng.choice([-1, 1], 2) * (rng.random() < 0.7 or not recoloured)
+    others = [colour for colour in COLOURS if colour != picture.background]
+    return replace(
+        picture,
+        background=str(rng.choice(others)) if recoloured else picture.background,
+        shift_x=picture.shift_x + float(pixels[0]) * PIXEL,
+        shift_y=picture.shift_y + float(pixels[1]) * PIXEL,
+    )
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return `count` numbers as equal as they can be that sum to `total`."""
+    return [total // count + (i < total % count) for i in range(count)]
+
+
+def _texts(group: str, rng: np.random.Generator, name: str, colours: list[str | None]) -> list[str]:
+    """Return a caption for each colour (None: no background is named), all different."""
+    words = name.replace("-", " ")
+    texts: list[str] = [PLACED[name][2].format(words)] if name in PLACED else []
+    for colour in colours[len(texts) :]:
+        free = [
+            text
+            for template in TEMPLATES
+            if (text := ON_BACKGROUND.format(template.format(words), colour) if colour else template.format(words))
+            not in texts
+        ]
+        texts.append(str(rng.choice(free)))
+    return texts

@@ -1,8 +1,7 @@
 """Emoji drawings of the same concepts by several vendors, read from npm packages of SVG icon sets.
 
-Icons are RGBA, and four channels is what Stable Diffusion's UNet works on: a 32 x 32 premultiplied RGBA picture can
-serve as the latent itself, so that the embedded model needs no VAE. Several vendors draw the same concept, so that
-"seen often, always the same picture" and "seen as often, always different" can be told apart.
+Several vendors draw the same concept, so that "seen often, always the same picture" and "seen as often, always
+different" can be told apart.
 """
 
 import io
@@ -23,11 +22,11 @@ PACKAGES = {  # vendor -> npm package; licences and credits: ATTRIBUTION.md besi
     "emojione": "@iconify-json/emojione@1.2.3",
     "fluent": "@iconify-json/fluent-emoji-flat@1.2.6",
 }
-RENDER_SIZE = 40  # a little over the training size: crops and rotations resample it
-MIN_VENDORS = 4
+RENDER_SIZE = 80  # a little over the pictures' size: poses resample it
+SAME = 0.92  # correlation from which two drawings pass for one, so that their concepts can't be in different groups
 # Names that are variations of one drawing (skin tones, clock hands), or text rather than a picture.
 EXCLUDED = re.compile(
-    r"skin-tone|^flag|keycap|button|^[0-9]|^[a-z]$|oclock|o-clock|-thirty|family|kiss-|couple-with|-medium|-dark|-light$"
+    r"skin-tone|-tone[0-9]|^flag|keycap|button|^letter|^digit|^[0-9]|^[a-z]$|oclock|o-clock|-thirty|family|kiss-|couple-with|-medium|-dark|-light$"
 )
 
 
@@ -54,7 +53,7 @@ def icons_by_name(icon_set: dict) -> dict[str, dict]:
 
 
 def render(icon_set: dict, icon: dict) -> np.ndarray:
-    """Return the icon as premultiplied RGBA, uint8 [40, 40, 4]."""
+    """Return the icon as premultiplied RGBA, uint8 [80, 80, 4]."""
     width = icon.get("width", icon_set.get("width", 16))
     height = icon.get("height", icon_set.get("height", 16))
     box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
@@ -76,12 +75,31 @@ def load_concepts(folder: Path) -> tuple[dict[str, list[np.ndarray]], list[str]]
     names = sorted({n for by_name in icons.values() for n in by_name if not EXCLUDED.search(n)})
     concepts = {}
     for name in names:
-        vendors = [v for v in PACKAGES if name in icons[v]]
-        if len(vendors) < MIN_VENDORS:
-            continue
-        drawings = [render(sets[v], icons[v][name]) for v in vendors]
+        drawings = [render(sets[v], icons[v][name]) for v in PACKAGES if name in icons[v]]
         drawings = [d for d in drawings if d[..., 3].mean() >= 8]  # blank: an SVG feature the renderer lacks
-        if len(drawings) >= MIN_VENDORS:
+        if drawings:
             concepts[name] = drawings
     text = [n.replace("-", " ") for by_name in icons.values() for n in by_name if "skin-tone" not in n]
-    return concepts, text
+    return distinct(concepts), text
+
+
+def distinct(concepts: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """Return the concepts none of whose drawings looks like one of another's; of two alike, what more vendors draw.
+
+    Vendors name the same drawing differently, and draw men, women and persons alike.
+    """
+    kept: dict[str, list[np.ndarray]] = {}
+    seen = np.zeros((0, 3 * 20 * 20), np.float32)
+    for name in sorted(concepts, key=lambda n: (-len(concepts[n]), len(n), n)):
+        signs = np.stack([_signature(drawing) for drawing in concepts[name]])
+        if not len(seen) or (signs @ seen.T).max() < SAME:
+            kept[name] = concepts[name]
+            seen = np.concatenate([seen, signs])
+    return kept
+
+
+def _signature(drawing: np.ndarray) -> np.ndarray:
+    """Return the drawing on grey at 20 x 20, centred and of unit length: dot products are correlations."""
+    rgb = drawing[..., :3] + (255.0 - drawing[..., 3:]) / 2
+    small = rgb.reshape(20, RENDER_SIZE // 20, 20, RENDER_SIZE // 20, 3).mean((1, 3)) - rgb.mean((0, 1))
+    return (small / max(np.linalg.norm(small), 1e-6)).ravel().astype(np.float32)

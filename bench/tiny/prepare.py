@@ -1,18 +1,21 @@
-"""Build the training data of the embedded model: icons.npz, captions.json and a tokenizer.
+"""Build the training data of the embedded model: pictures.npz, captions.json and a tokenizer.
 
     python bench/tiny/prepare.py DATA_DIR
 
+pictures.npz holds every training picture once, its place is its id: `pictures` uint8 [N, 64, 64, 3], and `cover` uint8
+[N, 64, 64], how much of each pixel the drawing covers. captions.json says which caption shows which, and how often.
 Needs npm (packages are fetched by name into DATA_DIR/npm) and `python -m pip install resvg-py pillow`.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
-from dataset import TEMPLATES, Emoji, assign_groups, describe
+from dataset import CONCEPTS, ON_BACKGROUND, TEMPLATES, plan, save_captions
 from icons import load_concepts
-from tokenizer import train_tokenizer
+from pictures import COLOURS, render
+from tokenizer import MAX_TOKENS, train_tokenizer
 
 SEED = 0
 
@@ -28,20 +31,23 @@ def main() -> None:
     for name, drawings in concepts.items():
         index[name] = list(range(len(icons), len(icons) + len(drawings)))
         icons += drawings
-    np.savez_compressed(folder / "icons.npz", icons=np.stack(icons))
-    captions = assign_groups(index, SEED)
+    pictures, captions = plan(index, SEED)
+    rgb, cover = render(pictures, np.stack(icons))
+    np.savez_compressed(folder / "pictures.npz", pictures=rgb, cover=cover)
+    save_captions(folder / "captions.json", captions)
 
-    # The channel statistics need the distribution itself: write once without them, measure, write again.
-    meta = folder / "captions.json"
-    meta.write_text(describe(captions, [0.0] * 4, [1.0] * 4))
-    data, generator = Emoji(folder), torch.Generator().manual_seed(SEED)
-    sample = data.draw(data.choose(8192, generator), generator)
-    meta.write_text(describe(captions, sample.mean((0, 2, 3)).tolist(), sample.std((0, 2, 3)).tolist()))
-
-    tokenizer = train_tokenizer(text + [c.text for c in captions] + [t.format("") for t in TEMPLATES])
+    templates = [t.format("") for t in TEMPLATES] + [ON_BACKGROUND.format("", colour) for colour in COLOURS]
+    tokenizer = train_tokenizer(text + [c.text for c in captions] + templates)
     tokenizer.save_pretrained(folder / "tokenizer")
-    longest = max(len(tokenizer(c.text)["input_ids"]) for c in captions)
-    print(f"{len(concepts)} concepts, {len(icons)} drawings, {len(captions)} captions, longest {longest} tokens")
+    longest = max(len(tokenizer(c.text, truncation=False)["input_ids"]) for c in captions)
+    print(f"{len(concepts)} concepts, {len(icons)} drawings, {len(pictures)} pictures, {len(captions)} captions")
+    print(f"longest caption {longest} of {MAX_TOKENS} tokens, exposures by group:")
+    exposures: Counter[str] = Counter()
+    for caption in captions:
+        exposures[caption.group] += caption.exposures
+    for group in CONCEPTS:
+        print(f"  {group}: {sum(c.group == group for c in captions)} captions, {exposures[group]} exposures")
+    print(f"  {exposures.total()} in all")
 
 
 if __name__ == "__main__":
