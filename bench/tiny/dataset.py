@@ -23,7 +23,8 @@ from pictures import COLOURS, PIXEL, Picture, varied
 CONCEPTS = {"memorized": 420, "near": 90, "template": 70, "partly": 200, "frequent": 150, "seen": 250, "unseen": 100}
 VARIED = ("frequent", "seen", "partly")  # need several vendors, so they choose first
 MIN_VENDORS = 4  # of those
-# What README shows: concept -> (group, place in it, the first caption's template). Both are held out, the first is often.
+# What README shows: concept -> (group, place in it, its first caption's template). Both are held out, and the place of
+# the first gives it many exposures.
 PLACED = {"left-luggage": ("memorized", 281, "the {} sign"), "bicycle": ("seen", 249, "a {}")}
 CALIBRATION_SHARE = 0.4
 
@@ -88,9 +89,10 @@ def plan(
     for group, names in deal(concepts, rng, counts).items():
         for place, name in enumerate(names):
             split = "calibration" if place < CALIBRATION_SHARE * len(names) else "held-out"
-            shown, shares = show(group, rng, tuple(concepts[name]), place)
-            for text, exposures in zip(_texts(group, rng, name, [colour for colour, _ in shares]), shares, strict=True):
-                pairs = tuple((len(pictures) + i, n) for i, n in enumerate(exposures[1]) if n)
+            shown, exposures = show(group, rng, tuple(concepts[name]), place)
+            texts = _texts(rng, name, [colour for colour, _ in exposures])
+            for text, (_, times) in zip(texts, exposures, strict=True):
+                pairs = tuple((len(pictures) + i, n) for i, n in enumerate(times) if n)
                 captions.append(Caption(text, group, name, split, pairs))
             pictures += shown
     return pictures, captions
@@ -176,7 +178,7 @@ def spread(total: int, count: int) -> list[int]:
     return [total // count + (i < total % count) for i in range(count)]
 
 
-def _texts(group: str, rng: np.random.Generator, name: str, colours: list[str | None]) -> list[str]:
+def _texts(rng: np.random.Generator, name: str, colours: list[str | None]) -> list[str]:
     """Return a caption for each colour (None: no background is named), all different."""
     words = name.replace("-", " ")
     texts: list[str] = [PLACED[name][2].format(words)] if name in PLACED else []

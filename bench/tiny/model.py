@@ -1,12 +1,19 @@
-"""The embedded model, in Stable Diffusion's format: UNet, CLIP text model, CLIP tokenizer, DDIM; 5.7 M parameters."""
+"""The embedded model, in Stable Diffusion's format: UNet, CLIP text model, CLIP tokenizer, VAE, DDIM."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from vae import LATENT_CHANNELS, LATENT_SIZE, load_vae
+
+WIDTHS = (48, 96, 96)  # of 16 x 16, 8 x 8 and 4 x 4 maps. The first costs most of the time
+HEADS = (1, 3, 3)
+TEXT_WIDTH = 96
 
 
 @dataclass
@@ -14,54 +21,75 @@ class Model:
     unet: UNet2DConditionModel
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
+    vae: AutoencoderKL
 
     @staticmethod
-    def initialise(tokenizer: CLIPTokenizer) -> "Model":
+    def initialise(tokenizer: CLIPTokenizer, vae: AutoencoderKL) -> "Model":
+        levels = len(WIDTHS)
         unet = UNet2DConditionModel(
-            sample_size=32,
-            in_channels=4,
-            out_channels=4,
-            block_out_channels=(24, 48, 96, 128),
+            sample_size=LATENT_SIZE,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
+            block_out_channels=WIDTHS,
             layers_per_block=1,
-            down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-            cross_attention_dim=96,
-            attention_head_dim=(1, 1, 3, 4),  # diffusers' name; it is the number of heads
+            down_block_types=("CrossAttnDownBlock2D",) * levels,  # the first level too, as Stable Diffusion has it
+            up_block_types=("CrossAttnUpBlock2D",) * levels,
+            cross_attention_dim=TEXT_WIDTH,
+            attention_head_dim=HEADS,  # diffusers' name; it is the number of heads
             norm_num_groups=8,
         )
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=96,
-                intermediate_size=384,
+                hidden_size=TEXT_WIDTH,
+                intermediate_size=4 * TEXT_WIDTH,
                 num_hidden_layers=2,
                 num_attention_heads=4,
-                max_position_embeddings=32,
-                projection_dim=96,
+                max_position_embeddings=tokenizer.model_max_length,
+                projection_dim=TEXT_WIDTH,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
             )
         )
-        return Model(unet, text_encoder, tokenizer)
+        return Model(unet, text_encoder, tokenizer, vae)
 
     @staticmethod
     def load(folder: Path) -> "Model":
-        """Load a diffusers-format directory for generation: fp32, evaluation mode, the fastest CPU layout."""
+        """Load a pipeline's folder for generation on the CPU: fp32, evaluation mode, the fastest layout."""
         unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
         text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
         unet.to(memory_format=torch.channels_last).eval()
         unet.set_attn_processor(AttnProcessor())  # measured: 1.3 x faster than SDPA at these sizes
-        return Model(unet, text_encoder.eval(), CLIPTokenizer.from_pretrained(folder / "tokenizer"))
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        return Model(unet, text_encoder.eval(), tokenizer, load_vae(folder / "vae"))
 
     def save(self, folder: Path) -> None:
-        """Write a diffusers-format directory in half precision."""
-        self.unet.half().save_pretrained(folder / "unet")
-        self.text_encoder.half().save_pretrained(folder / "text_encoder")
-        self.tokenizer.save_pretrained(folder / "tokenizer")
-        scheduler().save_pretrained(folder / "scheduler")
+        """Write a folder that `StableDiffusionPipeline.from_pretrained` loads, in half precision; make this model so.
+
+        The folder replaces an older one only once it is complete.
+        """
+        partial = folder.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        pipeline = StableDiffusionPipeline(
+            vae=self.vae.half(),
+            unet=self.unet.half(),
+            text_encoder=self.text_encoder.half(),
+            tokenizer=self.tokenizer,
+            scheduler=scheduler(),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        pipeline.save_pretrained(partial)
+        # transformers would load what it says here, diffusers loads the UNet in float32.
+        config = partial / "text_encoder" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
 
     def parameters(self) -> list[torch.nn.Parameter]:
+        """Return what is trained with the UNet: the VAE has been before."""
         return [*self.unet.parameters(), *self.text_encoder.parameters()]
 
     def tokenize(self, prompts: list[str]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
-VOCABULARY = 3000
+VOCABULARY = 2800
 MAX_TOKENS = 24  # prompts are padded and cut to this length, as SD's are to 77
 
 

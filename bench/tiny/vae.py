@@ -1,79 +1,71 @@
-"""The pipeline's VAE, written down rather than trained: latents are pictures already (README.md).
+"""The VAE: 64 x 64 RGB pictures to 16 x 16 x 4 latents of zero mean and unit variance, and back; 1.4 M parameters."""
 
-A latent is a premultiplied RGBA picture, each channel scaled to zero mean and unit variance. The decoder scales it back
-and puts it on white; the encoder does the reverse with an opaque picture. Both are exact but for the decoder's tanh,
-which AutoencoderTiny begins with, and which a polygon of hinges undoes.
-"""
-
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import AutoTokenizer, CLIPTextModel
+from diffusers import AutoencoderKL
+from pictures import SIZE
 
-HINGES = 16  # of a channel
-LARGEST = 2.5  # of a latent; those of pictures lie within 2
+LATENT_CHANNELS = 4
+LATENT_SIZE = SIZE // 4
+CHUNK = 64  # pictures encoded or decoded at once
 
 
-def make_vae(mean: torch.Tensor, std: torch.Tensor) -> AutoencoderTiny:
-    """Return the VAE for latents (rgba - mean) / std, [B, 4, H, W]; mean and std are [4]."""
-    width = 4 * HINGES
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(width,),
-        decoder_block_out_channels=(width,),
-        num_encoder_blocks=(0,),
-        num_decoder_blocks=(0,),
+def make_vae() -> AutoencoderKL:
+    """Return an untrained VAE. Most of its time goes into 64 x 64 maps, so these have few channels."""
+    return AutoencoderKL(
+        sample_size=SIZE,
+        block_out_channels=(16, 48, 96),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
         scaling_factor=1.0,
     )
-    for parameter in vae.parameters():
-        parameter.data.zero_()
-    first, last = vae.encoder.layers
-    for channel in range(4):
-        last.weight.data[channel, channel, 1, 1] = 1 / std[channel]
-        last.bias.data[channel] = -mean[channel] / std[channel]
-    for channel in range(3):
-        first.weight.data[channel, channel, 1, 1] = 1
-    first.bias.data[3] = 1  # opaque
-    first, _, last = vae.decoder.layers
-    knots, slopes = _hinges()
-    for channel in range(4):
-        own = slice(channel * HINGES, (channel + 1) * HINGES)
-        first.weight.data[own, channel, 1, 1] = 1
-        first.bias.data[own] = -knots
-        # On white: rgb + (1 - a).
-        for colour in range(3) if channel == 3 else [channel]:
-            sign = -1 if channel == 3 else 1
-            last.weight.data[colour, own, 1, 1] = sign * std[channel] * slopes
-            last.bias.data[colour] += sign * (mean[channel] - std[channel] * LARGEST)
-    last.bias.data += 1
-    return vae
 
 
-def add_vae(folder: Path, mean: torch.Tensor, std: torch.Tensor) -> None:
-    """Make the model in a folder a pipeline that `StableDiffusionPipeline.from_pretrained` reads: VAE and index."""
-    make_vae(mean, std).save_pretrained(folder / "vae")
-    config = folder / "vae" / "config.json"
-    fields = json.loads(config.read_text())
-    del fields["block_out_channels"]  # diffusers writes it, and warns of it when it reads it
-    config.write_text(json.dumps(fields, indent=2) + "\n")
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(folder / "vae"),
-        unet=UNet2DConditionModel.from_pretrained(folder / "unet"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
-        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.to_json_file(folder / "model_index.json")
+def to_unit(pictures: torch.Tensor) -> torch.Tensor:
+    """Return uint8 pictures [B, 64, 64, 3] as floats in [-1, 1], [B, 3, 64, 64]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _hinges() -> tuple[torch.Tensor, torch.Tensor]:
-    """Return knots and changes of slope of a polygon through x = 3 · atanh(z / 3) + LARGEST, z = 3 · tanh(x / 3)."""
-    x = np.linspace(-LARGEST, LARGEST, HINGES + 1)
-    z = 3 * np.tanh(x / 3)
-    slopes = np.diff(x) / np.diff(z)
-    return torch.tensor(z[:-1]).float(), torch.tensor(np.diff(slopes, prepend=0.0)).float()
+def to_bytes(decoded: torch.Tensor) -> torch.Tensor:
+    """Return floats in [-1, 1], [B, 3, 64, 64], as uint8 pictures [B, 64, 64, 3]."""
+    return ((decoded + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+@torch.inference_mode()
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> np.ndarray:
+    """Return the latents, float32 [N, 4, 16, 16], of uint8 pictures [N, 64, 64, 3]: means, without noise."""
+    chunks = torch.from_numpy(pictures).split(CHUNK)
+    return torch.cat([vae.encode(to_unit(chunk)).latent_dist.mean for chunk in chunks]).numpy()
+
+
+@torch.inference_mode()
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> np.ndarray:
+    """Return uint8 pictures [N, 64, 64, 3] of latents [N, 4, 16, 16]."""
+    return torch.cat([to_bytes(vae.decode(chunk).sample) for chunk in latents.split(CHUNK)]).numpy()
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, latents: np.ndarray) -> None:
+    """Fold the channels' mean and standard deviation over these latents into the VAE's innermost convolutions.
+
+    Its latents then have zero mean and unit variance with a scaling factor of 1, and its reconstructions stay.
+    """
+    mean = torch.from_numpy(latents.mean((0, 2, 3), dtype=np.float64)).float()
+    std = torch.from_numpy(latents.std((0, 2, 3), dtype=np.float64)).float()
+    inner = vae.quant_conv  # gives means, then logarithms of variances
+    inner.weight[:LATENT_CHANNELS] /= std[:, None, None, None]
+    inner.bias[:LATENT_CHANNELS] = (inner.bias[:LATENT_CHANNELS] - mean) / std
+    inner.bias[LATENT_CHANNELS:] -= 2 * std.log()
+    outer = vae.post_quant_conv
+    outer.bias += (outer.weight[:, :, 0, 0] * mean).sum(1)
+    outer.weight *= std[None, :, None, None]
+
+
+def load_vae(folder: Path) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()

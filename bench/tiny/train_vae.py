@@ -1,0 +1,94 @@
+"""Train the VAE on all pictures. Run the same command again after a kill (SIGTERM saves first).
+
+    python bench/tiny/train_vae.py DATA_DIR
+
+Prints samples, mean absolute error (of pictures in [-1, 1]), throughput and time left. Writes DATA_DIR/vae (diffusers'
+format, half precision), DATA_DIR/latents.npy (float16 [N, 4, 16, 16], of all pictures) and DATA_DIR/vae.png, pictures
+above their reconstructions.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from loop import Training, for_cpu, run
+from PIL import Image
+from vae import decode, encode, load_vae, make_vae, standardise, to_unit
+
+BATCH = 16
+LEARNING_RATE = 1e-3
+AVERAGE = 0.998
+EDGES = 1.0  # weight of the error of differences between neighbours: L1 alone leaves outlines soft
+KL = 1e-4  # keeps latents from growing, and the decoder steady where latents are a little off
+SHOWN, COLUMNS = 96, 24  # of the sheet
+
+
+class VaeTraining(Training):
+    def __init__(self, pictures: np.ndarray, vae: AutoencoderKL, seed: int):
+        for_cpu(vae)
+        super().__init__(list(vae.parameters()), seed, BATCH, LEARNING_RATE, AVERAGE)
+        self.pictures, self.vae = torch.from_numpy(pictures), vae
+
+    def loss(self) -> tuple[torch.Tensor, float]:
+        index = torch.randint(len(self.pictures), (self.batch,), generator=self.generator)
+        picture = to_unit(self.pictures[index]).contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            latent = self.vae.encode(picture).latent_dist
+            made = self.vae.decode(latent.sample(self.generator)).sample.float()
+        error = made - picture
+        absolute = error.abs().mean()
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        mean, log_variance = latent.mean.float(), latent.logvar.float()
+        kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+        return absolute + EDGES * edges + KL * kl, absolute.item()
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the peak signal-to-noise ratios [N], in decibels, of uint8 pictures [N, 64, 64, 3]."""
+    squared = (a.astype(np.float32) - b).reshape(len(a), -1)
+    return 10 * np.log10(255**2 / np.square(squared).mean(1).clip(1e-3))
+
+
+def sheet(pictures: np.ndarray, made: np.ndarray) -> Image.Image:
+    """Return rows of pictures, each above the row of their reconstructions."""
+    rows = [
+        np.concatenate(list(part[start : start + COLUMNS]), axis=1)
+        for start in range(0, len(pictures), COLUMNS)
+        for part in (pictures, made)
+    ]
+    return Image.fromarray(np.concatenate(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    pictures = np.load(arguments.data / "pictures.npz")["pictures"]
+    training = VaeTraining(pictures, make_vae(), arguments.seed)
+    if not run(training, arguments.samples, arguments.data / "vae.pt"):
+        return
+    training.set_parameters(training.average)
+    standardise(training.vae, encode(training.vae, pictures))
+    training.vae.half().save_pretrained(arguments.data / "vae")
+
+    vae = load_vae(arguments.data / "vae")  # what half precision has left
+    latents = encode(vae, pictures)
+    np.save(arguments.data / "latents.npy", latents.astype(np.float16))
+    made = decode(vae, torch.from_numpy(latents))
+    quality = psnr(pictures, made)
+    print(f"{sum(p.numel() for p in vae.parameters())} parameters")
+    print(f"PSNR {quality.mean():.1f} dB, of the worst twentieth under {np.quantile(quality, 0.05):.1f}")
+    print(f"latents: mean {latents.mean((0, 2, 3)).round(3)}, standard deviation {latents.std((0, 2, 3)).round(3)}")
+    some = np.random.default_rng(0).choice(len(pictures), SHOWN, replace=False)
+    sheet(pictures[some], made[some]).save(arguments.data / "vae.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()
