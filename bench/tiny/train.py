@@ -17,6 +17,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from loop import Training, for_cpu, run
 from model import Model, scheduler
 from transformers import CLIPTokenizer
+from transformers.utils import logging
 from vae import load_vae
 
 BATCH = 64
@@ -69,6 +70,7 @@ class UNetTraining(Training):
         if self.device.type == "cpu":
             for_cpu(model.unet)
             model.unet.set_attn_processor(AttnProcessor())  # measured: 1.4 x faster than SDPA at these sizes
+            model.text_encoder.set_attn_implementation("eager")  # SDPA's backward pass alone takes a tenth of a step
         self.exposures = Exposures(captions)
         self.bins = BinnedLoss()
         self.alphas = scheduler().alphas_cumprod
@@ -115,6 +117,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # one at each checkpoint
     model = Model.initialise(
         CLIPTokenizer.from_pretrained(arguments.data / "tokenizer"), load_vae(arguments.data / "vae")
     )
