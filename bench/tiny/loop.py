@@ -5,6 +5,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,33 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 class Training(ABC):
     """Everything that a run needs to go on exactly where it stopped.
 
-    Random numbers come from one generator on the CPU, so that the device doesn't change what is drawn.
+    Random numbers come from one generator on the CPU, so that neither the device nor the workers change what is drawn.
+    Each worker is a thread that computes the gradient of its part of the batch. They meet once in a step. Torch's own
+    threads meet in each of its thousand operations, and come to nearly a halt where another process wants a core.
     """
 
-    def __init__(self, parameters: list[torch.nn.Parameter], seed: int, batch: int, peak: float, average: float):
+    def __init__(
+        self, parameters: list[torch.nn.Parameter], seed: int, batch: int, peak: float, average: float, workers: int
+    ):
         self.parameters, self.batch, self.peak, self.decay = parameters, batch, peak, average
         self.average = [p.detach().clone() for p in parameters]
         self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-3, betas=(0.9, 0.99), foreach=True)
         self.generator = torch.Generator().manual_seed(seed)
         self.device = parameters[0].device
         self.step = 0
+        self.workers = workers
+        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
 
     @abstractmethod
-    def loss(self) -> tuple[torch.Tensor, float]:
-        """Draw a batch; return its loss and the figure to report."""
+    def draw(self) -> tuple[torch.Tensor, ...]:
+        """Return what one batch is made of, random numbers included: tensors whose first dimension is the batch."""
+
+    @abstractmethod
+    def loss(self, *part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a part's mean loss, and each sample's error for the report. Several threads call it at once."""
+
+    def observe(self, errors: torch.Tensor, batch: tuple[torch.Tensor, ...]) -> None:  # noqa: B027 - may stay empty
+        """Learn from a batch's errors [B], after all parts are done."""
 
     def extra(self) -> dict[str, torch.Tensor]:
         """Return further state, tensors that `resume` fills again in place."""
@@ -53,18 +67,26 @@ class Training(ABC):
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def advance(self, steps: int) -> float:
-        """Take one step of `steps`; return the figure to report."""
+        """Take one step of `steps`; return the mean error."""
         self.step += 1
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, steps, self.peak)
-        loss, figure = self.loss()
-        self.optimizer.zero_grad()
-        loss.backward()
+        batch = self.draw()
+        parts = zip(*(values.chunk(self.workers) for values in batch), strict=True)
+        gradients, errors = zip(*self.pool.map(self._gradient, parts), strict=True)
+        for parameter, of_parts in zip(self.parameters, zip(*gradients, strict=True), strict=True):
+            parameter.grad = sum(of_parts[1:], start=of_parts[0]) / len(of_parts)
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
         self.optimizer.step()
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
-        return figure
+        together = torch.cat(errors)
+        self.observe(together, batch)
+        return together.mean().item()
+
+    def _gradient(self, part: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        loss, errors = self.loss(*part)
+        return torch.autograd.grad(loss, self.parameters), errors.detach()
 
     def save(self, path: Path) -> None:
         state = {

@@ -37,13 +37,15 @@ class BinnedLoss:
         self.running = torch.ones(LOSS_BINS)
         self.seen = torch.zeros(LOSS_BINS)
 
-    def __call__(self, squared_error: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def weights(self, timestep: torch.Tensor) -> torch.Tensor:
+        return 1 / self.running[timestep * LOSS_BINS // 1000]
+
+    def update(self, squared_error: torch.Tensor, timestep: torch.Tensor) -> None:
         bins = timestep * LOSS_BINS // 1000
         for b, loss in zip(bins.tolist(), squared_error.tolist(), strict=True):
             self.seen[b] += 1
             rate = max(0.02, 1 / self.seen[b].item())
             self.running[b] += rate * (loss - self.running[b])
-        return (squared_error / self.running[bins].to(squared_error.device)).mean()
 
 
 class Exposures:
@@ -64,8 +66,8 @@ class Exposures:
 class UNetTraining(Training):
     """`latents` are float16 [N, 4, 16, 16], by the pictures' ids; they may be memory-mapped."""
 
-    def __init__(self, captions: list[Caption], latents: np.ndarray, model: Model, seed: int):
-        super().__init__(model.parameters(), seed, BATCH, LEARNING_RATE, AVERAGE)
+    def __init__(self, captions: list[Caption], latents: np.ndarray, model: Model, seed: int, workers: int):
+        super().__init__(model.parameters(), seed, BATCH, LEARNING_RATE, AVERAGE, workers)
         self.latents, self.model = latents, model
         if self.device.type == "cpu":
             for_cpu(model.unet)
@@ -80,20 +82,28 @@ class UNetTraining(Training):
     def extra(self) -> dict[str, torch.Tensor]:
         return {"running": self.bins.running, "seen": self.bins.seen}
 
-    def loss(self) -> tuple[torch.Tensor, float]:
+    def draw(self) -> tuple[torch.Tensor, ...]:
+        """Return captions' ids [B, 24], latents and noise [B, 4, 16, 16], timesteps [B]."""
         caption, picture = self.exposures.draw(self.batch, self.generator)
         ids = self.ids[caption]
         ids[torch.rand(self.batch, generator=self.generator) < CAPTION_DROPOUT] = self.empty
         latent = torch.from_numpy(self.latents[picture.numpy()]).float()
         noise = torch.randn(latent.shape, generator=self.generator)
-        timestep = torch.randint(1000, (self.batch,), generator=self.generator)
+        return ids, latent, noise, torch.randint(1000, (self.batch,), generator=self.generator)
+
+    def loss(self, *part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, latent, noise, timestep = part
         alpha = self.alphas[timestep][:, None, None, None]
-        noisy = (alpha.sqrt() * latent + (1 - alpha).sqrt() * noise).to(self.device, memory_format=torch.channels_last)
+        noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
         states = self.model.text_encoder(input_ids=ids.to(self.device))[0]
         with self.autocast():
+            noisy = noisy.to(self.device, memory_format=torch.channels_last)
             predicted = self.model.unet(noisy, timestep.to(self.device), states).sample
         squared_error = (predicted.float() - noise.to(self.device)).square().mean((1, 2, 3))
-        return self.bins(squared_error, timestep), squared_error.mean().item()
+        return (squared_error * self.bins.weights(timestep).to(self.device)).mean(), squared_error
+
+    def observe(self, errors: torch.Tensor, batch: tuple[torch.Tensor, ...]) -> None:
+        self.bins.update(errors, batch[-1])
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, and beside it the averaged model."""
@@ -111,10 +121,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--samples", type=int, default=1_800_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="threads, each with a part of the batch; 1 on a GPU")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (untested)")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     arguments.out.mkdir(parents=True, exist_ok=True)
     logging.disable_progress_bar()  # one at each checkpoint
@@ -124,8 +134,9 @@ def main() -> None:
     model.unet.to(arguments.device)
     model.text_encoder.to(arguments.device)
     latents = np.load(arguments.data / "latents.npy", mmap_mode="r")
-    training = UNetTraining(load_captions(arguments.data / "captions.json"), latents, model, arguments.seed)
-    print(f"{sum(p.numel() for p in training.parameters)} parameters, {len(training.ids)} captions", flush=True)
+    captions = load_captions(arguments.data / "captions.json")
+    training = UNetTraining(captions, latents, model, arguments.seed, arguments.workers)
+    print(f"{sum(p.numel() for p in training.parameters)} parameters, {len(captions)} captions", flush=True)
     run(training, arguments.samples, arguments.out / "checkpoint.pt")
 
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from loop import Training, for_cpu, run
 from PIL import Image
-from vae import decode, encode, load_vae, make_vae, standardise, to_unit
+from vae import LATENT_CHANNELS, LATENT_SIZE, decode, encode, load_vae, make_vae, standardise, to_unit
 
 BATCH = 16
 LEARNING_RATE = 1e-3
@@ -28,23 +28,29 @@ SHOWN, COLUMNS = 96, 24  # of the sheet
 
 
 class VaeTraining(Training):
-    def __init__(self, pictures: np.ndarray, vae: AutoencoderKL, seed: int):
+    def __init__(self, pictures: np.ndarray, vae: AutoencoderKL, seed: int, workers: int):
         for_cpu(vae)
-        super().__init__(list(vae.parameters()), seed, BATCH, LEARNING_RATE, AVERAGE)
+        super().__init__(list(vae.parameters()), seed, BATCH, LEARNING_RATE, AVERAGE, workers)
         self.pictures, self.vae = torch.from_numpy(pictures), vae
 
-    def loss(self) -> tuple[torch.Tensor, float]:
+    def draw(self) -> tuple[torch.Tensor, ...]:
+        """Return pictures [B, 64, 64, 3] and the latents' noise [B, 4, 16, 16]."""
         index = torch.randint(len(self.pictures), (self.batch,), generator=self.generator)
-        picture = to_unit(self.pictures[index]).contiguous(memory_format=torch.channels_last)
+        shape = (self.batch, LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
+        return self.pictures[index], torch.randn(shape, generator=self.generator)
+
+    def loss(self, *part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pictures, noise = part
+        unit = to_unit(pictures).contiguous(memory_format=torch.channels_last)
         with self.autocast():
-            latent = self.vae.encode(picture).latent_dist
-            made = self.vae.decode(latent.sample(self.generator)).sample.float()
-        error = made - picture
-        absolute = error.abs().mean()
+            latent = self.vae.encode(unit).latent_dist
+            made = self.vae.decode(latent.mean + latent.std * noise).sample.float()
+        error = made - unit
         edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
         mean, log_variance = latent.mean.float(), latent.logvar.float()
         kl = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
-        return absolute + SQUARED * error.square().mean() + EDGES * edges + KL * kl, absolute.item()
+        absolute = error.abs().mean((1, 2, 3))
+        return absolute.mean() + SQUARED * error.square().mean() + EDGES * edges + KL * kl, absolute
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -68,14 +74,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--samples", type=int, default=70_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="threads, each with a part of the batch")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     pictures = np.load(arguments.data / "pictures.npz")["pictures"]
-    training = VaeTraining(pictures, make_vae(), arguments.seed)
+    training = VaeTraining(pictures, make_vae(), arguments.seed, arguments.workers)
     if not run(training, arguments.samples, arguments.data / "vae.pt"):
         return
+    torch.set_num_threads(arguments.workers)
     training.set_parameters(training.average)
     standardise(training.vae, encode(training.vae, pictures))
     training.vae.half().save_pretrained(arguments.data / "vae")

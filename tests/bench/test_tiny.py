@@ -183,9 +183,9 @@ def start(drawn):
     tokenizer = train_tokenizer([caption.text for caption in captions])
     latents = np.random.default_rng(0).normal(size=(len(pictures), 4, 16, 16)).astype(np.float16)
 
-    def make() -> UNetTraining:
+    def make(workers: int = 1) -> UNetTraining:
         torch.manual_seed(0)
-        training = UNetTraining(captions, latents, Model.initialise(tokenizer, make_vae()), seed=0)
+        training = UNetTraining(captions, latents, Model.initialise(tokenizer, make_vae()), 0, workers)
         training.batch = 4
         return training
 
@@ -216,10 +216,11 @@ def test_generations_are_pictures_and_seeds_differ(start, tmp_path):
 
 
 @pytest.mark.slow
-def test_training_resumes_where_it_stopped(start, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_training_resumes_where_it_stopped(start, tmp_path, workers):
     """Two steps, a checkpoint and two more, by another process's objects: the parameters of four steps in one go."""
     torch.set_num_threads(1)
-    whole, first, second = start(), start(), start()
+    whole, first, second = start(workers), start(workers), start(workers)
     for _ in range(4):
         whole.advance(100)
     for _ in range(2):
@@ -231,6 +232,31 @@ def test_training_resumes_where_it_stopped(start, tmp_path):
     assert second.step == whole.step == 4
     for a, b in zip(second.average + second.parameters, whole.average + whole.parameters, strict=True):
         torch.testing.assert_close(a, b)
+
+
+@pytest.mark.slow
+def test_two_workers_take_the_step_of_one(start):
+    one, two = start(1), start(2)
+    assert one.advance(100) == pytest.approx(two.advance(100), rel=1e-2)  # bf16
+    apart = torch.cat([(a.grad - b.grad).flatten() for a, b in zip(one.parameters, two.parameters, strict=True)])
+    whole = torch.cat([p.grad.flatten() for p in one.parameters])
+    assert apart.norm() < 0.05 * whole.norm()
+
+
+@pytest.mark.slow
+def test_the_vae_learns(drawn):
+    from pictures import render
+    from train_vae import VaeTraining, psnr
+    from vae import make_vae
+
+    _, icons, pictures, _ = drawn
+    torch.manual_seed(0)
+    rgb, _ = render(pictures[:1], icons)
+    training = VaeTraining(rgb, make_vae(), 0, 1)
+    training.batch = 2
+    errors = [training.advance(1000) for _ in range(40)]
+    assert errors[-1] < 0.8 * errors[0]
+    assert psnr(rgb, rgb).min() > 70 > 40 > psnr(rgb, rgb // 2).max()
 
 
 @pytest.mark.slow
