@@ -4,13 +4,11 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 WARMUP_STEPS = 200
 COOLDOWN_SHARE = 0.25
@@ -34,12 +32,20 @@ class Training(ABC):
     Random numbers come from one generator on the CPU, so that neither the device nor the workers change what is drawn.
     Each worker is a thread that computes the gradient of its part of the batch. They meet once in a step. Torch's own
     threads meet in each of its thousand operations, and come to nearly a halt where another process wants a core.
+    `computed` are what the loss is computed with, copies of `parameters` in fewer bits, or the same.
     """
 
     def __init__(
-        self, parameters: list[torch.nn.Parameter], seed: int, batch: int, peak: float, average: float, workers: int
+        self,
+        parameters: list[torch.Tensor],
+        computed: list[torch.nn.Parameter],
+        seed: int,
+        batch: int,
+        peak: float,
+        average: float,
+        workers: int,
     ):
-        self.parameters, self.batch, self.peak, self.decay = parameters, batch, peak, average
+        self.parameters, self.computed, self.batch, self.peak, self.decay = parameters, computed, batch, peak, average
         self.average = [p.detach().clone() for p in parameters]
         self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=1e-3, betas=(0.9, 0.99), foreach=True)
         self.generator = torch.Generator().manual_seed(seed)
@@ -63,9 +69,6 @@ class Training(ABC):
         """Return further state, tensors that `resume` fills again in place."""
         return {}
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
     def advance(self, steps: int) -> float:
         """Take one step of `steps`; return the mean error."""
         self.step += 1
@@ -75,9 +78,10 @@ class Training(ABC):
         parts = zip(*(values.chunk(self.workers) for values in batch), strict=True)
         gradients, errors = zip(*self.pool.map(self._gradient, parts), strict=True)
         for parameter, of_parts in zip(self.parameters, zip(*gradients, strict=True), strict=True):
-            parameter.grad = sum(of_parts[1:], start=of_parts[0]) / len(of_parts)
+            parameter.grad = torch.stack(of_parts).float().mean(0)
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_NORM)
         self.optimizer.step()
+        self.copy_parameters()
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
         together = torch.cat(errors)
@@ -86,7 +90,7 @@ class Training(ABC):
 
     def _gradient(self, part: tuple[torch.Tensor, ...]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         loss, errors = self.loss(*part)
-        return torch.autograd.grad(loss, self.parameters), errors.detach()
+        return torch.autograd.grad(loss, self.computed), errors.detach()
 
     def save(self, path: Path) -> None:
         state = {
@@ -115,6 +119,11 @@ class Training(ABC):
         with torch.no_grad():
             for parameter, value in zip(self.parameters, values, strict=True):
                 parameter.copy_(value)
+        self.copy_parameters()
+
+    def copy_parameters(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self.computed, self.parameters)
 
 
 def run(training: Training, samples: int, checkpoint: Path) -> bool:
@@ -144,22 +153,3 @@ def run(training: Training, samples: int, checkpoint: Path) -> bool:
             saved = now
     training.save(checkpoint)
     return not stopped.is_set()
-
-
-def for_cpu(module: torch.nn.Module) -> None:
-    """Lay a module out with channels last, as the CPU's convolutions are fastest, but for group norms.
-
-    Their backward pass in bf16 is seven times slower with channels last than two copies and the plain one.
-    """
-    module.to(memory_format=torch.channels_last)
-    for norm in module.modules():
-        if isinstance(norm, torch.nn.GroupNorm):
-            norm.forward = _planar(norm)
-
-
-def _planar(norm: torch.nn.GroupNorm) -> Callable[[torch.Tensor], torch.Tensor]:
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        planar = F.group_norm(x.contiguous(), norm.num_groups, norm.weight, norm.bias, norm.eps)
-        return planar.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else planar
-
-    return forward

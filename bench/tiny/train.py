@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from dataset import Caption, load_captions
 from diffusers.models.attention_processor import AttnProcessor
-from loop import Training, for_cpu, run
+from loop import Training, run
 from model import Model, scheduler
 from transformers import CLIPTokenizer
 from transformers.utils import logging
@@ -67,10 +67,11 @@ class UNetTraining(Training):
     """`latents` are float16 [N, 4, 16, 16], by the pictures' ids; they may be memory-mapped."""
 
     def __init__(self, captions: list[Caption], latents: np.ndarray, model: Model, seed: int, workers: int):
-        super().__init__(model.parameters(), seed, BATCH, LEARNING_RATE, AVERAGE, workers)
+        exact = [p.detach().float().clone() for p in model.parameters()]
+        model.unet.bfloat16()  # measured: 1.2 x faster than autocast, which converts at each operation
+        super().__init__(exact, model.parameters(), seed, BATCH, LEARNING_RATE, AVERAGE, workers)
         self.latents, self.model = latents, model
         if self.device.type == "cpu":
-            for_cpu(model.unet)
             model.unet.set_attn_processor(AttnProcessor())  # measured: 1.4 x faster than SDPA at these sizes
             model.text_encoder.set_attn_implementation("eager")  # SDPA's backward pass alone takes a tenth of a step
         self.exposures = Exposures(captions)
@@ -95,10 +96,9 @@ class UNetTraining(Training):
         ids, latent, noise, timestep = part
         alpha = self.alphas[timestep][:, None, None, None]
         noisy = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise
-        states = self.model.text_encoder(input_ids=ids.to(self.device))[0]
-        with self.autocast():
-            noisy = noisy.to(self.device, memory_format=torch.channels_last)
-            predicted = self.model.unet(noisy, timestep.to(self.device), states).sample
+        states = self.model.text_encoder(input_ids=ids.to(self.device))[0].bfloat16()
+        noisy = noisy.to(self.device, torch.bfloat16)
+        predicted = self.model.unet(noisy, timestep.to(self.device), states).sample
         squared_error = (predicted.float() - noise.to(self.device)).square().mean((1, 2, 3))
         return (squared_error * self.bins.weights(timestep).to(self.device)).mean(), squared_error
 
