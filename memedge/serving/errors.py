@@ -1,0 +1,23 @@
+"""What a gate answers instead of a verdict."""
+
+from memedge.engine.errors import MemedgeError
+
+
+class OverloadedError(MemedgeError):
+    """The queue is full.
+
+    Attributes:
+        retry_after: seconds after which a place is likely to be free.
+    """
+
+    def __init__(self, message: str, retry_after: float):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class DeadlineError(MemedgeError):
+    """The deadline passed before the verdict was there."""
+
+
+class ClosedError(MemedgeError):
+    """The gate was closed, and takes no prompts any more."""
