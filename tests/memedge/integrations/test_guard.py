@@ -172,7 +172,8 @@ def test_all_blocked(small):
     assert result.images == [None] * 6 and result.output is None
     for own, verdict in zip(result.verdicts, detector.detect(memorized), strict=True):
         assert (own.prompt, own.score, own.norm) == (verdict.prompt, verdict.score, verdict.norm)
-        assert (own.action, own.threshold, own.reason) == ("blocked", verdict.threshold, verdict.reason)
+        assert (own.action, own.threshold) == ("blocked", verdict.threshold)
+        assert own.reason == f"{verdict.reason}; the pipeline has 1 hook on the UNet"  # this test's
         assert own.mitigation is None
     single = guard(pipe, detector)(memorized[0], num_inference_steps=2)
     assert single.images == [None] and actions(single) == ["blocked"]
