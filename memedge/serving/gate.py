@@ -280,7 +280,8 @@ class Gate:
 
     def _next(self, taken: int) -> list[Job]:
         """Take as many jobs as their rows have room beside those `taken`; one at least, if nothing is taken."""
-        jobs, now = [], time.monotonic()
+        jobs: list[Job] = []
+        now = time.monotonic()
         room = self._engine.rows_per_call - taken
         while self._waiting:
             job = self._waiting[0]
