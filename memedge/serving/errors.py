@@ -1,6 +1,6 @@
 """What a gate answers instead of a verdict."""
 
-from memedge.engine.errors import MemedgeError
+from memedge.engine.errors import InputError, MemedgeError
 
 
 class OverloadedError(MemedgeError):
@@ -21,3 +21,7 @@ class DeadlineError(MemedgeError):
 
 class ClosedError(MemedgeError):
     """The gate was closed, and takes no prompts any more."""
+
+
+class TooLargeError(InputError):
+    """More prompts or text at once than the gate ever takes."""

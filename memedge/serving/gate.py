@@ -23,7 +23,7 @@ from memedge.engine.errors import InputError, MemedgeError
 from memedge.prompts.text import checked_prompts
 from memedge.results import Verdict
 from memedge.serving.cohort import Cohort
-from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError
+from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError, TooLargeError
 from memedge.serving.jobs import Answer, Job, Waiter
 
 PROMPTS = 1024  # that may wait, where nobody says otherwise
@@ -240,7 +240,7 @@ class Gate:
 
     def _overloaded(self, prompts: int, size: int) -> MemedgeError:
         if prompts > self._most_prompts or size > self._most_bytes:
-            return InputError(
+            return TooLargeError(
                 f"{prompts} prompts of {size} bytes are more than the gate ever takes, {self._most_prompts} and "
                 f"{self._most_bytes}: send fewer at a time."
             )
