@@ -79,9 +79,7 @@ def serve(
     )
     where = run.listen(host, port)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    for noisy in ("uvicorn", "uvicorn.error", "memedge"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    logging.getLogger("memedge.access").setLevel(logging.INFO)
+    run.quiet()
     address, taken = where.getsockname()[:2]
     terminal.say(
         f"memedge serves on http://{address}:{taken}/ with {workers} {'process' if workers == 1 else 'processes'}."

@@ -24,16 +24,13 @@ ACCESS = logging.getLogger("memedge.access")
 
 
 def make_app(settings: Settings, meters: Meters | None = None) -> Starlette:
-    """Return the application. It opens the engine when it starts, and drains it when it ends."""
+    """Return the application. Whoever runs it opens the engine (State.reload); at its end it is drained."""
     state = State(settings, meters or Meters())
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        await state.reload()
-        try:
-            yield
-        finally:
-            await state.close()
+        yield
+        await state.close()
 
     async def live(_request: Request) -> Response:
         return answers.json({"live": True})
@@ -69,6 +66,7 @@ def make_app(settings: Settings, meters: Meters | None = None) -> Starlette:
         lifespan=lifespan,
         exception_handlers={404: nowhere, 405: not_so},
     )
+    app.router.redirect_slashes = False  # scrapers and clients of POST do not follow
     app.state.memedge = state
     app.add_middleware(AccessLog, state=state)
     return app
@@ -85,7 +83,8 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         start, status = time.perf_counter(), 500
-        noted = scope.setdefault("state", {})["noted"] = {}
+        noted: dict[str, object] = {}
+        scope.setdefault("state", {})["noted"] = noted
 
         async def noting(message: Message) -> None:
             nonlocal status

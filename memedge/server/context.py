@@ -65,7 +65,8 @@ class Context:
             noted["hashes"] = [hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest() for text in prompts]
 
     def _left(self) -> float:
-        return max(0.001, self._end - time.monotonic())
+        left: float = max(0.001, self._end - time.monotonic())
+        return left
 
 
 Endpoint = Callable[[Context], Awaitable[Response]]

@@ -22,7 +22,7 @@ class Meters:
         self._read = own
         if several_processes:
             self._read = CollectorRegistry()
-            MultiProcessCollector(self._read)
+            MultiProcessCollector(self._read)  # type: ignore[no-untyped-call]
         self._requests = Counter("memedge_requests", "Requests by route and status.", ["route", "status"], registry=own)
         self._request = Histogram(
             "memedge_request_seconds",

@@ -23,7 +23,7 @@ from memedge.server.settings import Settings
 from memedge.server.state import State
 
 LOG = logging.getLogger("memedge.server")
-HEAD_SECONDS = 10.0  # that a request line and its headers may take: half-open connections hold a descriptor each
+HEAD_SECONDS = 10.0  # at most, that a request's head may take: half-open connections hold a descriptor each
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 
@@ -31,9 +31,11 @@ BACKLOG = 2048
 class BoundedProtocol(H11Protocol):
     """Closes connections on which no request has begun in time, as slow or half-open ones."""
 
+    head_seconds = HEAD_SECONDS
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._head = self.loop.call_later(HEAD_SECONDS, self._give_up)
+        self._head = self.loop.call_later(self.head_seconds, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head.cancel()
@@ -69,15 +71,18 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens; raises InputError where that cannot be."""
+    found = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         found = socket.socket(family, kind, protocol)
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
         found.listen(BACKLOG)
-        found.set_inheritable(True)
     except OSError as error:
+        if found is not None:
+            found.close()
         raise InputError(f"Cannot listen on {host}, port {port} ({error.strerror or error}): name another.") from None
+    found.set_inheritable(True)
     return found
 
 
@@ -92,9 +97,10 @@ def serve(settings: Settings, where: socket.socket, workers: int = 1) -> int:
 
 def _serve(settings: Settings, where: socket.socket, meters: Meters) -> int:
     app = make_app(settings, meters)
+    protocol = type("Protocol", (BoundedProtocol,), {"head_seconds": min(HEAD_SECONDS, settings.timeout)})
     config = uvicorn.Config(
         app,
-        http=BoundedProtocol,
+        http=protocol,
         ws="none",
         log_config=None,
         access_log=False,
@@ -104,12 +110,42 @@ def _serve(settings: Settings, where: socket.socket, meters: Meters) -> int:
     )
     server = Server(config)
     server.state = app.state.memedge
-    asyncio.run(server.serve(sockets=[where]))
-    return 0 if server.started else 1
+    asyncio.run(_until_ended(server, where))
+    return 0
+
+
+async def _until_ended(server: Server, where: socket.socket) -> None:
+    """Serve, and open the engine meanwhile: the process lives before it is ready.
+
+    Raises:
+        MemedgeError: the engine cannot be opened.
+    """
+    opening = asyncio.create_task(server.state.reload())
+
+    def opened(task: asyncio.Task[Any]) -> None:
+        server.should_exit = server.should_exit or task.cancelled() or task.exception() is not None
+
+    opening.add_done_callback(opened)
+    await server.serve(sockets=[where])
+    if opening.done():
+        opening.result()
+    opening.cancel()
 
 
 def _worker(settings: Settings, where: socket.socket) -> None:
-    sys.exit(_serve(settings, where, Meters(several_processes=True)))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    quiet()
+    try:
+        sys.exit(_serve(settings, where, Meters(several_processes=True)))
+    except MemedgeError as error:
+        LOG.error("memedge: %s", error)
+        sys.exit(1)
+
+
+def quiet() -> None:
+    """Let the log hold what concerns an operator: requests, and what goes wrong."""
+    for name, level in (("uvicorn", logging.WARNING), ("memedge", logging.WARNING), ("memedge.access", logging.INFO)):
+        logging.getLogger(name).setLevel(level)
 
 
 def _serve_many(settings: Settings, where: socket.socket, workers: int) -> int:
