@@ -89,13 +89,13 @@ def listen(host: str, port: int) -> socket.socket:
 def serve(settings: Settings, where: socket.socket, workers: int = 1) -> int:
     """Serve until a signal; return the exit code."""
     if workers == 1:
-        return _serve(settings, where, Meters())
+        return _serve(settings, where, Meters(), alone=True)
     with tempfile.TemporaryDirectory(prefix="memedge-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before Prometheus' client is imported in the workers
         return _serve_many(settings, where, workers)
 
 
-def _serve(settings: Settings, where: socket.socket, meters: Meters) -> int:
+def _serve(settings: Settings, where: socket.socket, meters: Meters, *, alone: bool) -> int:
     app = make_app(settings, meters)
     protocol = type("Protocol", (BoundedProtocol,), {"head_seconds": min(HEAD_SECONDS, settings.timeout)})
     config = uvicorn.Config(
@@ -110,12 +110,12 @@ def _serve(settings: Settings, where: socket.socket, meters: Meters) -> int:
     )
     server = Server(config)
     server.state = app.state.memedge
-    asyncio.run(_until_ended(server, where))
+    asyncio.run(_until_ended(server, where, alone=alone))
     return 0
 
 
-async def _until_ended(server: Server, where: socket.socket) -> None:
-    """Serve, and open the engine meanwhile: the process lives before it is ready.
+async def _until_ended(server: Server, where: socket.socket, *, alone: bool) -> None:
+    """Serve, and open the engine meanwhile: the process lives before it is ready. One of several is ready first.
 
     Raises:
         MemedgeError: the engine cannot be opened.
@@ -126,6 +126,8 @@ async def _until_ended(server: Server, where: socket.socket) -> None:
         server.should_exit = server.should_exit or task.cancelled() or task.exception() is not None
 
     opening.add_done_callback(opened)
+    if not alone:  # others answer until then
+        await opening
     await server.serve(sockets=[where])
     if opening.done():
         opening.result()
@@ -136,7 +138,7 @@ def _worker(settings: Settings, where: socket.socket) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     quiet()
     try:
-        sys.exit(_serve(settings, where, Meters(several_processes=True)))
+        sys.exit(_serve(settings, where, Meters(several_processes=True), alone=False))
     except MemedgeError as error:
         LOG.error("memedge: %s", error)
         sys.exit(1)
