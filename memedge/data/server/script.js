@@ -8,6 +8,7 @@ async function ask(path, body) {
   if (at("token").value) headers.Authorization = `Bearer ${at("token").value}`;
   const answer = await fetch(path, { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body) });
   const found = await answer.json();
+  if (answer.status === 401) at("bearer").hidden = false;
   if (!answer.ok) throw new Error(found.error.message);
   return found;
 }
