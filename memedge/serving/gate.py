@@ -29,6 +29,7 @@ from memedge.serving.jobs import Answer, Job, Waiter
 PROMPTS = 1024  # that may wait, where nobody says otherwise
 BYTES = 16 << 20  # of their text
 _LATE = "The deadline passed before the verdict was there: allow more time, or send fewer prompts at a time."
+LATELY = 8  # rounds that count as lately
 WARM_PROMPTS = 64  # measured at warm-up
 
 
@@ -99,6 +100,7 @@ class Gate:
         self._prompts = self._bytes = 0  # in the gate
         self._closed = False
         self._speed = 0.0  # prompts per second, as last measured; 0: not yet
+        self._usual = 0.0  # seconds of a round, lately
         self._thread = threading.Thread(target=self._run, name="memedge-gate", daemon=True)
         self._thread.start()
 
@@ -275,13 +277,17 @@ class Gate:
             cohorts += self._begin(jobs)
             rows, prompts = self._round(cohorts)
             cohorts[:] = [cohort for cohort in cohorts if len(cohort.row)]
-            if self._observe and rows:
-                self._observe(Round(rows, prompts, time.perf_counter() - start, tuple(waited), self._prompts))
+            if not rows:
+                continue
+            seconds = time.perf_counter() - start
+            self._usual += (seconds - self._usual) / LATELY
+            if self._observe:
+                self._observe(Round(rows, prompts, seconds, tuple(waited), self._prompts))
 
     def _next(self, taken: int) -> list[Job]:
         """Take as many jobs as their rows have room beside those `taken`; one at least, if nothing is taken."""
         jobs: list[Job] = []
-        now = time.monotonic()
+        soonest = time.monotonic() + self._usual  # what is begun too late to be in time is work for nothing
         room = self._engine.rows_per_call - taken
         while self._waiting:
             job = self._waiting[0]
@@ -289,7 +295,7 @@ class Gate:
             if rows > room and (jobs or taken):
                 break
             self._waiting.popleft()
-            if not any(True for _ in job.waiting(now)):
+            if not any(True for _ in job.waiting(soonest)):
                 self._forget(job)
                 job.fail(DeadlineError(_LATE))
                 continue

@@ -30,7 +30,9 @@ class Server(NamedTuple):
 
 
 @contextmanager
-def serving(folder, *arguments: object, ready: bool = True, **environment: str) -> Iterator[Server]:
+def serving(
+    folder: Path, *arguments: object, threads: int = 1, ready: bool = True, **environment: str
+) -> Iterator[Server]:
     """Run `memedge serve` on a free port until the block ends."""
     log = folder / "log"
     command = [
@@ -42,7 +44,7 @@ def serving(folder, *arguments: object, ready: bool = True, **environment: str) 
         "--port",
         "0",
         "--threads",
-        "1",
+        str(threads),
         *map(str, arguments),
     ]
     with log.open("w", encoding="utf-8") as output:
