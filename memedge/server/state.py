@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from memedge.detector import Detector, Early
+from memedge.explain import Explanation, ExplanationMethod
 from memedge.results import Verdict
 from memedge.server.meters import Meters
 from memedge.server.settings import Settings
@@ -31,6 +33,7 @@ class State:
         self.settings, self.meters = settings, meters
         self._served: Served | None = None
         self._reloading = asyncio.Lock()
+        self._explainer = ThreadPoolExecutor(1, "memedge-explain")
 
     @property
     def ready(self) -> bool:
@@ -77,6 +80,12 @@ class State:
             except ClosedError:
                 if served is self._served:  # else another one took over: ask that
                     raise
+
+    async def explain(self, prompt: str, method: ExplanationMethod) -> tuple[Explanation, Served]:
+        """Return an explanation and whose it is. They are made one at a time: each costs as much as ten prompts."""
+        served = self.served
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._explainer, served.detector.explain, prompt, method), served
 
     def _open(self) -> Served:
         wanted = self.settings

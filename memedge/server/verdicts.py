@@ -1,6 +1,5 @@
 """memedge's own endpoints: verdicts, explanations, what is served, and serving something else."""
 
-import asyncio
 import math
 import uuid
 from typing import Any
@@ -46,12 +45,11 @@ async def moderations(context: Context) -> Response:
 
 
 async def explanations(context: Context) -> Response:
-    """`POST /v1/explanations`. One at a time: each costs as much as a prompt per word."""
+    """`POST /v1/explanations`."""
     asked = parse(await context.body(), ExplanationsRequest)
     context.note([asked.prompt])
-    served = context.state.served
-    work = asyncio.to_thread(served.detector.explain, asked.prompt, asked.method)
-    found = await context.in_time(context.unless_gone(work))
+    work = context.state.explain(asked.prompt, asked.method)
+    found, served = await context.in_time(context.unless_gone(work))
     return json(ExplanationsAnswer(found, served.digest))
 
 
