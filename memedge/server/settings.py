@@ -16,6 +16,7 @@ class Settings:
         most_prompts: prompts in the gate at once; None: what the engine does in `queue_seconds`, measured at warm-up.
         queue_seconds: see there.
         most_bytes: of their text.
+        cache: verdicts that are kept for prompts of the same tokens.
         body_bytes: of one request.
         timeout: seconds that a request may take, its body included.
         full_status: what is answered where the gate is full.
@@ -33,6 +34,7 @@ class Settings:
     most_prompts: int | None = None
     queue_seconds: float = 10.0
     most_bytes: int = 16 << 20
+    cache: int = 0
     body_bytes: int = 1 << 20
     timeout: float = 30.0
     full_status: Literal[429, 503] = 429

@@ -29,21 +29,23 @@ class Cohort:
         prompt, row: the rows that are needed next, [R] each: whose they are, and which.
     """
 
-    def __init__(self, engine: Engine, rule: Rule, key: str, jobs: list[Job]):
-        """Tokenize and encode the jobs' prompts, whose `early` is one.
+    def __init__(self, engine: Engine, rule: Rule, key: str, jobs: list[Job], ids: Indices, truncated: Bools):
+        """Encode the jobs' prompts, whose `early` is one.
 
         Args:
             engine: the engine.
             rule: the rule by which verdicts are given.
             key: what runs, for the verdicts' words.
             jobs: B jobs.
+            ids: their prompts', [B, T · L].
+            truncated: [B], which of these were cut.
         """
         self._engine, self._key, self._jobs = engine, key, jobs
         early = jobs[0].early
         self._rule = rule if early == "conformal" else rule.without_conformal()
         self._said_by = rule
-        self._ids, self._truncated = engine.tokenize([job.prompt for job in jobs])
-        encoded = engine.encode(self._ids)
+        self._ids, self._truncated = ids, truncated
+        encoded = engine.encode(ids)
         self.states: npt.NDArray[np.float32] = engine.backend.memory.download(encoded.tensor)
         self._known: Bools = ~encoded.empty
         self._whole = early == "off" or rule.threshold is None

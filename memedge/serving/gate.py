@@ -19,9 +19,11 @@ from typing import get_args
 import numpy as np
 
 from memedge.detector import Detector, Early
+from memedge.engine.arrays import Indices
 from memedge.engine.errors import InputError, MemedgeError
 from memedge.prompts.text import checked_prompts
 from memedge.results import Verdict
+from memedge.serving.cache import VerdictCache
 from memedge.serving.cohort import Cohort
 from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError, TooLargeError
 from memedge.serving.jobs import Answer, Job, Waiter
@@ -71,6 +73,7 @@ class Gate:
         *,
         most_prompts: int | None = None,
         most_bytes: int = BYTES,
+        cache: int = 0,
         observe: Callable[[Round], None] | None = None,
     ):
         """Start the gate's thread.
@@ -80,19 +83,26 @@ class Gate:
             most_prompts: that may be in the gate at once, waiting or on their way; more are refused at once. Default:
                 1024, or after `warmup(seconds)` what the engine does in so many.
             most_bytes: of their text in UTF-8, likewise.
+            cache: how many verdicts are kept for prompts of the same tokens, which then cost no pass; their reasons say
+                so. 0: none.
             observe: is called by the gate's thread after each call of the UNet.
 
         Raises:
-            InputError: a limit that is not positive.
+            InputError: a limit that is not positive, or a cache of less than nothing.
         """
         if not isinstance(detector, Detector):
             raise InputError(f"Gate takes a Detector, not {type(detector).__name__}: make one with Detector.load.")
-        for name, value in (("most_prompts", most_prompts), ("most_bytes", most_bytes)):
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise InputError(f"{name} is {value!r}: give a whole number of at least 1.")
+        for name, value, least in (
+            ("most_prompts", most_prompts, 1),
+            ("most_bytes", most_bytes, 1),
+            ("cache", cache, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise InputError(f"{name} is {value!r}: give a whole number of at least {least}.")
         self._detector, self._engine = detector, detector.engine
         self._most_prompts, self._most_bytes = most_prompts or PROMPTS, most_bytes
         self._measured = most_prompts is None
+        self._cache = VerdictCache(cache) if cache else None
         self._observe = observe
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -304,16 +314,35 @@ class Gate:
         return jobs
 
     def _begin(self, jobs: list[Job]) -> list[Cohort]:
-        """Return the jobs as cohorts, one for each way of leaving passes out."""
+        """Return the jobs as cohorts, one for each way of leaving passes out; what the cache knows is answered."""
         info, cohorts = self._detector.info, []
+        try:
+            ids, truncated = self._engine.tokenize([job.prompt for job in jobs]) if jobs else (None, None)
+        except Exception as error:
+            for job in jobs:
+                self._leave(job, error)
+            return []
         for early in dict.fromkeys(job.early for job in jobs):
-            some = [job for job in jobs if job.early == early]
+            rows = [row for row, job in enumerate(jobs) if job.early == early and not self._known(job, ids[row])]
+            if not rows:
+                continue
+            some = [jobs[row] for row in rows]
             try:
-                cohorts.append(Cohort(self._engine, info.rule, info.key, some))
+                cohorts.append(Cohort(self._engine, info.rule, info.key, some, ids[rows], truncated[rows]))
             except Exception as error:
                 for job in some:
                     self._leave(job, error)
         return cohorts
+
+    def _known(self, job: Job, ids: Indices) -> bool:
+        """Answer a job from the cache, if there is one that knows; return whether it did."""
+        if self._cache is None:
+            return False
+        job.ids = ids.tobytes()
+        found = self._cache.find((job.ids, job.early), job.prompt)
+        if found is not None:
+            self._leave(job, found)
+        return found is not None
 
     def _round(self, cohorts: list[Cohort]) -> tuple[int, int]:
         """Run the rows that the cohorts need next, together; return how many rows and prompts that were."""
@@ -341,8 +370,10 @@ class Gate:
             self._forget(job)
         if isinstance(result, BaseException):
             job.fail(result)
-        else:
-            job.settle(result)
+            return
+        if self._cache is not None and result.passes:
+            self._cache.keep((job.ids, job.early), result)
+        job.settle(result)
 
     def _forget(self, job: Job) -> None:
         if self._in_flight.pop((job.prompt, job.early), None):

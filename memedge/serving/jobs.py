@@ -38,11 +38,13 @@ class Job:
         prompt: the prompt.
         early: which passes may be left out.
         waiters: who asked for it: more than one, if identical prompts were in flight.
+        ids: its token ids' bytes, once it is tokenized, where there is a cache.
     """
 
     prompt: str
     early: Early
     waiters: list[Waiter]
+    ids: bytes = b""
 
     def waiting(self, now: float) -> Iterator[Waiter]:
         """Yield who still waits."""

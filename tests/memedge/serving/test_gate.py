@@ -135,6 +135,19 @@ def test_prompts_that_are_asked_for_twice_are_computed_once(held):
     assert calls == [2]
 
 
+def test_a_cache_knows_prompts_by_their_tokens(detector, monkeypatch):
+    with Gate(detector, cache=2) as gate:
+        first = gate.detect("cow icon")
+        with monkeypatch.context() as patch:
+            patch.setattr(detector.engine, "measure", None)
+            again = gate.detect("COW icon")  # of the same tokens
+        assert (again.prompt, again.passes, again.reason) == ("COW icon", 0, f"{first.reason}; from the cache")
+        assert (again.score, again.norm, again.memorized) == (first.score, first.norm, first.memorized)
+        assert gate.detect("cow icon", "off").passes == 2  # other passes, another verdict
+        assert gate.detect("zebra").passes and gate.detect("cow icon").passes  # it had gone
+        assert gate.queued == 0
+
+
 def test_a_full_gate_refuses_at_once(held):
     gate, go, _, _ = held
     with ThreadPoolExecutor(9) as pool:
