@@ -34,6 +34,9 @@ def serve(
         int | None,
         typer.Option(metavar="N", min=1, help="Prompts in the gate at once.", show_default="10 seconds of work"),
     ] = None,
+    cache: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Verdicts kept for prompts of the same tokens.", show_default="none")
+    ] = 0,
     body_bytes: Annotated[int, typer.Option(metavar="N", min=1, help="Largest body of a request.")] = 1 << 20,
     timeout: Annotated[float, typer.Option(metavar="S", min=0.01, help="Seconds that a request may take.")] = 30.0,
     full_status: Annotated[
@@ -71,6 +74,7 @@ def serve(
         threshold=threshold,
         target_fpr=target_fpr,
         most_prompts=queue,
+        cache=cache,
         body_bytes=body_bytes,
         timeout=timeout,
         full_status=429 if full_status == "429" else 503,

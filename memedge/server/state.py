@@ -97,6 +97,12 @@ class State:
             threshold=wanted.threshold,
             target_fpr=wanted.target_fpr,
         )
-        gate = Gate(detector, most_prompts=wanted.most_prompts, most_bytes=wanted.most_bytes, observe=self.meters.round)
+        gate = Gate(
+            detector,
+            most_prompts=wanted.most_prompts,
+            most_bytes=wanted.most_bytes,
+            cache=wanted.cache,
+            observe=self.meters.round,
+        )
         gate.warmup(wanted.queue_seconds)
         return Served(detector, gate, detector.info.fingerprint)

@@ -316,8 +316,10 @@ class Gate:
     def _begin(self, jobs: list[Job]) -> list[Cohort]:
         """Return the jobs as cohorts, one for each way of leaving passes out; what the cache knows is answered."""
         info, cohorts = self._detector.info, []
+        if not jobs:
+            return []
         try:
-            ids, truncated = self._engine.tokenize([job.prompt for job in jobs]) if jobs else (None, None)
+            ids, truncated = self._engine.tokenize([job.prompt for job in jobs])
         except Exception as error:
             for job in jobs:
                 self._leave(job, error)
