@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Generator
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,11 @@ async def _until_ended(server: Server, where: socket.socket, *, alone: bool) -> 
         server.should_exit = server.should_exit or task.cancelled() or task.exception() is not None
 
     opening.add_done_callback(opened)
-    if not alone:  # others answer until then
-        await opening
+    if not alone:
+        parent = parent_process()
+        if parent is not None:  # a worker without its supervisor would never end
+            asyncio.get_running_loop().add_reader(parent.sentinel, server.handle_exit, signal.SIGTERM, None)
+        await opening  # others answer until then
     await server.serve(sockets=[where])
     if opening.done():
         opening.result()
