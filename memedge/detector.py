@@ -1,7 +1,6 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from memedge.decision.early import Outcome, decide_early
 from memedge.decision.operating_point import operating_at
-from memedge.decision.reasons import make_verdicts, threshold_in_words
+from memedge.decision.reasons import log, make_verdicts, threshold_in_words
 from memedge.decision.rounding import Alone, settle, settle_outcome
 from memedge.decision.rule import Rule
 from memedge.embedded import EMBEDDED_ENGINE
@@ -33,8 +32,6 @@ from memedge.results import Scores, Verdicts
 from memedge.wording import counted
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
-LOG = logging.getLogger("memedge")
-SAID = {True: "memorized", False: "ok", None: "no verdict"}
 Early = Literal["proven", "conformal", "off"]
 
 
@@ -351,9 +348,7 @@ class Detector:
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(self._encode(ids), early)
             made = make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
-            if LOG.isEnabledFor(logging.INFO):
-                for one in made:  # without the prompt, which is the user's
-                    LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, self._info.key, one.passes)
+            log(made, self._info.key)
             verdicts += made
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")

@@ -1,6 +1,5 @@
 """`memedge serve`: verdicts over HTTP."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -60,7 +59,7 @@ def serve(
     done; SIGHUP opens the engine again. Needs memedge[serve].
     """
     try:
-        from memedge.server import run
+        from memedge.server import logs, run
         from memedge.server.settings import Settings
     except ModuleNotFoundError as error:
         from memedge.engine.errors import MemedgeError, not_installed
@@ -82,8 +81,7 @@ def serve(
         log_prompts=log_prompts,
     )
     where = run.listen(host, port)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    run.quiet()
+    logs.begin()
     address, taken = where.getsockname()[:2]
     terminal.say(
         f"memedge serves on http://{address}:{taken}/ with {workers} {'process' if workers == 1 else 'processes'}."

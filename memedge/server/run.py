@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from memedge.engine.errors import InputError, MemedgeError
+from memedge.server import logs
 from memedge.server.app import make_app
 from memedge.server.meters import Meters
 from memedge.server.settings import Settings
@@ -138,19 +139,12 @@ async def _until_ended(server: Server, where: socket.socket, *, alone: bool) -> 
 
 
 def _worker(settings: Settings, where: socket.socket) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    quiet()
+    logs.begin()
     try:
         sys.exit(_serve(settings, where, Meters(several_processes=True), alone=False))
     except MemedgeError as error:
         LOG.error("memedge: %s", error)
         sys.exit(1)
-
-
-def quiet() -> None:
-    """Let the log hold what concerns an operator: requests, and what goes wrong."""
-    for name, level in (("uvicorn", logging.WARNING), ("memedge", logging.WARNING), ("memedge.access", logging.INFO)):
-        logging.getLogger(name).setLevel(level)
 
 
 def _serve_many(settings: Settings, where: socket.socket, workers: int) -> int:

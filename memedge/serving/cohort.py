@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.decision.early import Outcome, Passes
-from memedge.decision.reasons import make_verdicts
+from memedge.decision.reasons import log, make_verdicts
 from memedge.decision.rounding import settle_outcome
 from memedge.decision.rule import Rule
 from memedge.engine.arrays import Bools, Floats, Indices
@@ -101,6 +101,7 @@ class Cohort:
         jobs = [self._jobs[prompt] for prompt in prompts]
         truncated = self._truncated[prompts]
         verdicts = make_verdicts([job.prompt for job in jobs], truncated, outcome, self._said_by, self._key)
+        log((verdict for verdict, is_bad in zip(verdicts, bad, strict=True) if not is_bad), self._key)
         return [
             (job, NotFiniteError(_NOT_FINITE) if is_bad else verdict)
             for job, verdict, is_bad in zip(jobs, verdicts, bad, strict=True)

@@ -31,9 +31,14 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(
-    folder: Path, *arguments: object, threads: int = 1, ready: bool = True, **environment: str
+    folder: Path,
+    *arguments: object,
+    threads: int = 1,
+    ready: bool = True,
+    stdout: str | None = None,
+    **environment: str,
 ) -> Iterator[Server]:
-    """Run `memedge serve` on a free port until the block ends."""
+    """Run `memedge serve` on a free port until the block ends. Its log is both streams, or stderr alone."""
     log = folder / "log"
     command = [
         sys.executable,
@@ -47,9 +52,9 @@ def serving(
         str(threads),
         *map(str, arguments),
     ]
-    with log.open("w", encoding="utf-8") as output:
+    with log.open("w", encoding="utf-8") as said, Path(stdout or os.devnull).open("w", encoding="utf-8") as other:
         process = subprocess.Popen(
-            command, cwd="/", env=os.environ | environment, stdout=output, stderr=subprocess.STDOUT, text=True
+            command, cwd="/", env=os.environ | environment, stdout=other if stdout else said, stderr=said, text=True
         )
     try:
         url = ""
