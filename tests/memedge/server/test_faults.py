@@ -63,7 +63,8 @@ def test_an_engine_that_is_deleted_goes_on(tmp_path):
         reloaded = httpx.post(f"{server.url}/v1/engine/reload", timeout=30, trust_env=False)
         assert reloaded.status_code == 500  # nothing that the client did wrong
         assert "engine" in reloaded.json()["error"]["message"]
-        explained = httpx.post(f"{server.url}/v1/explanations", json={"prompt": "cow icon"}, timeout=30, trust_env=False)
+        asked = {"prompt": "cow icon"}
+        explained = httpx.post(f"{server.url}/v1/explanations", json=asked, timeout=30, trust_env=False)
         assert explained.status_code == 200
         assert ask(server.url, ["cow icon"]).status_code == 200
         assert server.end() == 0
