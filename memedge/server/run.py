@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from memedge.engine.errors import InputError, MemedgeError
 from memedge.server import logs
@@ -29,7 +29,7 @@ KEEP_ALIVE_SECONDS = 75
 BACKLOG = 2048
 
 
-class BoundedProtocol(H11Protocol):
+class BoundedProtocol(HttpToolsProtocol):
     """Closes connections on which no request has begun in time, as slow or half-open ones."""
 
     head_seconds = HEAD_SECONDS
