@@ -45,6 +45,9 @@ class Backend(ABC):
     def memory(self) -> Memory:
         """Where this backend's tensors lie."""
 
+    def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
+        """Make ready for every number of rows that calls may have, as a server's have."""
+
     @abstractmethod
     def encode(self, ids: Indices) -> Tensor:
         """Return the text encoder's states, float32 [B, K, D], of ids [B, T · L] (engine/tokenizer.py)."""

@@ -169,6 +169,27 @@ class Engine:
         missing = self.rows_per_call - len(index) if self.backend.one_shape else 0
         return np.pad(index, (0, missing), mode="edge") if missing else index
 
+    def measure(self, states: Tensor, prompt: Indices, row: Indices, operands: Operands) -> Floats:
+        """Return ‖Δ‖, not scaled, and both cosines, float64 [3, R], of any rows of any prompts; NaN where not finite.
+
+        Args:
+            states: prompt embeddings [B, K, D].
+            prompt: [R]: whose row each is. Calls have at most `rows_per_call` of them.
+            row: [R], each in [0, 2n).
+            operands: the cosine's pair.
+        """
+        parts = []
+        for start in range(0, len(row), self.rows_per_call):
+            block = slice(start, start + self.rows_per_call)
+            some, place = np.unique(prompt[block], return_inverse=True)
+            with CALLS:
+                tensor = take(self.backend.memory, states, some)
+                found = self.backend.statistics(
+                    tensor, self.filled(place), self.filled(row[block]), self.uncond, operands
+                )
+            parts.append(found[:, : len(place)])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
     def _statistics(
         self, states: States, prompts: Indices, rows: range, alignment: Alignment, operands: Operands
     ) -> tuple[Floats, Floats]:
@@ -177,21 +198,12 @@ class Engine:
         Raises:
             NotFiniteError: the UNet's output holds NaN or infinity.
         """
-        total = len(prompts) * len(rows)
-        parts = []
-        for start in range(0, total, self.rows_per_call):
-            count = min(self.rows_per_call, total - start)
-            place, row = np.divmod(np.arange(start, start + count), len(rows))
-            first = place[0]
-            with CALLS:
-                some = take(self.backend.memory, states.tensor, prompts[first : place[-1] + 1])
-                place, row = self.filled(place - first), self.filled(row + rows.start)
-                parts.append(self.backend.statistics(some, place, row, self.uncond, operands)[:, :count])
-        result = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        place, row = np.divmod(np.arange(len(prompts) * len(rows)), len(rows))
+        result = self.measure(states.tensor, prompts[place], row + rows.start, operands)
         if bad := int(np.isnan(result[0]).sum()):
             raise NotFiniteError(
-                f"{bad} of {total} predictions hold NaN, infinity or values too large to square: no score is made from "
-                "them; run the model in a higher precision."
+                f"{bad} of {len(row)} predictions hold NaN, infinity or values too large to square: no score is made "
+                "from them; run the model in a higher precision."
             )
         norm, cosine = (part.reshape(len(prompts), len(rows)) for part in (result[0], result[INDEX[alignment]]))
         known = ~states.empty[prompts][:, None]

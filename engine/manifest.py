@@ -97,7 +97,8 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `target_fpr` of the clean prompts that it was fitted to reach the threshold; half of them have a score of at most
     `clean_score`, None in engines that were calibrated before it was stored. `clean_scores` are the highest of their
     scores, descending, at most MOST_CLEAN_SCORES of them: thresholds for other rates come from these; None likewise.
-    `strength` is scikit-learn's C, the inverse of the regularisation's. `date` is in UTC, as in ISO 8601.
+    `strength` is scikit-learn's C, the inverse of the regularisation's. A score that is higher by `scale` has e-fold
+    the odds of "memorized"; None likewise. `date` is in UTC, as in ISO 8601.
     """
 
     gamma_norm: Real
@@ -115,6 +116,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     conformal: Conformal | None = None
     clean_score: Real | None = None
     clean_scores: tuple[Real, ...] | None = None
+    scale: Annotated[float, msgspec.Meta(gt=0, le=1e15)] | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

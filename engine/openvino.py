@@ -26,6 +26,7 @@ HINTS = {"bf16": "bf16", "fp32": "f32"}
 # A small UNet computes up to this many rows at once. A large one gains nothing from more than one (docs/benchmarks.md),
 # and each shape that is compiled keeps a copy of the weights.
 BLOCK = 16
+POWERS = (16, 8, 4, 2, 1)
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 
 
@@ -98,6 +99,13 @@ class OpenVinoBackend(Backend):
     @property
     def memory(self) -> HostMemory:
         return self._memory
+
+    def prepare(self) -> None:
+        """Compile powers of two too: a second each, and 11 rows take three calls instead of six."""
+        if self._small:
+            for size in POWERS:
+                self._unet(size)
+            self._sizes = sorted({*self._sizes, *POWERS}, reverse=True)
 
     def encode(self, ids: Indices) -> Tensor:
         states = np.concatenate([self._text_encoder({"ids": ids[i : i + 1]}) for i in range(len(ids))])

@@ -73,6 +73,12 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.results import Scores as Scores
     from memedge.results import Verdict as Verdict
     from memedge.results import Verdicts as Verdicts
+    from memedge.serving.errors import ClosedError as ClosedError
+    from memedge.serving.errors import DeadlineError as DeadlineError
+    from memedge.serving.errors import OverloadedError as OverloadedError
+    from memedge.serving.errors import TooLargeError as TooLargeError
+    from memedge.serving.gate import Gate as Gate
+    from memedge.serving.gate import Round as Round
 
     export_engine = _export.export  # `import export as export_engine` would not count as a public name
 
@@ -104,6 +110,8 @@ _PUBLIC = {
     "memedge.mitigation.target": "Loss",
     "memedge.prompts.labelled": "Prompts",
     "memedge.results": "Scores Verdict Verdicts",
+    "memedge.serving.errors": "ClosedError DeadlineError OverloadedError TooLargeError",
+    "memedge.serving.gate": "Gate Round",
 }
 # Where each is found; the package memedge.export keeps its name.
 _HOMES = {name: (module, name) for module, names in _PUBLIC.items() for name in names.split()}

@@ -1,7 +1,6 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +15,8 @@ import numpy.typing as npt
 
 from memedge.decision.early import Outcome, decide_early
 from memedge.decision.operating_point import operating_at
-from memedge.decision.reasons import make_verdicts, threshold_in_words
+from memedge.decision.reasons import log, make_verdicts, threshold_in_words
+from memedge.decision.rounding import Alone, settle, settle_outcome
 from memedge.decision.rule import Rule
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.arrays import Bools, Floats, Indices
@@ -25,7 +25,6 @@ from memedge.engine.engine import Engine, States
 from memedge.engine.errors import InputError, IntegrityError
 from memedge.engine.gradients import Gradients, OnnxGradients
 from memedge.engine.manifest import Alignment, Calibration, Manifest, Operands, key_of
-from memedge.engine.precision import BATCH_NOISE
 from memedge.engine.tuning import best_rows_per_call
 from memedge.explain import Explanation, ExplanationMethod, Masks, by_gradient
 from memedge.prompts.text import checked_prompts
@@ -33,8 +32,6 @@ from memedge.results import Scores, Verdicts
 from memedge.wording import counted
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
-LOG = logging.getLogger("memedge")
-SAID = {True: "memorized", False: "ok", None: "no verdict"}
 Early = Literal["proven", "conformal", "off"]
 
 
@@ -77,7 +74,7 @@ class _Batch:
     """The prompt embeddings of some prompts, and a function that encodes one of them again, alone."""
 
     states: States
-    alone: Callable[[int], States]
+    alone: Alone
 
 
 class Detector:
@@ -351,9 +348,7 @@ class Detector:
             ids, truncated = self._engine.tokenize(batch)
             outcome = self._outcome(self._encode(ids), early)
             made = make_verdicts(batch, truncated, outcome, self._rule, self._info.key)
-            if LOG.isEnabledFor(logging.INFO):
-                for one in made:  # without the prompt, which is the user's
-                    LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, self._info.key, one.passes)
+            log(made, self._info.key)
             verdicts += made
         if not verdicts:
             raise InputError("There are no prompts to score: give at least one.")
@@ -435,22 +430,8 @@ class Detector:
     def _statistics(self, batch: _Batch, rule: Rule) -> tuple[Floats, Floats]:
         """Return norm and alignment of a batch. If a verdict hangs on rounding, the prompt is evaluated alone."""
         norm, aligned = self._engine.statistics(batch.states, rule.alignment, rule.operands)
-        self._settle(batch, np.arange(len(norm)), norm, aligned, rule)
+        settle(self._engine, rule, batch.alone, np.arange(len(norm)), norm, aligned)
         return norm, aligned
-
-    def _settle(self, batch: _Batch, rows: Indices, norm: Floats, aligned: Floats, rule: Rule) -> Indices:
-        """Evaluate each prompt alone whose score is too near the threshold, in place; return which of `rows` they are.
-
-        A prompt that is evaluated alone has the same shapes whatever its batch was. Its verdict is the same too.
-
-        Args:
-            rows: K prompts of the batch; norm and aligned, float64 [K] each, are theirs.
-        """
-        near = np.flatnonzero(rule.decide(norm, aligned, aligned, BATCH_NOISE[self._info.precision])[1])
-        for place in near:
-            one = self._engine.statistics(batch.alone(rows[place]), rule.alignment, rule.operands)
-            norm[place], aligned[place] = one[0][0], one[1][0]
-        return rows[near]
 
     def _outcome(self, batch: _Batch, early: Early) -> Outcome:
         """Evaluate a batch for `detect`."""
@@ -460,12 +441,7 @@ class Detector:
             outcome = Outcome.whole(rule, norm, aligned, engine.passes)
         else:
             outcome = decide_early(engine, rule if early == "conformal" else rule.without_conformal(), batch.states)
-        whole = np.flatnonzero(~np.isnan(outcome.alignment))
-        norm, aligned = outcome.norm[whole], outcome.alignment[whole]
-        settled = self._settle(batch, whole, norm, aligned, rule)
-        outcome.norm[whole], outcome.alignment[whole] = norm, aligned
-        outcome.passes[settled] += engine.passes
-        outcome.lowest[whole], outcome.highest[whole] = rule.bounds(norm, aligned, aligned)
+        settle_outcome(engine, self._rule, batch.alone, outcome)
         return outcome
 
 

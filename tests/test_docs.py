@@ -229,7 +229,8 @@ def test_environment_variables_are_named():
     }
     compiled = {"MEMEDGE_CUDA_TARGETS"}  # a macro, from setup.py to the core
     named = set(re.findall(r"MEMEDGE_[A-Z_]+", (ROOT / "CONTRIBUTING.md").read_text()))
-    assert named == used - compiled
+    flags = {name for name in used if name.startswith("MEMEDGE_SERVE")}  # docs/serve.md has the flags they stand for
+    assert named == used - compiled - flags
 
 
 def test_public_names_are_on_the_site():

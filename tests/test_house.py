@@ -18,6 +18,8 @@ MAY_IMPORT = {
     "cli": ("commands", "engine"),
     "commands": ("*", "export"),
     "integrations": (*RUN_TIME, "mitigation"),
+    "server": (*RUN_TIME, "explain", "serving"),
+    "serving": RUN_TIME,
     "mitigation": (*RUN_TIME, "autograd"),
     "evaluation": (*RUN_TIME, "detectors", "metrics", "scoring"),
     "calibration": (*RUN_TIME, "metrics", "scoring"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import memedge
+from servers import ask, serving
 
 from memedge.measure import latency
 
@@ -57,13 +58,20 @@ def sort_captions(folder):
 
 
 @pytest.mark.slow
-def test_commands(folder, monkeypatch):
+def test_commands(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "CALLS", 2)
     commands = [shlex.split(line, comments=True) for line in blocks("sh")[1].splitlines()]
-    assert len(commands) == 11
+    assert len(commands) == 12
     for name, *arguments in commands:
         assert name == "memedge"
         if "calibrate" in arguments:
             sort_captions(folder)
+        if "serve" in arguments:
+            # On a free port, not on the one that is shown.
+            _, option, engine, port, _ = arguments
+            assert (option, port) == ("--engine", "--port")
+            with serving(tmp_path, option, folder / engine) as server:
+                assert ask(server.url, ["a red bicycle"]).status_code == 200
+            continue
         done = memedge(*arguments, cwd=folder)
         assert done.returncode == 0, f"{arguments}\n{done.stderr}"

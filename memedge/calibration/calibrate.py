@@ -218,6 +218,7 @@ def _describe(
         memorized=memorized,
         clean=clean,
         strength=fitted.strength,
+        scale=fitted.scale,
         cross_validation=fitted.cross_validation,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fitted_by=f"memedge {memedge.__version__}",

@@ -66,11 +66,15 @@ class Direction:
 
 @dataclass(frozen=True)
 class Fit:
-    """score = norm + gamma_alignment · alignment, memorized if ≥ threshold; the C that was chosen; how good it is."""
+    """score = norm + gamma_alignment · alignment, memorized if ≥ threshold; the C that was chosen; how good it is.
+
+    `scale` is what a score has to rise by for the odds of "memorized" to grow e-fold.
+    """
 
     gamma_alignment: float
     threshold: float
     strength: float
+    scale: float
     cross_validation: CrossValidation
 
 
@@ -85,7 +89,8 @@ def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
     direction = fit_direction(features, memorized)
     gamma = direction.gamma
     threshold = fit_threshold(features @ gamma, memorized, target_fpr)
-    return Fit(float(gamma[1]), threshold, direction.strength, cross_validate(features, memorized, target_fpr))
+    validated = cross_validate(features, memorized, target_fpr)
+    return Fit(float(gamma[1]), threshold, direction.strength, float(1 / direction.weights[0]), validated)
 
 
 def fit_direction(features: Floats, memorized: Bools) -> Direction:

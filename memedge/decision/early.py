@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.decision.rule import Rule
-from memedge.engine.arrays import Bools, Floats
+from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.engine import Engine, States
-from memedge.engine.precision import BATCH_NOISE
+from memedge.engine.precision import BATCH_NOISE, Tolerance
 
 
 @dataclass(frozen=True)
@@ -38,30 +38,58 @@ class Outcome:
         return Outcome(norm, alignment, low, high, np.full(count, passes), np.ones(count, dtype=bool))
 
 
-def decide_early(engine: Engine, rule: Rule, states: States) -> Outcome:
-    """Run prompts until each verdict is decided, draw by draw of the low-noise timestep.
+class Passes:
+    """B prompts on their way through the passes: the noisy timestep is known, the other one comes draw by draw.
 
     Without a conformal interval in the rule, no pass that is left out could have changed a verdict, because the
     alignment lies in [−1, 1].
+
+    Attributes:
+        open: indices of the prompts whose verdicts need another pass.
+        draw: the draw of that pass, at the low-noise timestep.
     """
-    noise = BATCH_NOISE[engine.backend.precision]
+
+    def __init__(self, rule: Rule, norm: Floats, draws: int, noise: Tolerance):
+        """Take the norms, float64 [B], over all `draws`; `noise` is what another batch's rounding may change."""
+        self._rule, self._norm, self._draws, self._noise = rule, norm, draws, noise
+        self._known = np.zeros_like(norm)
+        self._done = np.zeros(len(norm), dtype=np.int64)
+        self._lowest, self._highest = rule.alignment_bounds(self._known, 0, draws)
+        self.draw = 0
+        self.open = self._still_open(np.arange(len(norm)))
+
+    def add(self, alignments: Floats) -> Indices:
+        """Take the alignments of the open prompts on `draw`; return which prompts are not open any more."""
+        before = self.open
+        self._known[before] += alignments
+        self._done[before] += 1
+        self.draw += 1
+        bounds = self._rule.alignment_bounds(self._known[before], self.draw, self._draws)
+        self._lowest[before], self._highest[before] = bounds
+        self.open = self._still_open(before) if self.draw < self._draws else before[:0]
+        return np.setdiff1d(before, self.open)
+
+    def outcome(self, prompts: Indices) -> Outcome:
+        """Return what is known of some prompts."""
+        rule, draws = self._rule, self._draws
+        norm, known, done = self._norm[prompts], self._known[prompts], self._done[prompts]
+        low, high = rule.bounds(norm, self._lowest[prompts], self._highest[prompts])
+        # The empty prompt's Δ is 0, so all of it is known.
+        whole = (done == draws) | (norm == 0)
+        low, high = np.where(norm == 0, 0.0, low), np.where(norm == 0, 0.0, high)
+        rest = rule.without_conformal().alignment_bounds(known, done, draws)
+        proven = whole | ~rule.decide(norm, *rest, self._noise)[1]
+        return Outcome(norm, np.where(whole, known / draws, np.nan), low, high, draws + done, proven)
+
+    def _still_open(self, prompts: Indices) -> Indices:
+        bounds = self._lowest[prompts], self._highest[prompts]
+        return prompts[self._rule.decide(self._norm[prompts], *bounds, self._noise)[1]]
+
+
+def decide_early(engine: Engine, rule: Rule, states: States) -> Outcome:
+    """Run prompts until each verdict is decided, draw by draw of the low-noise timestep."""
     norm = engine.norm(states)
-    known = np.zeros_like(norm)
-    passes = np.full(len(norm), engine.draws)
-    done = np.zeros(len(norm), dtype=np.int64)
-    lowest, highest = rule.alignment_bounds(known, 0, engine.draws)
-    open_ = np.arange(len(norm))
-    for draw in range(engine.draws):
-        open_ = open_[rule.decide(norm[open_], lowest[open_], highest[open_], noise)[1]]
-        if not len(open_):
-            break
-        known[open_] += engine.alignments(states, open_, draw, rule.alignment, rule.operands)
-        done[open_] += 1
-        lowest[open_], highest[open_] = rule.alignment_bounds(known[open_], draw + 1, engine.draws)
-    low, high = rule.bounds(norm, lowest, highest)
-    # The empty prompt's Δ is 0, so all of it is known.
-    whole = (done == engine.draws) | (norm == 0)
-    low, high = np.where(norm == 0, 0.0, low), np.where(norm == 0, 0.0, high)
-    rest = rule.without_conformal().alignment_bounds(known, done, engine.draws)
-    proven = whole | ~rule.decide(norm, *rest, noise)[1]
-    return Outcome(norm, np.where(whole, known / engine.draws, np.nan), low, high, passes + done, proven)
+    passes = Passes(rule, norm, engine.draws, BATCH_NOISE[engine.backend.precision])
+    while len(passes.open):
+        passes.add(engine.alignments(states, passes.open, passes.draw, rule.alignment, rule.operands))
+    return passes.outcome(np.arange(len(norm)))

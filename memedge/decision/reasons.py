@@ -1,7 +1,8 @@
-"""Verdicts in words: what is known of each prompt, and why that is enough."""
+"""Verdicts in words: what is known of each prompt, and why that is enough. Python's log has them at INFO."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,9 @@ import numpy.typing as npt
 from memedge.decision.early import Outcome
 from memedge.decision.rule import Rule
 from memedge.results import Verdict
+
+LOG = logging.getLogger("memedge")
+SAID = {True: "memorized", False: "ok", None: "no verdict"}
 
 
 def make_verdicts(
@@ -42,6 +46,13 @@ def make_verdicts(
             )
         )
     return verdicts
+
+
+def log(verdicts: Iterable[Verdict], key: str) -> None:
+    """Log verdicts, without the prompts, which are the user's."""
+    if LOG.isEnabledFor(logging.INFO):
+        for one in verdicts:
+            LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, key, one.passes)
 
 
 def threshold_in_words(rule: Rule) -> str:

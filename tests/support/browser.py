@@ -66,14 +66,14 @@ class Page:
                 self.requests.append(params["request"]["url"])
         return message
 
-    def open(self, path: Path, width: int, height: int = 900, dark: bool = False) -> None:
-        """Show a file in a window of that many CSS pixels, and wait until it is loaded."""
+    def open(self, place: Path | str, width: int, height: int = 900, dark: bool = False) -> None:
+        """Show a file or an address in a window of that many CSS pixels, and wait until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=place if isinstance(place, str) else place.resolve().as_uri())
         while self._read().get("method") != "Page.loadEventFired":
             pass
 

@@ -172,6 +172,21 @@ def export(model: Path) -> memedge.Manifest:
     )
 
 
+def many_callers(detector: memedge.Detector) -> memedge.Verdict:
+    def count(one: memedge.Round) -> None:
+        assert_type(one.waited, tuple[float, ...])
+
+    with memedge.Gate(detector, most_prompts=100, observe=count) as gate:
+        assert_type(gate.warmup(10), float)
+        assert_type(gate.detect_all(["a", "b"], "off"), list[memedge.Verdict])
+        return gate.detect("a", timeout=1.0)
+
+
+async def coroutine(gate: memedge.Gate) -> memedge.Verdict:
+    assert_type(await gate.adetect_all(["a"]), list[memedge.Verdict])
+    return await gate.adetect("a", timeout=1.0)
+
+
 def why(error: memedge.MemedgeError) -> str:
     """Tell errors apart, the narrow ones first."""
     match error:
@@ -183,6 +198,12 @@ def why(error: memedge.MemedgeError) -> str:
             return "the model"
         case memedge.EngineError():
             return "the engine"
+        case memedge.OverloadedError():
+            return f"try again in {error.retry_after} s"
+        case memedge.DeadlineError() | memedge.ClosedError():
+            return "too late"
+        case memedge.TooLargeError():
+            return "fewer at a time"
         case memedge.InputError():
             return "the input"
         case memedge.ExportError():

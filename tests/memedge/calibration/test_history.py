@@ -50,7 +50,7 @@ def quick(monkeypatch, detector):
     monkeypatch.setattr(Engine, "open", open_engine)
     monkeypatch.setattr(Engine, "encode", lambda _engine, ids: ids)
     monkeypatch.setattr(Engine, "statistics", lambda _engine, ids, *_: (ids.sum(1) / 1e5, np.zeros(len(ids))))
-    monkeypatch.setattr(fitting, "fit", lambda *_: Fit(-2.0, 3.0, 1.0, own.cross_validation))
+    monkeypatch.setattr(fitting, "fit", lambda *_: Fit(-2.0, 3.0, 1.0, 0.5, own.cross_validation))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
@@ -111,7 +112,14 @@ def small(model, checkpoint):
 @pytest.fixture(scope="module")
 def emoji(detector):
     """The embedded model, which has truly memorized pictures."""
-    return Model(make_pipe(StableDiffusionPipeline), detector, CLEAN, MEMORIZED)
+    pipe = make_pipe(StableDiffusionPipeline)
+    if int(transformers.__version__.split(".")[0]) < 5:
+        # Such a pipeline may read the checkpoint's files otherwise, and then brings no memorized picture back.
+        with torch.no_grad():
+            read = pipe.encode_prompt(MEMORIZED[0], "cpu", 1, False)[0].numpy()
+        if detector.score_embeddings(read).score[0] != pytest.approx(detector.score(MEMORIZED[:1]).score[0], rel=1e-3):
+            pytest.skip("this transformers reads the embedded checkpoint otherwise than the one it was made with")
+    return Model(pipe, detector, CLEAN, MEMORIZED)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +180,8 @@ def test_all_blocked(small):
     assert result.images == [None] * 6 and result.output is None
     for own, verdict in zip(result.verdicts, detector.detect(memorized), strict=True):
         assert (own.prompt, own.score, own.norm) == (verdict.prompt, verdict.score, verdict.norm)
-        assert (own.action, own.threshold, own.reason) == ("blocked", verdict.threshold, verdict.reason)
+        assert (own.action, own.threshold) == ("blocked", verdict.threshold)
+        assert own.reason == f"{verdict.reason}; the pipeline has 1 hook on the UNet"  # this test's
         assert own.mitigation is None
     single = guard(pipe, detector)(memorized[0], num_inference_steps=2)
     assert single.images == [None] and actions(single) == ["blocked"]

@@ -1,0 +1,1 @@
+"""`memedge serve`: the gate over HTTP. Needs the extra `serve`."""

@@ -1,0 +1,1 @@
+"""Many callers of one detector: their prompts go through the UNet together. No HTTP here."""

@@ -1,0 +1,395 @@
+"""The gate: many threads and coroutines ask for verdicts, and the UNet sees batches.
+
+One thread runs the engine, so nothing waits for anything but work. The next batch is whatever waits: there is no delay
+to fill it. Admission is outside the queue, and so the queue cannot grow by surprise. Prompts that are still open after
+their first pass go on while new ones join them.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import TracebackType
+from typing import get_args
+
+import numpy as np
+
+from memedge.detector import Detector, Early
+from memedge.engine.arrays import Indices
+from memedge.engine.errors import InputError, MemedgeError
+from memedge.prompts.text import checked_prompts
+from memedge.results import Verdict
+from memedge.serving.cache import VerdictCache
+from memedge.serving.cohort import Cohort
+from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError, TooLargeError
+from memedge.serving.jobs import Answer, Job, Waiter
+
+PROMPTS = 1024  # that may wait, where nobody says otherwise
+BYTES = 16 << 20  # of their text
+_LATE = "The deadline passed before the verdict was there: allow more time, or send fewer prompts at a time."
+LATELY = 8  # rounds that count as lately
+WARM_PROMPTS = 64  # measured at warm-up
+
+
+@dataclass(frozen=True)
+class Round:
+    """One call of the UNet, for whoever counts.
+
+    Attributes:
+        rows: UNet rows (prompt × timestep × draw).
+        prompts: whose rows they were.
+        seconds: what the round took, tokenizer and text encoder included.
+        waited: seconds that each prompt which was admitted in it had waited.
+        queued: prompts that wait now.
+    """
+
+    rows: int
+    prompts: int
+    seconds: float
+    waited: tuple[float, ...]
+    queued: int
+
+
+class Gate:
+    """Gives verdicts to many callers at once, in batches. They are those of `Detector.detect`.
+
+    `memorized` is the same; norm and score are equal but for what another batch's shape rounds (engine/precision.py).
+    Any number of threads and event loops may call any method. A gate has one thread of its own, until it is closed.
+
+    Examples:
+        >>> from memedge import Detector, Gate
+        >>> with Gate(Detector.load(provider="cpu")) as gate:
+        ...     gate.detect("cow icon").memorized
+        True
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        *,
+        most_prompts: int | None = None,
+        most_bytes: int = BYTES,
+        cache: int = 0,
+        observe: Callable[[Round], None] | None = None,
+    ):
+        """Start the gate's thread.
+
+        Args:
+            detector: gives the verdicts; others may go on using it.
+            most_prompts: that may be in the gate at once, waiting or on their way; more are refused at once. Default:
+                1024, or after `warmup(seconds)` what the engine does in so many.
+            most_bytes: of their text in UTF-8, likewise.
+            cache: how many verdicts are kept for prompts of the same tokens, which then cost no pass; their reasons say
+                so. 0: none.
+            observe: is called by the gate's thread after each call of the UNet.
+
+        Raises:
+            InputError: a limit that is not positive, or a cache of less than nothing.
+        """
+        if not isinstance(detector, Detector):
+            raise InputError(f"Gate takes a Detector, not {type(detector).__name__}: make one with Detector.load.")
+        for name, value, least in (
+            ("most_prompts", most_prompts, 1),
+            ("most_bytes", most_bytes, 1),
+            ("cache", cache, 0),
+        ):
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+                raise InputError(f"{name} is {value!r}: give a whole number of at least {least}.")
+        self._detector, self._engine = detector, detector.engine
+        self._most_prompts, self._most_bytes = most_prompts or PROMPTS, most_bytes
+        self._measured = most_prompts is None
+        self._cache = VerdictCache(cache) if cache else None
+        self._observe = observe
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._in_flight: dict[tuple[str, Early], Job] = {}
+        self._prompts = self._bytes = 0  # in the gate
+        self._closed = False
+        self._speed = 0.0  # prompts per second, as last measured; 0: not yet
+        self._usual = 0.0  # seconds of a round, lately
+        self._thread = threading.Thread(target=self._run, name="memedge-gate", daemon=True)
+        self._thread.start()
+
+    @property
+    def detector(self) -> Detector:
+        """The detector whose verdicts these are."""
+        return self._detector
+
+    @property
+    def most_prompts(self) -> int:
+        """How many prompts may be in the gate at once."""
+        return self._most_prompts
+
+    @property
+    def queued(self) -> int:
+        """How many prompts are in the gate now."""
+        return self._prompts
+
+    def detect(self, prompt: str, early: Early = "proven", *, timeout: float | None = None) -> Verdict:
+        """Return the verdict on one prompt, from any thread.
+
+        Args:
+            prompt: the prompt.
+            early: as in `Detector.detect`.
+            timeout: seconds after which the answer is of no use any more; None: never.
+
+        Raises:
+            OverloadedError: the gate is full; its `retry_after` says when to try again.
+            DeadlineError: the time was over first.
+            ClosedError: the gate is closed.
+            InputError, NotFiniteError: as in `Detector.detect`.
+        """
+        return self.detect_all([prompt], early, timeout=timeout)[0]
+
+    async def adetect(self, prompt: str, early: Early = "proven", *, timeout: float | None = None) -> Verdict:
+        """Return the verdict on one prompt, from any coroutine; as `detect`. What is cancelled is not computed."""
+        return (await self.adetect_all([prompt], early, timeout=timeout))[0]
+
+    def detect_all(
+        self, prompts: Sequence[str], early: Early = "proven", *, timeout: float | None = None
+    ) -> list[Verdict]:
+        """Return a verdict per prompt; as `detect`. All are admitted, or none."""
+        answers, deadline = self._admit(prompts, early, timeout)
+        try:
+            return [answer.result(_left(deadline)) for answer in answers]
+        except TimeoutError:
+            raise DeadlineError(_LATE) from None
+        finally:
+            _cancel(answers)
+
+    async def adetect_all(
+        self, prompts: Sequence[str], early: Early = "proven", *, timeout: float | None = None
+    ) -> list[Verdict]:
+        """Return a verdict per prompt; as `adetect`. All are admitted, or none."""
+        answers, deadline = self._admit(prompts, early, timeout)
+        try:
+            async with asyncio.timeout(_left(deadline)):
+                return [await asyncio.wrap_future(answer) for answer in answers]
+        except TimeoutError:
+            raise DeadlineError(_LATE) from None
+        finally:
+            _cancel(answers)
+
+    def warmup(self, seconds: float = 10.0) -> float:
+        """Run batches as they will come, and measure; return prompts per second.
+
+        From then on the gate takes what the engine does in so many seconds, unless `most_prompts` was given.
+
+        Args:
+            seconds: of work that may wait.
+        """
+        self._engine.backend.prepare()
+        rows, most = self._engine.rows_per_call, min(WARM_PROMPTS, self._most_prompts)
+        for size in dict.fromkeys((1, min(most, rows), most)):
+            self.detect_all([f"warm up {size} {place}" for place in range(size)])
+        start = time.perf_counter()
+        self.detect_all([f"measured {place}" for place in range(most)], "off")
+        self._speed = most / (time.perf_counter() - start)
+        if self._measured:
+            self._most_prompts = max(1, round(self._speed * seconds))
+        return self._speed
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Take nothing more, finish what is in the gate, and end the thread; return whether it ended in time.
+
+        Args:
+            timeout: seconds to wait; after them, what is left gets a ClosedError.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            with self._changed:
+                left, self._waiting = list(self._waiting), deque()
+            for job in left:
+                self._leave(job, ClosedError("The gate was closed before this prompt's turn: ask another one."))
+            return False
+        return True
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _admit(self, prompts: Sequence[str], early: Early, timeout: float | None) -> tuple[list[Answer], float]:
+        """Queue the prompts, or refuse them all; return their answers and their deadline."""
+        if early not in get_args(Early):
+            raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
+        if early == "conformal" and self._detector.info.rule.conformal is None:
+            raise InputError("The engine stores no conformal interval: use early='proven'.")
+        texts = list(checked_prompts(prompts))
+        if not texts:
+            raise InputError("There are no prompts to judge: give at least one.")
+        if timeout is not None and not timeout > 0:
+            raise DeadlineError(f"The time was over before the prompt was asked for (timeout {timeout:g} s).")
+        size = sum(len(text.encode()) for text in texts)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            if self._closed:
+                raise ClosedError("The gate is closed: ask another one.")
+            if self._prompts + len(texts) > self._most_prompts or self._bytes + size > self._most_bytes:
+                raise self._overloaded(len(texts), size)
+            answers: list[Answer] = []
+            for text in texts:
+                waiter = Waiter(Future(), deadline)
+                answers.append(waiter.answer)
+                if job := self._in_flight.get((text, early)):
+                    job.waiters.append(waiter)
+                    continue
+                job = self._in_flight[text, early] = Job(text, early, [waiter])
+                self._waiting.append(job)
+                self._prompts += 1
+                self._bytes += len(text.encode())
+            self._changed.notify_all()
+        return answers, deadline
+
+    def _overloaded(self, prompts: int, size: int) -> MemedgeError:
+        if prompts > self._most_prompts or size > self._most_bytes:
+            return TooLargeError(
+                f"{prompts} prompts of {size} bytes are more than the gate ever takes, {self._most_prompts} and "
+                f"{self._most_bytes}: send fewer at a time."
+            )
+        wait = self._prompts / self._speed if self._speed else 1.0
+        return OverloadedError(
+            f"{self._prompts} prompts wait, and the gate takes {self._most_prompts}: try again in {wait:.1f} s.",
+            wait,
+        )
+
+    def _run(self) -> None:
+        """Serve until closed. Whatever ends the thread otherwise, nobody is left waiting."""
+        cohorts: list[Cohort] = []
+        try:
+            self._serve(cohorts)
+        except BaseException as error:
+            with self._changed:
+                self._closed = True
+                left, self._waiting = [*self._waiting], deque()
+            for job in [*left, *(job for cohort in cohorts for job in cohort.give_up())]:
+                self._leave(job, ClosedError(f"The gate broke ({type(error).__name__}: {error}): open another one."))
+            raise
+
+    def _serve(self, cohorts: list[Cohort]) -> None:
+        while True:
+            with self._changed:
+                while not (self._waiting or cohorts or self._closed):
+                    self._changed.wait()
+                if not self._waiting and not cohorts:
+                    return
+                jobs = self._next(sum(len(cohort.row) for cohort in cohorts))
+            start, waited = time.perf_counter(), [time.monotonic() - job.waiters[0].since for job in jobs]
+            cohorts += self._begin(jobs)
+            rows, prompts = self._round(cohorts)
+            cohorts[:] = [cohort for cohort in cohorts if len(cohort.row)]
+            if not rows:
+                continue
+            seconds = time.perf_counter() - start
+            self._usual += (seconds - self._usual) / LATELY
+            if self._observe:
+                self._observe(Round(rows, prompts, seconds, tuple(waited), self._prompts))
+
+    def _next(self, taken: int) -> list[Job]:
+        """Take as many jobs as their rows have room beside those `taken`; one at least, if nothing is taken."""
+        jobs: list[Job] = []
+        soonest = time.monotonic() + self._usual  # what is begun too late to be in time is work for nothing
+        room = self._engine.rows_per_call - taken
+        while self._waiting:
+            job = self._waiting[0]
+            rows = self._engine.passes if job.early == "off" else self._engine.draws
+            if rows > room and (jobs or taken):
+                break
+            self._waiting.popleft()
+            if not any(True for _ in job.waiting(soonest)):
+                self._forget(job)
+                job.fail(DeadlineError(_LATE))
+                continue
+            jobs.append(job)
+            room -= rows
+        return jobs
+
+    def _begin(self, jobs: list[Job]) -> list[Cohort]:
+        """Return the jobs as cohorts, one for each way of leaving passes out; what the cache knows is answered."""
+        info, cohorts = self._detector.info, []
+        if not jobs:
+            return []
+        try:
+            ids, truncated = self._engine.tokenize([job.prompt for job in jobs])
+        except Exception as error:
+            for job in jobs:
+                self._leave(job, error)
+            return []
+        for early in dict.fromkeys(job.early for job in jobs):
+            rows = [row for row, job in enumerate(jobs) if job.early == early and not self._known(job, ids[row])]
+            if not rows:
+                continue
+            some = [jobs[row] for row in rows]
+            try:
+                cohorts.append(Cohort(self._engine, info.rule, info.key, some, ids[rows], truncated[rows]))
+            except Exception as error:
+                for job in some:
+                    self._leave(job, error)
+        return cohorts
+
+    def _known(self, job: Job, ids: Indices) -> bool:
+        """Answer a job from the cache, if there is one that knows; return whether it did."""
+        if self._cache is None:
+            return False
+        job.ids = ids.tobytes()
+        found = self._cache.find((job.ids, job.early), job.prompt)
+        if found is not None:
+            self._leave(job, found)
+        return found is not None
+
+    def _round(self, cohorts: list[Cohort]) -> tuple[int, int]:
+        """Run the rows that the cohorts need next, together; return how many rows and prompts that were."""
+        if not cohorts:
+            return 0, 0
+        first = np.cumsum([0, *(len(cohort.states) for cohort in cohorts)])
+        prompt = np.concatenate([cohort.prompt + start for cohort, start in zip(cohorts, first, strict=False)])
+        row = np.concatenate([cohort.row for cohort in cohorts])
+        try:
+            states = self._engine.backend.memory.upload(np.concatenate([cohort.states for cohort in cohorts]))
+            found = self._engine.measure(states, prompt, row, self._detector.info.rule.operands)
+            ends = np.cumsum([len(cohort.row) for cohort in cohorts])[:-1]
+            for cohort, part in zip(cohorts, np.split(found, ends, axis=1), strict=True):
+                for job, result in cohort.take(part):
+                    self._leave(job, result)
+        except Exception as error:
+            for cohort in cohorts:
+                for job in cohort.give_up():
+                    self._leave(job, error)
+        return len(row), len(np.unique(prompt))
+
+    def _leave(self, job: Job, result: Verdict | BaseException) -> None:
+        """Answer a job, and make room for another."""
+        with self._changed:
+            self._forget(job)
+        if isinstance(result, BaseException):
+            job.fail(result)
+            return
+        if self._cache is not None and result.passes:
+            self._cache.keep((job.ids, job.early), result)
+        job.settle(result)
+
+    def _forget(self, job: Job) -> None:
+        if self._in_flight.pop((job.prompt, job.early), None):
+            self._prompts -= 1
+            self._bytes -= len(job.prompt.encode())
+
+
+def _left(deadline: float) -> float | None:
+    """Return the seconds until a deadline, or None if there is none."""
+    return None if deadline == math.inf else max(0.0, deadline - time.monotonic())
+
+
+def _cancel(answers: list[Answer]) -> None:
+    """Tell the gate that nobody waits any more for what is not there yet."""
+    for answer in answers:
+        answer.cancel()
