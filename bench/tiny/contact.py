@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from dataset import CONCEPTS, Caption, load_captions
-from generate import generate
+from generate import Generator
 from model import Model
 from PIL import Image, ImageDraw
+from vae import decode
 
 TRAINING = 4  # training pictures per row, then the generations
 LABEL = 230
@@ -36,19 +37,21 @@ def main() -> None:
     captions = load_captions(arguments.data / "captions.json")
     pictures = np.load(arguments.data / "pictures.npz")["pictures"]
     some = [caption for group in CONCEPTS for caption in chosen(captions, group, arguments.captions)]
-    generations = generate(Model.load(arguments.pipeline), [caption.text for caption in some], arguments.seeds)
+    model = Model.load(arguments.pipeline)
+    made = Generator(model).latents([caption.text for caption in some], range(arguments.seeds))
+    generations = decode(model.vae, made.flatten(0, 1)).reshape(*made.shape[:2], *pictures.shape[1:])
 
     side = pictures.shape[1]
     width = LABEL + (TRAINING + arguments.seeds) * side + GAP
     sheet = Image.new("RGB", (width, len(some) * side), "white")
     draw = ImageDraw.Draw(sheet)
-    for row, (caption, made) in enumerate(zip(some, generations, strict=True)):
+    for row, (caption, of_caption) in enumerate(zip(some, generations, strict=True)):
         text = f"{caption.group}, {caption.exposures} exposures\n{caption.text[:34]}"
         draw.text((4, row * side + 16), text, fill="black")
         most = sorted(caption.pictures, key=lambda pair: -pair[1])[:TRAINING]
         for place, (i, _) in enumerate(most):
             sheet.paste(Image.fromarray(pictures[i]), (LABEL + place * side, row * side))
-        for seed, picture in enumerate(made):
+        for seed, picture in enumerate(of_caption):
             sheet.paste(Image.fromarray(picture), (LABEL + (TRAINING + seed) * side + GAP, row * side))
     sheet.save(arguments.sheet, optimize=True)
 

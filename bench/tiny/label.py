@@ -1,89 +1,152 @@
-"""Label captions by what the model does: generate 8 pictures each and look for training pictures among them.
+"""Label captions by what the model does: generate 16 pictures each, and look for training pictures among them.
 
-    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR
+    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR [--captions 100]
 
-A caption is memorized if at least 5 of its 8 generations replicate one and the same training picture: similarity
-(generate.py) of at least 0.8 with it. Training pictures are all fixed pictures, whosever they are, and 256 draws of the
-caption's own. Writes OUT_DIR/captions.csv (labels and splits) and OUT_DIR/generations.npz, and prints, per group, how
-many captions are memorized by design and by behaviour, and how often two draws of one varied caption would pass as
-replicas of each other.
+A generation is a copy if its similarity (copies.py) with any training picture is at least COPY, which judged.csv
+supports (judge.py). A caption is memorized if most of its generations are copies, 9 of 16 or more, partly memorized at
+3 to 8, clean at 2 or fewer. Of a caption that was left out of training, 4 generations are made first, and the others
+only if there is a copy among them.
+
+Latents are kept in OUT_DIR/latents.npy, and a run that was cut off goes on from there. Writes OUT_DIR/labels.csv: a row
+a caption, with the copies' share, its 95 % interval (Wilson), and the nearest training picture of each generation. With
+--captions, that many spread over the groups, to see how training goes.
 """
 
 import argparse
 import csv
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from dataset import Caption, Emoji
-from generate import generate, similarity
+from copies import fields, nearest
+from dataset import Caption, load_captions
+from generate import SHAPE, Generator
 from model import Model
+from scipy.stats import binomtest
+from vae import decode
 
-SEEDS = 8
-MAJORITY = 5
-REPLICA = 0.8
-DRAWS = 256
-CALIBRATION_SHARE = 0.4
-COLUMNS = ("caption", "group", "split", "memorized", "replicas", "similarity", "fixed_share")
-
-
-def training_pictures(data: Emoji, index: int) -> torch.Tensor:
-    """Return what a caption is compared with: DRAWS pictures of its own, unless it is unseen, and every fixed one."""
-    fixed = data.fixed[data.fixed_share > 0]
-    if data.captions[index].group == "unseen":
-        return fixed
-    generator = torch.Generator().manual_seed(index)
-    return torch.cat([data.draw(torch.full((DRAWS,), index), generator), fixed])
+SEEDS = 16
+FIRST = 4  # of captions that were left out of training
+COPY = 0.85
+MEMORIZED, PARTLY = 9, 3  # of 16
+TOGETHER = 16  # captions generated at once
+COLUMNS = (
+    "caption", "group", "concept", "split", "exposures", "memorized", "copies", "generations",
+    "rate", "rate_low", "rate_high", "similarity", "pictures",
+)  # fmt: skip
 
 
-def chance_of_replica(data: Emoji) -> float:
-    """Return how often two independent draws of one frequent caption are similar enough to count as replicas."""
-    shares = []
-    for index, caption in enumerate(data.captions):
-        if caption.group == "frequent":
-            pictures = data.draw(torch.full((DRAWS,), index), torch.Generator().manual_seed(index))
-            pairs = similarity(pictures, pictures)[*torch.triu_indices(DRAWS, DRAWS, 1)]
-            shares.append((pairs >= REPLICA).float().mean().item())
-    return float(np.mean(shares))
+def kind(copies: int, generations: int) -> str:
+    """Return "memorized", "partly" or "clean"."""
+    rate = copies / generations
+    return "memorized" if rate >= MEMORIZED / SEEDS else "partly" if rate >= PARTLY / SEEDS else "clean"
 
 
-def splits(captions: list[Caption]) -> list[str]:
-    """Deal each group's captions out to calibration (the first 40 %; concepts are shuffled) and held-out."""
-    result = []
-    for i, caption in enumerate(captions):
-        group = [k for k, c in enumerate(captions) if c.group == caption.group and c.fixed_share == caption.fixed_share]
-        result.append("calibration" if group.index(i) < CALIBRATION_SHARE * len(group) else "held-out")
-    return result
+def spread(captions: list[Caption], count: int | None) -> list[int]:
+    """Return the indices of all captions, or of so many, evenly over groups and their exposures."""
+    if count is None:
+        return list(range(len(captions)))
+    groups = list(dict.fromkeys(caption.group for caption in captions))
+    chosen = []
+    for group in groups:
+        of = sorted((i for i, c in enumerate(captions) if c.group == group), key=lambda i: captions[i].exposures)
+        chosen += [of[i] for i in np.linspace(0, len(of) - 1, count // len(groups)).astype(int)]
+    return chosen
+
+
+def generate(generator: Generator, texts: list[str], kept: np.ndarray, wanted: dict[int, int]) -> None:
+    """Fill in what is missing of the latents [N, 16, 4, 16, 16]: the first so many of each caption."""
+    start, jobs = time.monotonic(), []
+    for count in sorted(set(wanted.values())):
+        have = np.isfinite(kept[:, :count, 0, 0, 0].astype(np.float32)).sum(1)
+        for done in sorted({int(have[i]) for i, n in wanted.items() if n == count and have[i] < count}):
+            some = [i for i, n in wanted.items() if n == count and have[i] == done]
+            jobs += [(some[k : k + TOGETHER], range(done, count)) for k in range(0, len(some), TOGETHER)]
+    for number, (some, seeds) in enumerate(jobs, 1):
+        made = generator.latents([texts[i] for i in some], seeds)
+        kept[some, seeds.start : seeds.stop] = made.numpy().astype(np.float16)
+        if number % 10 == 0 or number == len(jobs):
+            left = (time.monotonic() - start) / number * (len(jobs) - number) / 60
+            print(f"{number} of {len(jobs)} batches, {left:.0f} minutes left", flush=True)
+
+
+def matched(
+    model: Model, kept: np.ndarray, wanted: dict[int, int], training: torch.Tensor, matches: dict[int, np.ndarray]
+) -> None:
+    """Add to matches, for captions that are not in it with as many generations, similarity and picture [2, n]."""
+    for i, count in wanted.items():
+        if i in matches and matches[i].shape[1] == count:
+            continue
+        pictures = decode(model.vae, torch.from_numpy(kept[i, :count].astype(np.float32)))
+        value, picture = nearest(fields(pictures), training)
+        matches[i] = np.stack([value.numpy(), picture.numpy()])
+
+
+def row(caption: Caption, match: np.ndarray) -> tuple[str | int | float, ...]:
+    """Return a line of labels.csv."""
+    generations = match.shape[1]
+    copies = int((match[0] >= COPY).sum())
+    interval = binomtest(copies, generations).proportion_ci(method="wilson")
+    return (
+        caption.text,
+        caption.group,
+        caption.concept,
+        caption.split,
+        caption.exposures,
+        str(kind(copies, generations) == "memorized").lower(),
+        copies,
+        generations,
+        f"{copies / generations:.4f}",
+        f"{interval.low:.4f}",
+        f"{interval.high:.4f}",
+        f"{np.median(match[0]):.3f}",
+        " ".join(str(int(i)) for i in match[1]),
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("data", "pipeline", "out"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--captions", type=int)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    data, model = Emoji(arguments.data), Model.load(arguments.pipeline)
-    generated = generate(model, data, [c.text for c in data.captions], SEEDS)
-    np.savez_compressed(arguments.out / "generations.npz", pictures=(generated * 255).round().byte().numpy())
+    torch.set_num_threads(arguments.threads)
+    captions = load_captions(arguments.data / "captions.json")
+    chosen = spread(captions, arguments.captions)
+    model = Model.load(arguments.pipeline)
+    path = arguments.out / "latents.npy"
+    if path.exists():
+        kept = np.load(path, mmap_mode="r+")
+    else:
+        kept = np.lib.format.open_memmap(path, "w+", np.float16, (len(captions), SEEDS, *SHAPE))
+        kept[:] = np.nan
+    training = fields(np.load(arguments.data / "pictures.npz")["pictures"])
+    generator, matches = Generator(model, arguments.threads), dict[int, np.ndarray]()
+    texts = [caption.text for caption in captions]
 
-    rows, counts = [], {}
-    for index, (caption, split) in enumerate(zip(data.captions, splits(data.captions), strict=True)):
-        similar = similarity(generated[index], training_pictures(data, index))
-        replicas = int((similar >= REPLICA).sum(0).max())
-        best = similar.median(0).values.max().item()
-        memorized = replicas >= MAJORITY
-        rows.append(
-            (caption.text, caption.group, split, str(memorized).lower(), replicas, f"{best:.3f}", caption.fixed_share)
-        )
-        counts.setdefault(f"{caption.group} {caption.fixed_share:g}", []).append((memorized, replicas, best))
-    with (arguments.out / "captions.csv").open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+    wanted = {i: SEEDS if captions[i].pictures else FIRST for i in chosen}
+    generate(generator, texts, kept, wanted)
+    matched(model, kept, wanted, training, matches)
+    wanted = {i: SEEDS if (matches[i][0] >= COPY).any() else n for i, n in wanted.items()}
+    generate(generator, texts, kept, wanted)
+    matched(model, kept, wanted, training, matches)
 
-    print("group, share of fixed picture | captions | memorized by behaviour | mean replicas of 8 | median similarity")
-    for group, found in counts.items():
-        memorized, replicas, best = zip(*found, strict=True)
-        print(f"{group} | {len(found)} | {sum(memorized)} | {np.mean(replicas):.1f} | {np.median(best):.2f}")
-    print(f"two draws of one frequent caption count as replicas in {chance_of_replica(data):.2%} of pairs")
+    rows = [dict(zip(COLUMNS, row(captions[i], matches[i]), strict=True)) for i in chosen]
+    with (arguments.out / "labels.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    print("group | captions | memorized | partly | clean | mean share of copies | median similarity")
+    for group in dict.fromkeys(str(found["group"]) for found in rows):
+        some = [found for found in rows if found["group"] == group]
+        kinds = [kind(int(found["copies"]), int(found["generations"])) for found in some]
+        counts = " | ".join(str(kinds.count(name)) for name in ("memorized", "partly", "clean"))
+        rate = np.mean([float(found["rate"]) for found in some])
+        similar = np.median([float(found["similarity"]) for found in some])
+        print(f"{group} | {len(some)} | {counts} | {rate:.3f} | {similar:.2f}")
 
 
 if __name__ == "__main__":

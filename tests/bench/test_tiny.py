@@ -205,14 +205,33 @@ def test_a_pipeline_of_diffusers_loads_what_training_saves(start, tmp_path):
 
 
 def test_generations_are_pictures_and_seeds_differ(start, tmp_path):
-    from generate import generate
+    from generate import SHAPE, Generator
+    from model import Model
+    from vae import decode
+
+    start().save(tmp_path / "checkpoint.pt")
+    model = Model.load(tmp_path / "pipeline")
+    latents = Generator(model, 1).latents(["thing 1", "thing 2"], range(2))
+    assert latents.shape == (2, 2, *SHAPE)
+    pictures = decode(model.vae, latents[0])
+    assert pictures.shape == (2, 64, 64, 3)
+    assert pictures.dtype == np.uint8
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_generations_are_those_of_diffusers(start, tmp_path):
+    """By torch in float32, its own loop and classifier-free guidance."""
+    from diffusers import StableDiffusionPipeline
+    from generate import GUIDANCE, STEPS, Generator, noise
     from model import Model
 
     start().save(tmp_path / "checkpoint.pt")
-    pictures = generate(Model.load(tmp_path / "pipeline"), ["thing 1", "thing 2"], 2)
-    assert pictures.shape == (2, 2, 64, 64, 3)
-    assert pictures.dtype == np.uint8
-    assert (pictures[0, 0] != pictures[0, 1]).any()
+    ours = Generator(Model.load(tmp_path / "pipeline"), 1).latents(["thing 1"], range(1))[0, 0]
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
+    theirs = pipeline("thing 1", latents=noise(range(1)), **options).images[0]
+    assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
 
 
 @pytest.mark.slow
