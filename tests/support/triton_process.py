@@ -18,6 +18,7 @@ import httpx
 import memedge
 
 WHEEL = "nvidia-pytriton==0.7.0"
+PYTHONS = ((3, 11), (3, 12), (3, 13))  # that it has a stub for, and memedge runs on
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
