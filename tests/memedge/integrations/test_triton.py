@@ -410,8 +410,7 @@ def test_triton_refuses_what_its_queue_does_not_hold(triton):
         assert len(full) < 10 * WAITING
         assert any("Exceeds maximum queue size" in one for one in full)
         late = ask(WAITING, timeout=1000)  # microseconds
-        assert 0 < len(late) < WAITING
-        assert all("timeout" in one.lower() for one in late)
+        assert late and all("timeout" in one.lower() for one in late)
         assert caller.infer("memedge", tensor(grpc, "a star")).as_numpy("memorized").item() is False
     waited = [one for one in (*full, *late) if "timeout" in one.lower()]
     assert triton.count("nv_inference_request_failure", "REJECTED") - before == len(waited)
