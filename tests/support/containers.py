@@ -35,7 +35,9 @@ class Stage:
 
     layer: Path
     base: Path
-    environment: dict[str, str] = field(default_factory=lambda: {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
+    environment: dict[str, str] = field(
+        default_factory=lambda: {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"}
+    )
     settings: dict[str, str] = field(default_factory=dict)
 
     def command(self, command: list[str], *, as_it_runs: bool = False, also: str = "") -> list[str]:
@@ -115,7 +117,9 @@ def build(containerfile: Path, context: Path, base: Path, folder: Path, *, packa
             else:
                 (found,) = context.glob(source)
                 came = str(found)
-            stage.run(["true"], also=f"mkdir -p $root{Path(target).parent if flags else target}; cp -a {came} $root{target}")
+            stage.run(
+                ["true"], also=f"mkdir -p $root{Path(target).parent if flags else target}; cp -a {came} $root{target}"
+            )
         elif name == "ENV":
             stage.environment |= dict(one.split("=", 1) for one in shlex.split(rest))
         else:
