@@ -1,4 +1,4 @@
-"""deploy/Containerfile: what it promises, and its steps run. No container engine is here, so a chroot stands for one."""
+"""deploy/Containerfile: what it promises, and its steps, run in a chroot instead of a container."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A Containerfile's steps without a container engine: each in a chroot of its own mounts, kept in an overlay per stage."""
+"""A Containerfile's steps without a container engine: each in a chroot with mounts of its own, an overlay per stage."""
 
 import json
 import os
@@ -63,10 +63,8 @@ class Stage:
         if as_it_runs:
             uid, _, gid = self.settings["USER"].partition(":")
             script += ["mount -o remount,ro $root", "mount -t tmpfs tmpfs $root/tmp"]
-            command = [
-                "setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--bounding-set=-all", "--no-new-privs",
-                *command,
-            ]  # fmt: skip
+            user = [f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--bounding-set=-all", "--no-new-privs"]
+            command = ["setpriv", *user, *command]
         else:
             script += [
                 "mount -t tmpfs tmpfs $root/run",
