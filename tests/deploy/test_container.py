@@ -64,3 +64,5 @@ def test_its_steps(tmp_path):
         if server.poll() is None:
             server.kill()
         server.wait()
+        for folder in ("debian", "stages"):  # as large as a system
+            shutil.rmtree(tmp_path / folder, ignore_errors=True)
