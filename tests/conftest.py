@@ -72,6 +72,15 @@ def triton_environment(tmp_path_factory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server of the embedded engine that several tests ask."""
+    from servers import serving
+
+    with serving(tmp_path_factory.mktemp("server"), "--provider", "cpu") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def cuda_stub(tmp_path_factory) -> Path:
     """A libcuda.so.1 over host memory, for processes with device.stub_environment."""
     if not (compiler := shutil.which("gcc")):
