@@ -138,7 +138,8 @@ class Gate:
             timeout: seconds after which the answer is of no use any more; None: never.
 
         Raises:
-            OverloadedError: the gate is full; its `retry_after` says when to try again.
+            OverloadedError: the gate is full, or who waits there takes longer than `timeout`; its `retry_after` says
+                when to try again.
             DeadlineError: the time was over first.
             ClosedError: the gate is closed.
             InputError, NotFiniteError: as in `Detector.detect`.
