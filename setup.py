@@ -5,8 +5,8 @@ the top-level names `export` and `engine`.
 
 Without a compiler, or where compiling fails, the package installs all the same and computes in NumPy. Environment:
 MEMEDGE_REQUIRE_CORE=1 makes that failure fatal, MEMEDGE_NO_CORE=1 doesn't try, MEMEDGE_WERROR=1 turns warnings into
-errors. The same holds for the core's device code, with nvcc as the compiler (from CUDA_HOME, else from PATH):
-MEMEDGE_REQUIRE_CUDA=1, MEMEDGE_NO_CUDA=1.
+errors (not those of Visual C++). The same holds for the core's device code, with nvcc as the compiler (from CUDA_HOME,
+else from PATH): MEMEDGE_REQUIRE_CUDA=1, MEMEDGE_NO_CUDA=1.
 """
 
 import os
@@ -26,12 +26,21 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"] if WERROR else []
 FOLDERS = {"memedge": "memedge", "memedge.engine": "engine", "memedge.export": "export"}
 
 # Each file is compiled with its own instruction set's flags, all others with none: what runs anywhere stays so.
+X86_FLAGS = {
+    "csrc/guidance_stats_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
+    "csrc/guidance_stats_avx512.cc": ["-mavx512f", "-mavx512bw", "-mavx512vl"],
+}
+ARM_FLAGS = {"csrc/guidance_stats_neon.cc": []}
+# By the last word of the platform's name. macOS says arm64, or universal2, where one compilation is for both. Visual
+# C++ knows neither the flags nor __x86_64__: the core has the scalar path alone there.
 ISA_FLAGS = {
-    "x86_64": {
-        "csrc/guidance_stats_avx2.cc": ["-mavx2", "-mfma", "-mf16c"],
-        "csrc/guidance_stats_avx512.cc": ["-mavx512f", "-mavx512bw", "-mavx512vl"],
+    "x86_64": X86_FLAGS,
+    "aarch64": ARM_FLAGS,
+    "arm64": {} if sys.platform == "win32" else ARM_FLAGS,
+    "universal2": {
+        **{file: [word for flag in flags for word in ("-Xarch_x86_64", flag)] for file, flags in X86_FLAGS.items()},
+        **ARM_FLAGS,
     },
-    "aarch64": {"csrc/guidance_stats_neon.cc": []},
 }
 
 # Each of these also runs on later chips of its generation. All others compile the PTX when they load it; the oldest
@@ -159,8 +168,9 @@ def native_core():
             "csrc/to_host.cu",
         ],
         cxx_std=17,
-        extra_compile_args=["-O3", "-pthread", *WARNINGS],
-        extra_link_args=["-pthread"],
+        # Visual C++ optimizes and threads without being asked.
+        extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-pthread", *WARNINGS],
+        extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
     )
     core.optional = not REQUIRED  # setuptools then accepts that the built file is missing
     return [core]

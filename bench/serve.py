@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import aiohttp
 from rich.console import Console
 from rich.table import Table
 
@@ -61,14 +61,15 @@ def prompt() -> str:
     return f"{words[number % len(words)].prompt} {number}"
 
 
-async def ask(client: httpx.AsyncClient, count: int = 1) -> tuple[int, float]:
+async def ask(client: aiohttp.ClientSession, count: int = 1) -> tuple[int, float]:
     """Ask for verdicts; return the status and the seconds it took."""
     start = time.perf_counter()
-    answer = await client.post("/v1/verdicts", json={"prompts": [prompt() for _ in range(count)]})
-    return answer.status_code, time.perf_counter() - start
+    async with client.post("/v1/verdicts", json={"prompts": [prompt() for _ in range(count)]}) as answer:
+        await answer.read()
+    return answer.status, time.perf_counter() - start
 
 
-async def closed_loop(client: httpx.AsyncClient, clients: int, batch: int, seconds: float) -> float:
+async def closed_loop(client: aiohttp.ClientSession, clients: int, batch: int, seconds: float) -> float:
     """Return prompts per second of clients that each wait for an answer before they ask again."""
     end, done = time.perf_counter() + seconds, 0
 
@@ -83,7 +84,7 @@ async def closed_loop(client: httpx.AsyncClient, clients: int, batch: int, secon
     return done / (time.perf_counter() - start)
 
 
-async def open_loop(client: httpx.AsyncClient, times: float, capacity: float, seconds: float) -> Load:
+async def open_loop(client: aiohttp.ClientSession, times: float, capacity: float, seconds: float) -> Load:
     """Send requests at random times, and return what became of them."""
     rate, randomly, tasks = times * capacity, random.Random(0), []
     start = time.perf_counter()
@@ -114,8 +115,7 @@ def resident(pid: int) -> int:
 
 
 async def measure(url: str, pid: int, detector: Detector, seconds: float, requests: int) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=256)
-    async with httpx.AsyncClient(base_url=url, timeout=60, trust_env=False, limits=limits) as client:
+    async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as client:
         here, there = [], []
         for _ in range(ROUNDS * 20):
             start = time.perf_counter()

@@ -1,4 +1,5 @@
 // AVX2 with FMA and F16C: 8 pixels at a time.
+#if defined(__x86_64__)  // a compilation for several architectures reads this file for each
 #include <immintrin.h>
 
 #include "row_loop.h"
@@ -60,3 +61,5 @@ struct Avx2 {
 RowKernel avx2_kernel(DType dtype, Operands operands) { return kernel_for<Avx2>(dtype, operands); }
 
 }  // namespace memedge
+
+#endif

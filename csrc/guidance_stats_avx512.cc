@@ -1,4 +1,5 @@
 // AVX-512 (F, BW, VL): 16 pixels at a time, tails by mask.
+#if defined(__x86_64__)  // a compilation for several architectures reads this file for each
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC's own intrinsics, gcc.gnu.org/PR105593
 #endif
@@ -61,3 +62,5 @@ struct Avx512 {
 RowKernel avx512_kernel(DType dtype, Operands operands) { return kernel_for<Avx512>(dtype, operands); }
 
 }  // namespace memedge
+
+#endif

@@ -1,4 +1,5 @@
 // NEON (every AArch64 processor has it): 4 pixels at a time.
+#if defined(__aarch64__)  // a compilation for several architectures reads this file for each
 #include <arm_neon.h>
 
 #include "row_loop.h"
@@ -49,3 +50,5 @@ struct Neon {
 RowKernel neon_kernel(DType dtype, Operands operands) { return kernel_for<Neon>(dtype, operands); }
 
 }  // namespace memedge
+
+#endif

@@ -9,6 +9,10 @@ using namespace memedge;
 
 #if defined(__clang__)
 #define MEMEDGE_COMPILER __VERSION__
+#elif defined(_MSC_VER)
+#define MEMEDGE_TEXT(number) #number
+#define MEMEDGE_TEXT_OF(macro) MEMEDGE_TEXT(macro)
+#define MEMEDGE_COMPILER "Visual C++ " MEMEDGE_TEXT_OF(_MSC_VER)
 #else
 #define MEMEDGE_COMPILER "GCC " __VERSION__
 #endif

@@ -31,6 +31,7 @@ from memedge.commands import (  # noqa: F401
     bench,
     export,
     build,
+    triton,
 )
 
 # isort: on

@@ -3,6 +3,9 @@
 import os
 import shutil
 import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,26 @@ def detector():
     from memedge import Detector
 
     return Detector.load(provider="cpu")
+
+
+@pytest.fixture(scope="session")
+def triton_environment(tmp_path_factory) -> Iterator[Path]:
+    """A virtual environment with a real tritonserver."""
+    from triton_process import PYTHONS, environment
+
+    if not sysconfig.get_config_var("Py_ENABLE_SHARED") or sys.version_info[:2] not in PYTHONS:
+        pytest.skip("the Python backend needs libpython of 3.11, 3.12 or 3.13")
+    with environment(tmp_path_factory.mktemp("triton")) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server of the embedded engine that several tests ask."""
+    from servers import serving
+
+    with serving(tmp_path_factory.mktemp("server"), "--provider", "cpu") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

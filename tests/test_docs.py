@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("bench", "csrc", "docs", "engine", "export", "memedge", "tests")
+FOLDERS = ("bench", "csrc", "deploy", "docs", "engine", "examples", "export", "memedge", "tests")
 COMMENT = {".cc": "//", ".h": "//", ".cu": "//", ".cuh": "//", ".c": "//", ".sh": "#", ".toml": "#", ".yml": "#"}
 
 # A path within the repository, or a file's name alone.

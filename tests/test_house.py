@@ -17,8 +17,8 @@ RUN_TIME = ("decision", "detector", "embedded", "engine", "guidance", "pictures"
 MAY_IMPORT = {
     "cli": ("commands", "engine"),
     "commands": ("*", "export"),
-    "integrations": (*RUN_TIME, "mitigation"),
-    "server": (*RUN_TIME, "explain", "serving"),
+    "integrations": (*RUN_TIME, "mitigation", "protocol"),
+    "server": (*RUN_TIME, "explain", "protocol", "serving"),
     "serving": RUN_TIME,
     "mitigation": (*RUN_TIME, "autograd"),
     "evaluation": (*RUN_TIME, "detectors", "metrics", "scoring"),
@@ -37,6 +37,7 @@ MAY_IMPORT = {
     "prompts": ("decision", "engine"),
     "guidance": ("engine",),
     "pictures": ("engine",),
+    "protocol": ("results",),
     "results": ("engine", "tables"),
     "tables": ("engine",),
     "embedded": (),

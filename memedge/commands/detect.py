@@ -1,12 +1,13 @@
 """`memedge detect PROMPT...`: verdicts."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import (
+    EarlyOption,
     EngineOption,
     JsonOption,
     PrecisionOption,
@@ -28,13 +29,7 @@ LABELS = {True: "[bold red]MEMORIZED[/]", False: "[green]ok[/]", None: "no verdi
 @app.command()
 def detect(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Prompts, each in quotes.")],
-    early: Annotated[
-        Literal["proven", "conformal", "off"],
-        typer.Option(
-            "--early",
-            help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none.",
-        ),
-    ] = "proven",
+    early: EarlyOption = "proven",
     threshold: ThresholdOption = None,
     target_fpr: TargetFprOption = None,
     engine: EngineOption = None,

@@ -71,6 +71,12 @@ DrawsOption = Annotated[
     str | None, typer.Option("--draws", metavar="N,...", help="Draws per prompt.", show_default="the engine's own")
 ]
 PlotOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")]
+EarlyOption = Annotated[
+    Literal["proven", "conformal", "off"],
+    typer.Option(
+        "--early", help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none."
+    ),
+]
 ThresholdOption = Annotated[
     float | None,
     typer.Option(

@@ -1,12 +1,12 @@
 """The Open Inference Protocol, version 2, over HTTP: what Triton's clients and KServe speak.
 
-One model, named "memedge" whatever the engine. Its input is `prompt`, BYTES [N] or [N, 1]; its outputs are a verdict's
-fields, N of each. Tensors come and go in JSON or in binary, as the protocol's extension for binary data says.
+One model (memedge/protocol.py), whatever the engine. Its input is BYTES [N] or [N, 1]; its outputs have N values each.
+Tensors come and go in JSON or in binary, as the protocol's extension for binary data says.
 https://github.com/kserve/open-inference-protocol
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,31 +15,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import memedge
-from memedge.results import Verdict
+from memedge.protocol import INPUT, NAME, OUTPUTS, VERSION
 from memedge.server.answers import BadRequestError, json
 from memedge.server.context import Context, route
 from memedge.server.request import parse
 
-NAME, VERSION = "memedge", "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data"]
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-# Name → the protocol's type, NumPy's, and the field. What was not computed is NaN, which JSON has as null.
-OUTPUTS: dict[str, tuple[str, str, Callable[[Verdict], Any]]] = {
-    "memorized": ("BOOL", "?", lambda one: bool(one.memorized)),
-    "score": ("FP64", "<f8", lambda one: _or_nan(one.score)),
-    "norm": ("FP64", "<f8", lambda one: one.norm),
-    "alignment": ("FP64", "<f8", lambda one: _or_nan(one.alignment)),
-    "threshold": ("FP64", "<f8", lambda one: _or_nan(one.threshold)),
-    "truncated": ("BOOL", "?", lambda one: one.truncated),
-    "passes": ("INT64", "<i8", lambda one: one.passes),
-    "reason": ("BYTES", "O", lambda one: one.reason),
-}
 
 
 class Input(msgspec.Struct):
@@ -104,7 +86,7 @@ async def _model(_context: Context) -> Response:
             "name": NAME,
             "versions": [VERSION],
             "platform": "memedge",
-            "inputs": [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}],
+            "inputs": [{"name": INPUT, "datatype": "BYTES", "shape": [-1]}],
             "outputs": outputs,
         }
     )
@@ -152,7 +134,7 @@ async def _infer(context: Context) -> Response:
 
 def _prompts(asked: InferRequest, rest: bytes) -> list[str]:
     """Return the prompts of a request; raises BadRequestError."""
-    if len(asked.inputs) != 1 or asked.inputs[0].name != "prompt" or asked.inputs[0].datatype != "BYTES":
+    if len(asked.inputs) != 1 or asked.inputs[0].name != INPUT or asked.inputs[0].datatype != "BYTES":
         raise BadRequestError("The request needs one input, `prompt`, of datatype BYTES.", 400)
     one = asked.inputs[0]
     size = one.parameters.get("binary_data_size")

@@ -27,11 +27,11 @@ from memedge.serving.cache import VerdictCache
 from memedge.serving.cohort import Cohort
 from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError, TooLargeError
 from memedge.serving.jobs import Answer, Job, Waiter
+from memedge.serving.pace import Pace
 
 PROMPTS = 1024  # that may wait, where nobody says otherwise
 BYTES = 16 << 20  # of their text
 _LATE = "The deadline passed before the verdict was there: allow more time, or send fewer prompts at a time."
-LATELY = 8  # rounds that count as lately
 WARM_PROMPTS = 64  # measured at warm-up
 
 
@@ -109,8 +109,8 @@ class Gate:
         self._in_flight: dict[tuple[str, Early], Job] = {}
         self._prompts = self._bytes = 0  # in the gate
         self._closed = False
-        self._speed = 0.0  # prompts per second, as last measured; 0: not yet
-        self._usual = 0.0  # seconds of a round, lately
+        self._pace = Pace()
+        self._verdicts = 0  # of the round that runs
         self._thread = threading.Thread(target=self._run, name="memedge-gate", daemon=True)
         self._thread.start()
 
@@ -138,7 +138,8 @@ class Gate:
             timeout: seconds after which the answer is of no use any more; None: never.
 
         Raises:
-            OverloadedError: the gate is full; its `retry_after` says when to try again.
+            OverloadedError: the gate is full, or who waits there takes longer than `timeout`; its `retry_after` says
+                when to try again.
             DeadlineError: the time was over first.
             ClosedError: the gate is closed.
             InputError, NotFiniteError: as in `Detector.detect`.
@@ -188,10 +189,11 @@ class Gate:
             self.detect_all([f"warm up {size} {place}" for place in range(size)])
         start = time.perf_counter()
         self.detect_all([f"measured {place}" for place in range(most)], "off")
-        self._speed = most / (time.perf_counter() - start)
+        speed = most / (time.perf_counter() - start)
+        self._pace.measured(speed)
         if self._measured:
-            self._most_prompts = max(1, round(self._speed * seconds))
-        return self._speed
+            self._most_prompts = max(1, round(speed * seconds))
+        return speed
 
     def close(self, timeout: float | None = None) -> bool:
         """Take nothing more, finish what is in the gate, and end the thread; return whether it ended in time.
@@ -237,6 +239,9 @@ class Gate:
                 raise ClosedError("The gate is closed: ask another one.")
             if self._prompts + len(texts) > self._most_prompts or self._bytes + size > self._most_bytes:
                 raise self._overloaded(len(texts), size)
+            # Who cannot be in time is told so at once. Behind nobody, it is tried.
+            if timeout is not None and self._prompts and self._pace.wait(self._prompts + len(texts)) > timeout:
+                raise self._too_slow(timeout)
             answers: list[Answer] = []
             for text in texts:
                 waiter = Waiter(Future(), deadline)
@@ -257,10 +262,18 @@ class Gate:
                 f"{prompts} prompts of {size} bytes are more than the gate ever takes, {self._most_prompts} and "
                 f"{self._most_bytes}: send fewer at a time."
             )
-        wait = self._prompts / self._speed if self._speed else 1.0
+        wait = self._pace.wait(self._prompts) or 1.0
         return OverloadedError(
             f"{self._prompts} prompts wait, and the gate takes {self._most_prompts}: try again in {wait:.1f} s.",
             wait,
+        )
+
+    def _too_slow(self, timeout: float) -> OverloadedError:
+        wait = self._pace.wait(self._prompts)
+        return OverloadedError(
+            f"{self._prompts} prompts wait, which takes {wait:.1f} s, and there are {timeout:g} s: allow more time, or "
+            "try again later.",
+            max(0.0, wait - timeout),
         )
 
     def _run(self) -> None:
@@ -284,21 +297,26 @@ class Gate:
                 if not self._waiting and not cohorts:
                     return
                 jobs = self._next(sum(len(cohort.row) for cohort in cohorts))
-            start, waited = time.perf_counter(), [time.monotonic() - job.waiters[0].since for job in jobs]
+            start = time.monotonic()
+            waited = [start - job.waiters[0].since for job in jobs]
+            for job in jobs:
+                job.turn = start
+            self._verdicts = 0
             cohorts += self._begin(jobs)
             rows, prompts = self._round(cohorts)
             cohorts[:] = [cohort for cohort in cohorts if len(cohort.row)]
             if not rows:
                 continue
-            seconds = time.perf_counter() - start
-            self._usual += (seconds - self._usual) / LATELY
+            seconds = time.monotonic() - start
+            if self._waiting:
+                self._pace.took(self._verdicts, seconds)
             if self._observe:
                 self._observe(Round(rows, prompts, seconds, tuple(waited), self._prompts))
 
     def _next(self, taken: int) -> list[Job]:
         """Take as many jobs as their rows have room beside those `taken`; one at least, if nothing is taken."""
         jobs: list[Job] = []
-        soonest = time.monotonic() + self._usual  # what is begun too late to be in time is work for nothing
+        soonest = time.monotonic() + self._pace.turn  # what is begun too late to be in time is work for nothing
         room = self._engine.rows_per_call - taken
         while self._waiting:
             job = self._waiting[0]
@@ -374,6 +392,9 @@ class Gate:
         if isinstance(result, BaseException):
             job.fail(result)
             return
+        self._verdicts += 1
+        if job.turn and result.passes:
+            self._pace.had_its_turn(time.monotonic() - job.turn)
         if self._cache is not None and result.passes:
             self._cache.keep((job.ids, job.early), result)
         job.settle(result)

@@ -39,12 +39,14 @@ class Job:
         early: which passes may be left out.
         waiters: who asked for it: more than one, if identical prompts were in flight.
         ids: its token ids' bytes, once it is tokenized, where there is a cache.
+        turn: when its turn came, on `time.monotonic`'s clock.
     """
 
     prompt: str
     early: Early
     waiters: list[Waiter]
     ids: bytes = b""
+    turn: float = 0.0
 
     def waiting(self, now: float) -> Iterator[Waiter]:
         """Yield who still waits."""

@@ -18,7 +18,7 @@ SHARED = {"options", "terminal", "descriptions", "failures", "plain"}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 CPU = ("--provider", "cpu")
 LISTS = ("--memorized", "m.txt", "--clean", "c.txt")
-OPENING = [name for name in COMMANDS if name not in ("export", "build")]  # those that run an engine
+OPENING = [name for name in COMMANDS if name not in ("export", "build", "triton")]  # those that run an engine
 
 
 def test_every_file_is_a_command():
@@ -58,7 +58,7 @@ def test_options(command):
     if command in OPENING:
         assert all(f"{option} " in text for option in ("--engine", "--provider", "--precision", "--threads"))
         assert f"{', '.join(PROVIDERS)}, or auto" in text
-    if command == "build":
+    if command in ("build", "triton"):
         assert all(f"{option} " in text for option in ("--engine", "--provider"))
 
 
@@ -93,6 +93,7 @@ def test_two_engines(engine):
         ("calibrate", engine, *LISTS),
         ("evaluate", engine, *LISTS, "-o", "report"),
         ("build", engine, "--provider", "tensorrt-rtx"),
+        ("triton", engine, "-o", "models"),
     ):
         fails(memedge(*command, "--engine", engine), "Two engine directories")
 

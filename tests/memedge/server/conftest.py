@@ -1,17 +1,9 @@
-"""One server for the tests that only ask."""
+"""A client of the server for the tests that only ask."""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from servers import Server, serving
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory) -> Iterator[Server]:
-    """A server of the embedded engine that several tests ask."""
-    with serving(tmp_path_factory.mktemp("server"), "--provider", "cpu") as server:
-        yield server
 
 
 @pytest.fixture

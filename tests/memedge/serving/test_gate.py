@@ -17,6 +17,7 @@ from memedge.engine.precision import BATCH_NOISE
 from memedge.export.export import export
 from memedge.serving.errors import ClosedError, DeadlineError, OverloadedError
 from memedge.serving.gate import Gate, Round
+from memedge.serving.pace import Pace
 
 PROMPTS = [caption.prompt for caption in captions()][::9][:40]
 MODES = ("proven", "conformal", "off")
@@ -191,6 +192,57 @@ def test_a_deadline_that_passes(held):
         first.result()
     wait_for(lambda: gate.queued == 0)
     assert calls == [2]  # nobody waited for the others any more
+
+
+def test_what_cannot_be_in_time_is_refused_at_once(held):
+    gate, go, _, _ = held
+    gate._pace.measured(1.0)  # prompts per second
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(gate.detect, prompt) for prompt in PROMPTS[:4]]
+        wait_for(lambda: gate.queued == 4)
+        with pytest.raises(
+            OverloadedError, match=r"4 prompts wait, which takes 4\.0 s, and there are 3 s: allow"
+        ) as caught:
+            gate.detect(PROMPTS[4], timeout=3)
+        assert caught.value.retry_after == pytest.approx(1)
+        assert gate.queued == 4
+        in_time = pool.submit(gate.detect, PROMPTS[4], timeout=20)
+        go.set()
+        assert [one.result().prompt for one in (*asked, in_time)] == PROMPTS[:5]
+    gate._pace.measured(0.01)
+    assert gate.detect(PROMPTS[5], timeout=20).prompt == PROMPTS[5]  # behind nobody it is tried
+
+
+def test_nothing_is_begun_that_would_be_late(held, monkeypatch):
+    gate, go, calls, _ = held
+    monkeypatch.setattr(gate._pace, "had_its_turn", lambda _seconds: None)
+    gate._pace.turn = 30.0
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gate.detect, PROMPTS[0], "off")
+        wait_for(lambda: not gate._waiting and gate.queued == 1)
+        second = pool.submit(gate.detect, PROMPTS[1], timeout=20)
+        wait_for(lambda: gate.queued == 2)
+        go.set()
+        first.result()
+        with pytest.raises(DeadlineError):
+            second.result()
+    assert calls == [2]
+
+
+def test_pace_is_that_of_late():
+    """Against the definition: a running mean, and twice the mean deviation above it."""
+    pace = Pace()
+    assert pace.wait(100) == 0  # not known yet
+    for seconds in [0.1] * 100:
+        pace.had_its_turn(seconds)
+        pace.took(8, seconds)
+    assert pace.turn == pytest.approx(0.1, rel=1e-3)
+    assert pace.wait(40) == pytest.approx(40 / 80 + 0.1, rel=1e-3)
+    for seconds in [0.2, 0.4] * 100:
+        pace.had_its_turn(seconds)
+        pace.took(8, 0.4)
+    assert 0.45 < pace.turn < 0.55
+    assert pace.speed == pytest.approx(20, rel=1e-3)
 
 
 def test_callers_that_go_away_are_skipped(held):
