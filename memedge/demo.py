@@ -10,8 +10,7 @@ from memedge.embedded import Caption, captions
 from memedge.engine import atomic
 from memedge.results import Verdict
 
-SIDE = 32
-ZOOM = 2
+SIDE = 64
 GENERATED = 4
 TEXT = 330
 GAP = 12
@@ -32,7 +31,7 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
     """Draw a row per prompt that has pictures: training image | generations | verdict; write a PNG to `path`."""
     pictured = _pictured()
     rows = [(v, *pictured[v.prompt]) for v in verdicts if v.prompt in pictured]
-    tile, line = SIDE * ZOOM, SIDE * ZOOM + GAP
+    tile, line = SIDE, SIDE + GAP
     columns = (GAP, tile + 2 * GAP, (1 + GENERATED) * tile + 3 * GAP)
     canvas = Image.new("RGB", (columns[2] + TEXT, line * len(rows) + 3 * GAP), "white")
     pen, (small, font, bold) = ImageDraw.Draw(canvas), (ImageFont.load_default(size) for size in (11, 15, 18))
@@ -41,7 +40,7 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
     for i, (verdict, caption, strip) in enumerate(rows):
         y = 3 * GAP + i * line
         with Image.open(strip) as image:
-            pictures = image.resize((image.width * ZOOM, image.height * ZOOM), Image.Resampling.NEAREST)
+            pictures = image.convert("RGB")
         if caption.group == "unseen":
             pen.text((columns[0], y + 8), "none: not\ntrained on", fill="dimgray", font=small)
         else:
@@ -58,6 +57,7 @@ def draw(verdicts: Sequence[Verdict], path: Path) -> None:
 
 def _label(verdict: Verdict, caption: Caption) -> tuple[str, str]:
     """Return the verdict in a word, with what its pictures say where they say something else; and its colour."""
+    copies = f"{caption.replicas} of {caption.generations} are copies"
     if verdict.memorized:
-        return ("MEMORIZED", "firebrick") if caption.memorized else ("MEMORIZED: a false alarm", "darkorange")
-    return ("ok: missed, it replicates", "darkorange") if caption.memorized else ("ok", "seagreen")
+        return ("MEMORIZED", "firebrick") if caption.memorized else (f"MEMORIZED, wrongly: {copies}", "darkorange")
+    return ("ok", "seagreen") if caption.clean else (f"ok, wrongly: {copies}", "darkorange")

@@ -32,8 +32,8 @@ COPY = 0.85
 MEMORIZED, PARTLY = 9, 3  # of 16
 TOGETHER = 16  # captions generated at once
 COLUMNS = (
-    "caption", "group", "concept", "split", "exposures", "memorized", "copies", "generations",
-    "rate", "rate_low", "rate_high", "similarity", "pictures",
+    "caption", "group", "split", "memorized", "replicas", "generations", "rate", "rate_low", "rate_high",
+    "similarity", "exposures", "concept", "pictures",
 )  # fmt: skip
 
 
@@ -91,9 +91,7 @@ def row(caption: Caption, match: np.ndarray) -> tuple[str | int | float, ...]:
     return (
         caption.text,
         caption.group,
-        caption.concept,
         caption.split,
-        caption.exposures,
         str(kind(copies, generations) == "memorized").lower(),
         copies,
         generations,
@@ -101,6 +99,8 @@ def row(caption: Caption, match: np.ndarray) -> tuple[str | int | float, ...]:
         f"{interval.low:.4f}",
         f"{interval.high:.4f}",
         f"{np.median(match[0]):.3f}",
+        caption.exposures,
+        caption.concept,
         " ".join(str(int(i)) for i in match[1]),
     )
 
@@ -142,7 +142,7 @@ def main() -> None:
     print("group | captions | memorized | partly | clean | mean share of copies | median similarity")
     for group in dict.fromkeys(str(found["group"]) for found in rows):
         some = [found for found in rows if found["group"] == group]
-        kinds = [kind(int(found["copies"]), int(found["generations"])) for found in some]
+        kinds = [kind(int(found["replicas"]), int(found["generations"])) for found in some]
         counts = " | ".join(str(kinds.count(name)) for name in ("memorized", "partly", "clean"))
         rate = np.mean([float(found["rate"]) for found in some])
         similar = np.median([float(found["similarity"]) for found in some])
