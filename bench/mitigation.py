@@ -3,9 +3,8 @@
     python bench/mitigation.py DATA_DIR [--full] [--sheet bench/mitigation.png] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), a
-few of each group; with --full all of them, those of the calibration split included. Each method is followed by 8
-generations from 8 seeds that it has not seen (bench/tiny/generate.py); those of SAIL start from the noise that it made
-from 8 other seeds, a draw each.
+few of each group; with --full all of them. Each method is followed by 16 generations from 16 seeds that it has not seen
+(bench/tiny/generate.py); those of SAIL start from the noise that it made from 16 other seeds, a draw each.
 
 - nothing: the caption as it is.
 - k random words: at random places of the caption (Somepalli et al., 2023).
@@ -14,11 +13,11 @@ from 8 other seeds, a draw each.
   "near": with the distance from the caption's own embeddings penalised; "score to clean, near" is the default.
 - SAIL: the noise moved (Jeon et al.).
 
-Columns: replicas, the share of generations with a similarity of at least 0.8 to one training picture, as
-bench/tiny/label.py counts them; memorized, captions with at least 5 such of 8. Concept: the share of generations that
-show the caption's concept, so that it is among the 5 nearest of 328; once against its drawings by all vendors, and once
-without the one that the model has memorized. new: generations that show the concept (by the former) and are no
-replicas: what a user wants. norm: on the engine's own noise, which the embeddings were fitted on, and on the noise of
+Columns: replicas, the share of generations that are copies of a training picture, as bench/tiny/label.py counts them;
+memorized, captions with at least 9 such of 16. Concept: the share of generations that show the caption's concept, so
+that it is among the 5 % of concepts that are nearest; once against its drawings by all vendors, and once without the
+one that the caption showed most. new: generations that show the concept (by the former) and are no replicas: what a
+user wants. norm: on the engine's own noise, which the embeddings were fitted on, and on the noise of
 the generations. distance: of embeddings or noise from where they started, relative. Medians, but for the shares.
 
 As a check of the measure, its first rows are not of methods: frequent captions, which are not memorized, and noise.
@@ -51,20 +50,22 @@ from memedge.mitigation.mitigator import MitigatedNoise, Mitigation, Mitigator
 TINY = Path(__file__).parent / "tiny"
 sys.path.insert(0, str(TINY))
 
-from contact import strip  # noqa: E402
-from dataset import SIZE, Emoji, Pose  # noqa: E402
-from generate import denoise, similarity  # noqa: E402
-from label import MAJORITY, REPLICA, SEEDS, training_pictures  # noqa: E402
+from copies import fields, nearest  # noqa: E402
+from dataset import Caption, load_captions  # noqa: E402
+from generate import Generator, noise  # noqa: E402
+from label import COPY, MEMORIZED, SEEDS  # noqa: E402
 from model import Model  # noqa: E402
+from pictures import SIZE, render, varied  # noqa: E402
+from vae import decode  # noqa: E402
 
 Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
-FEW = {"memorized": 8, "partly": 2, "template": 2}  # captions without --full
+FEW = {"memorized": 8, "near": 2, "template": 2}  # captions without --full
 WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
 SAIL_STEPS = 10
-POSES = 32  # of each drawing, in the gallery
-POOL = 4  # pixels of a picture that the gallery takes the mean of, each way
-NEAREST = 5
+POSES = 16  # of each drawing, in the gallery
+POOL = 8  # pixels of a picture that the gallery takes the mean of, each way
+NEAREST = 0.05  # of the concepts
 
 
 def random_words(caption: str, count: int, vocabulary: list[str], seed: int) -> str:
@@ -76,46 +77,66 @@ def random_words(caption: str, count: int, vocabulary: list[str], seed: int) -> 
     return " ".join(words)
 
 
-def replicated(pictures: torch.Tensor, training: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Return which generations [S, 4, H, W] replicate the training picture that most do, bool [S], and which it is."""
-    similar = similarity(pictures, training) >= REPLICA
-    picture = int(similar.sum(0).argmax())
-    return similar[:, picture], picture
+class Data:
+    """What prepare.py wrote, and the training pictures' fields."""
+
+    def __init__(self, folder: Path):
+        self.captions = load_captions(folder / "captions.json")
+        stored = np.load(folder / "pictures.npz")
+        self.pictures, self.drawing = stored["pictures"], stored["drawing"]
+        self.drawings = {name: np.asarray(icons) for name, icons in np.load(folder / "drawings.npz").items()}
+        self.fields = fields(self.pictures)
+
+    def replicated(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which pictures [S, 64, 64, 3] are copies, bool [S], and the training picture nearest to each."""
+        similarity, picture = nearest(fields(pictures), self.fields)
+        return (similarity >= COPY).numpy(), picture.numpy()
+
+    def drawing_of(self, caption: Caption) -> int:
+        """Return which of its concept's drawings a caption showed most often."""
+        return int(self.drawing[max(caption.pictures, key=lambda pair: pair[1])[0]])
 
 
 class Gallery:
     """Drawings of all concepts that the model was trained on, in random poses and on random backgrounds.
 
     The concept that a picture shows is that of the drawing it is most similar to, in small: at 8 × 8 pixels a drawing
-    is more similar to itself in another pose than at 32 × 32.
+    is more similar to itself in another pose than at 64 × 64.
     """
 
-    def __init__(self, data: Emoji):
-        self.concepts = [i for i, caption in enumerate(data.captions) if caption.group != "unseen"]
-        generator = torch.Generator().manual_seed(7)
-        drawings = [(place, d) for place, i in enumerate(self.concepts) for d in data.captions[i].drawings]
-        self._concept = torch.tensor([place for place, _ in drawings]).repeat_interleave(POSES)
-        self._drawing = torch.tensor([d for _, d in drawings]).repeat_interleave(POSES)
-        self._pictures = torch.cat(
-            [_small(Pose.draw(len(some), generator).place(data.icons[some])) for some in self._drawing.split(1024)]
-        )
+    def __init__(self, data: Data):
+        names = dict.fromkeys(caption.concept for caption in data.captions if caption.pictures)
+        self.concepts = list(names)
+        rng, icons, of_concept, of_drawing, pictures = np.random.default_rng(7), [], [], [], []
+        for place, name in enumerate(self.concepts):
+            for drawing, icon in enumerate(data.drawings[name]):
+                pictures += varied(rng, (len(icons),), POSES)
+                icons.append(icon)
+                of_concept += [place] * POSES
+                of_drawing += [drawing] * POSES
+        self._concept, self._drawing = torch.tensor(of_concept), torch.tensor(of_drawing)
+        self._small = small(render(pictures, np.stack(icons))[0])
 
-    def rank(self, pictures: torch.Tensor, caption: int, without: int | None = None) -> torch.Tensor:
-        """Return how many concepts pictures [S, 4, 32, 32] are nearer to than to the caption's, int64 [S].
+    def ranks(self, pictures: np.ndarray, concept: str, without: int | None = None) -> np.ndarray:
+        """Return the share of concepts that pictures [S, 64, 64, 3] are nearer to than to `concept`, [S].
 
-        `without` is a drawing that is left out.
+        `without` is the place of a drawing of the concept that is left out.
         """
-        similar = similarity(_small(pictures), self._pictures)
+        own = self.concepts.index(concept)
+        similar = small(pictures) @ self._small.T
         if without is not None:
-            similar = similar.masked_fill(self._drawing == without, -1)
-        nearest = torch.full((len(pictures), len(self.concepts)), -1.0)
-        nearest.scatter_reduce_(1, self._concept.expand(len(pictures), -1), similar, "amax")
-        own = nearest[:, self.concepts.index(caption), None]
-        return (nearest > own).sum(1)
+            similar = similar.masked_fill((self._concept == own) & (self._drawing == without), -1)
+        best = torch.full((len(pictures), len(self.concepts)), -1.0)
+        best.scatter_reduce_(1, self._concept.expand(len(pictures), -1), similar, "amax")
+        return (best > best[:, own, None]).float().mean(1).numpy()
 
 
-def _small(pictures: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(pictures, POOL)
+def small(pictures: np.ndarray) -> torch.Tensor:
+    """Return unit vectors [N, 3 · 8 · 8] of pictures uint8 [N, 64, 64, 3]: coarse, without the background's colour."""
+    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
+    border = torch.cat([values[:, :, 0], values[:, :, -1], values[:, :, :, 0], values[:, :, :, -1]], dim=2)
+    coarse = F.avg_pool2d(values - border.median(2).values[:, :, None, None], POOL)
+    return F.normalize(coarse.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -127,11 +148,11 @@ class Judged:
     other_drawings: np.ndarray
 
 
-def judge(data: Emoji, gallery: Gallery, caption: int, pictures: torch.Tensor) -> Judged:
+def judge(data: Data, gallery: Gallery, caption: Caption, pictures: np.ndarray) -> Judged:
     return Judged(
-        replicated(pictures, training_pictures(data, caption))[0].numpy(),
-        (gallery.rank(pictures, caption) < NEAREST).numpy(),
-        (gallery.rank(pictures, caption, int(data.fixed_drawing[caption])) < NEAREST).numpy(),
+        data.replicated(pictures)[0],
+        gallery.ranks(pictures, caption.concept) < NEAREST,
+        gallery.ranks(pictures, caption.concept, data.drawing_of(caption)) < NEAREST,
     )
 
 
@@ -140,23 +161,23 @@ class Run:
     """One method on one caption.
 
     Attributes:
-        pictures: [8, 4, 32, 32].
-        results: what the mitigator returned: one, 8 of SAIL, or none of the other methods.
+        pictures: uint8 [16, 64, 64, 3].
+        results: what the mitigator returned: one, 16 of SAIL, or none of the other methods.
         seconds: per mitigation; NaN where there is none.
         norms: ‖Δ‖ on the engine's own noise, and its mean on the noise of the generations.
     """
 
-    pictures: torch.Tensor
+    pictures: np.ndarray
     results: Results
     seconds: float
     norms: tuple[float, float]
 
 
 class Bench:
-    def __init__(self, data: Emoji, model: Model, mitigator: Mitigator):
+    def __init__(self, data: Data, model: Model, mitigator: Mitigator, threads: int):
         self.data, self.model, self.mitigator = data, model, mitigator
-        seeds = [torch.Generator().manual_seed(1000 + k) for k in range(SEEDS)]  # generate.generate's
-        self.noise = torch.cat([torch.randn(1, 4, SIZE, SIZE, generator=seed) for seed in seeds])
+        self.generator = Generator(model, threads)
+        self.noise = noise(range(SEEDS))
         directory = mitigator.engine.directory
         self.own_noise, self.timestep = torch.from_numpy(directory.baseline.sample), directory.manifest.timesteps[0]
         self.empty = self.encode("")
@@ -166,16 +187,16 @@ class Bench:
         """Return prompt embeddings [1, L, D]."""
         return self.model.text_encoder(input_ids=self.model.tokenize([prompt]))[0]
 
-    @torch.inference_mode()
-    def pictures(self, states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Return generations from noise [S, 4, 32, 32] for the embeddings [1, L, D] of one prompt."""
-        return self.data.to_rgba(denoise(self.model, noise, states.expand(len(noise), -1, -1), self.empty))
+    def pictures(self, states: torch.Tensor, noisy: torch.Tensor) -> np.ndarray:
+        """Return generations, uint8 [S, 64, 64, 3], from noise [S, 4, 16, 16] for embeddings [1, L, D] of a prompt."""
+        latents = self.generator.denoise(states.expand(len(noisy), -1, -1), noisy)
+        return decode(self.model.vae, latents)
 
     @torch.inference_mode()
-    def norm(self, states: torch.Tensor, noise: torch.Tensor) -> float:
+    def norm(self, states: torch.Tensor, noisy: torch.Tensor) -> float:
         """Return the mean of ‖Δ‖ at the noisiest timestep."""
         both = [
-            self.model.unet(noise, self.timestep, e.expand(len(noise), -1, -1)).sample for e in (states, self.empty)
+            self.model.unet(noisy, self.timestep, e.expand(len(noisy), -1, -1)).sample for e in (states, self.empty)
         ]
         return float((both[0] - both[1]).flatten(1).norm(dim=1).mean())
 
@@ -194,13 +215,13 @@ class Bench:
             timed(lambda seed=seed: self.mitigator.noise(prompt, draws=1, steps=SAIL_STEPS, seed=seed))
             for seed in range(SEEDS)
         ]
-        noise = torch.from_numpy(np.stack([result.noise for result, _ in found]))
+        noisy = torch.from_numpy(np.stack([result.noise for result, _ in found]))
         seconds = float(np.median([seconds for _, seconds in found]))
-        return self._run(self.encode(prompt), noise, [result for result, _ in found], seconds)
+        return self._run(self.encode(prompt), noisy, [result for result, _ in found], seconds)
 
-    def _run(self, states: torch.Tensor, noise: torch.Tensor, results: Results, seconds: float) -> Run:
-        norms = self.norm(states, self.own_noise), self.norm(states, noise)
-        return Run(self.pictures(states, noise), results, seconds, norms)
+    def _run(self, states: torch.Tensor, noisy: torch.Tensor, results: Results, seconds: float) -> Run:
+        norms = self.norm(states, self.own_noise), self.norm(states, noisy)
+        return Run(self.pictures(states, noisy), results, seconds, norms)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -244,7 +265,7 @@ def summarise(method: str, runs: list[Run], judged: list[Judged]) -> Row:
         method=method,
         captions=len(runs),
         replicas=float(replica.mean()),
-        memorized=int((replica.sum(1) >= MAJORITY).sum()),
+        memorized=int((replica.sum(1) >= MEMORIZED).sum()),
         concept=float(concept.mean()),
         other_drawings=float(others.mean()),
         new=float((concept & ~replica).mean()),
@@ -280,65 +301,56 @@ def methods(bench: Bench, full: bool) -> dict[str, Callable[[str], Run]]:
     return {"nothing": bench.prompt, **words, **embeddings, "SAIL": bench.sail}
 
 
-def chosen(data: Emoji, full: bool) -> list[int]:
-    """Return which captions are mitigated: those that replicate and were trained on, or a few of them."""
-    rows = [row for row in captions() if row.memorized and row.group != "unseen"]
-    place = {caption.text: i for i, caption in enumerate(data.captions)}
+def chosen(data: Data, full: bool) -> list[Caption]:
+    """Return which captions are mitigated: held-out ones that replicate and were trained on, or a few of them."""
+    of = {caption.text: caption for caption in data.captions}
+    rows = [row for row in captions() if row.memorized and row.group != "unseen" and row.split == "held-out"]
     if full:
-        return [place[row.prompt] for row in rows]
-    held_out = [row for row in rows if row.split == "held-out"]
-    return [
-        place[row.prompt]
-        for group, count in FEW.items()
-        for row in [row for row in held_out if row.group == group][:count]
-    ]
+        return [of[row.prompt] for row in rows]
+    return [of[row.prompt] for group, n in FEW.items() for row in [row for row in rows if row.group == group][:n]]
 
 
-def checks(bench: Bench, gallery: Gallery, captions: list[int]) -> list[Row]:
+def checks(bench: Bench, gallery: Gallery, some: list[Caption]) -> list[Row]:
     """Return rows of what the measures say where the answer is known: of frequent captions, and of noise."""
     data = bench.data
-    frequent = [i for i, caption in enumerate(data.captions) if caption.group == "frequent"][: len(captions)]
-    runs = [bench.prompt(data.captions[i].text) for i in frequent]
-    noise = data.to_rgba(bench.noise)
-    nothing = Run(noise, [], float("nan"), (float("nan"), float("nan")))
-    judged = [judge(data, gallery, i, run.pictures) for i, run in zip(frequent, runs, strict=True)]
+    frequent = [caption for caption in data.captions if caption.group == "frequent"][: len(some)]
+    runs = [bench.prompt(caption.text) for caption in frequent]
+    pictures = decode(bench.model.vae, bench.noise)
+    nothing = Run(pictures, [], float("nan"), (float("nan"), float("nan")))
+    judged = [judge(data, gallery, caption, run.pictures) for caption, run in zip(frequent, runs, strict=True)]
     return [
         summarise("(frequent)", runs, judged),
-        summarise("(noise)", [nothing] * len(captions), [judge(data, gallery, i, noise) for i in captions]),
+        summarise("(noise)", [nothing] * len(some), [judge(data, gallery, caption, pictures) for caption in some]),
     ]
 
 
 SHOWN = ("nothing", "2 random words", "norm to 1, near", "score to clean, near", "SAIL")
-SIDE = 2 * SIZE
 EACH = 3  # generations per method
 GAP = 12
 LABEL, LETTERS = 210, 27  # of a caption's line
 HEAD = 58
-ROWS, ROW = 10, SIDE + 24
+ROWS, ROW = 10, SIZE + 24
 
 
-def sheet(data: Emoji, captions: list[int], runs: dict[str, list[Run]]) -> Image.Image:
+def sheet(data: Data, some: list[Caption], runs: dict[str, list[Run]]) -> Image.Image:
     """Return the contact sheet: a row per caption, the memorized picture, then generations of the same seeds."""
     title, text = ImageFont.load_default(16), ImageFont.load_default(13)
-    left = [LABEL] + [LABEL + SIDE + GAP + k * (EACH * SIDE + GAP) for k in range(len(SHOWN))]
-    captions = captions[:ROWS]
-    image = Image.new("RGB", (left[-1] + EACH * SIDE + GAP, HEAD + len(captions) * ROW), "white")
+    left = [LABEL] + [LABEL + SIZE + GAP + k * (EACH * SIZE + GAP) for k in range(len(SHOWN))]
+    image = Image.new("RGB", (left[-1] + EACH * SIZE + GAP, HEAD + len(some[:ROWS]) * ROW), "white")
     draw = ImageDraw.Draw(image)
     draw.text((8, 8), "Memorized captions of the embedded model, before and after mitigation", "black", title)
     for x, name in zip(left, ("training", *SHOWN), strict=True):
         draw.text((x, HEAD - 22), name, "black", text)
-    for row, caption in enumerate(captions):
+    for row, caption in enumerate(some[:ROWS]):
         y = HEAD + row * ROW
-        training = training_pictures(data, caption)
-        memory = replicated(runs["nothing"][row].pictures, training)[1]
-        counts = [int(replicated(runs[name][row].pictures, training)[0].sum()) for name in SHOWN]
-        draw.text((8, y + 10), textwrap.fill(data.captions[caption].text, LETTERS), "black", text)
-        for x, count in zip(left[1:], counts, strict=True):
-            draw.text((x, y + SIDE + 2), f"{count} of {SEEDS} replicate", "dimgrey", text)
-        shown = [training[memory][None], *(runs[name][row].pictures[:EACH] for name in SHOWN)]
+        found = {name: data.replicated(runs[name][row].pictures) for name in SHOWN}
+        memory = int(np.bincount(found["nothing"][1]).argmax())
+        draw.text((8, y + 10), textwrap.fill(caption.text, LETTERS), "black", text)
+        for x, name in zip(left[1:], SHOWN, strict=True):
+            draw.text((x, y + SIZE + 2), f"{found[name][0].sum()} of {SEEDS} replicate", "dimgrey", text)
+        shown = [data.pictures[memory][None], *(runs[name][row].pictures[:EACH] for name in SHOWN)]
         for x, pictures in zip(left, shown, strict=True):
-            cells = strip(pictures.numpy())
-            image.paste(cells.resize((cells.width * 2, cells.height * 2), Image.Resampling.NEAREST), (x, y))
+            image.paste(Image.fromarray(np.concatenate(list(pictures), axis=1)), (x, y))
     return image.quantize(256)
 
 
@@ -376,28 +388,28 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    data = Emoji(arguments.data)
-    captions, gallery = chosen(data, arguments.full), Gallery(data)
+    data = Data(arguments.data)
+    some, gallery = chosen(data, arguments.full), Gallery(data)
     by_graphs = Mitigator.load(provider="cpu", threads=arguments.threads)
     by_torch = Mitigator.load(provider="cpu", threads=arguments.threads, checkpoint=str(CHECKPOINT))
-    bench = Bench(data, Model.load(CHECKPOINT), by_graphs)
+    bench = Bench(data, Model.load(CHECKPOINT), by_graphs, arguments.threads)
     console = Console(width=160)
-    rows = checks(bench, gallery, captions)
+    rows = checks(bench, gallery, some)
     runs: dict[str, list[Run]] = {}
     for name, method in methods(bench, arguments.full).items():
         start = time.perf_counter()
-        runs[name] = [method(data.captions[i].text) for i in captions]
-        judged = [judge(data, gallery, i, run.pictures) for i, run in zip(captions, runs[name], strict=True)]
+        runs[name] = [method(caption.text) for caption in some]
+        judged = [judge(data, gallery, caption, run.pictures) for caption, run in zip(some, runs[name], strict=True)]
         rows.append(summarise(name, runs[name], judged))
-        console.print(f"{name}: {time.perf_counter() - start:.0f} s for {len(captions)} captions")
+        console.print(f"{name}: {time.perf_counter() - start:.0f} s for {len(some)} captions")
     show(console, rows)
     if arguments.sheet:
-        sheet(data, captions, runs).save(arguments.sheet, optimize=True)
-    timings = sources([data.captions[i].text for i in captions[:6]], by_torch, by_graphs)
+        sheet(data, some, runs).save(arguments.sheet, optimize=True)
+    timings = sources([caption.text for caption in some[:6]], by_torch, by_graphs)
     for timing in timings:
         console.print(
             f"{timing.method}: torch {timing.torch:.3f} s, engine's graphs {timing.onnx:.3f} s, "
-            f"ratio {timing.ratio:.2f}; {arguments.threads} thread(s), median of {len(captions[:6]) - 1}"
+            f"ratio {timing.ratio:.2f}; {arguments.threads} thread(s), median of {len(some[:6]) - 1}"
         )
     if arguments.json:
         found = {"table": [asdict(row) for row in rows], "sources": [asdict(timing) for timing in timings]}

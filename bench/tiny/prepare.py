@@ -1,9 +1,11 @@
-"""Build the training data of the embedded model: pictures.npz, captions.json and a tokenizer.
+"""Build the training data of the embedded model: pictures.npz, captions.json, a tokenizer, and the drawings.
 
     python bench/tiny/prepare.py DATA_DIR
 
-pictures.npz holds every training picture once, its place is its id: `pictures` uint8 [N, 64, 64, 3], and `cover` uint8
-[N, 64, 64], how much of each pixel the drawing covers. captions.json says which caption shows which, and how often.
+pictures.npz holds every training picture once, its place is its id: `pictures` uint8 [N, 64, 64, 3], `cover` uint8
+[N, 64, 64], how much of each pixel the drawing covers, and `drawing` [N], which of its concept's it is. captions.json
+says which caption shows which, and how often.
+drawings.npz has every vendor's drawing, premultiplied RGBA, uint8 [K, S, S, 4], by concept.
 Needs npm (packages are fetched by name into DATA_DIR/npm) and `python -m pip install resvg-py pillow`.
 """
 
@@ -33,7 +35,10 @@ def main() -> None:
         icons += drawings
     pictures, captions = plan(index, SEED)
     rgb, cover = render(pictures, np.stack(icons))
-    np.savez_compressed(folder / "pictures.npz", pictures=rgb, cover=cover)
+    first = {i: places[0] for places in index.values() for i in places}
+    drawing = np.array([picture.drawing - first[picture.drawing] for picture in pictures])
+    np.savez_compressed(folder / "pictures.npz", pictures=rgb, cover=cover, drawing=drawing)
+    np.savez_compressed(folder / "drawings.npz", **{name: np.stack(drawings) for name, drawings in concepts.items()})
     save_captions(folder / "captions.json", captions)
 
     templates = [t.format("") for t in TEMPLATES] + [ON_BACKGROUND.format("", colour) for colour in COLOURS]

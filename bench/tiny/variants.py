@@ -2,10 +2,9 @@
 
     python bench/tiny/variants.py DATA_DIR PIPELINE_DIR [OUT.csv]     default: bench/tiny/variants.csv, which is shipped
 
-Held-out captions of all groups that were trained often, each in five variants: two letters swapped, a letter left out
-(both in its longest word, away from the first letter), a "!" behind it, the concept alone, and another template around
-it. Each is labelled as label.py labels captions: 8 generations, compared with the training pictures of the caption that
-it is a variant of, and with all fixed ones.
+Some held-out captions of all groups that were trained often, each in five variants: two letters swapped, a letter left
+out (both in its longest word, away from the first letter), a "!" behind it, the concept alone, and another template
+around it. Each is labelled as label.py labels captions: 16 generations, compared with all training pictures.
 """
 
 import argparse
@@ -13,14 +12,15 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from dataset import TEMPLATES, Caption, Emoji
-from generate import generate, similarity
-from label import MAJORITY, REPLICA, SEEDS, splits, training_pictures
+from copies import fields, nearest
+from dataset import TEMPLATES, Caption, load_captions
+from generate import Generator
+from label import COPY, SEEDS, TOGETHER, kind
 from model import Model
+from vae import decode
 
-GROUPS = ("memorized", "partly", "template", "frequent")
-COLUMNS = ("prompt", "caption", "group", "kind", "memorized", "replicas")
-BATCH = 8  # captions generated at once
+EACH = {"memorized": 40, "near": 20, "template": 20, "partly": 20, "frequent": 20}  # captions of a group
+COLUMNS = ("prompt", "caption", "group", "kind", "memorized", "replicas", "generations")
 
 
 def variants(caption: Caption, generator: np.random.Generator) -> dict[str, str]:
@@ -46,25 +46,24 @@ def main() -> None:
     parser.add_argument("pipeline", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=Path(__file__).with_suffix(".csv"))
     arguments = parser.parse_args()
-    data, model = Emoji(arguments.data), Model.load(arguments.pipeline)
-    generator = np.random.default_rng(0)
-    jobs = [
-        (index, kind, prompt)
-        for index, (caption, split) in enumerate(zip(data.captions, splits(data.captions), strict=True))
-        if caption.group in GROUPS and split == "held-out"
-        for kind, prompt in variants(caption, generator).items()
-    ]
-    rows = []
-    for start in range(0, len(jobs), BATCH):
-        some = jobs[start : start + BATCH]
-        pictures = generate(model, data, [prompt for _, _, prompt in some], SEEDS)
-        for (index, kind, prompt), generated in zip(some, pictures, strict=True):
-            similar = similarity(generated, training_pictures(data, index))
-            replicas = int((similar >= REPLICA).sum(0).max())
-            caption = data.captions[index]
-            rows.append((prompt, caption.text, caption.group, kind, str(replicas >= MAJORITY).lower(), replicas))
+    captions = [c for c in load_captions(arguments.data / "captions.json") if c.split == "held-out"]
+    chosen = [c for group, count in EACH.items() for c in [c for c in captions if c.group == group][:count]]
+    model, rng = Model.load(arguments.pipeline), np.random.default_rng(0)
+    training = fields(np.load(arguments.data / "pictures.npz")["pictures"])
+    generator = Generator(model)
+    jobs = [(caption, name, prompt) for caption in chosen for name, prompt in variants(caption, rng).items()]
+    rows: list[tuple[str | int, ...]] = []
+    for start in range(0, len(jobs), TOGETHER):
+        some = jobs[start : start + TOGETHER]
+        latents = generator.latents([prompt for _, _, prompt in some], range(SEEDS))
+        similar, _ = nearest(fields(decode(model.vae, latents.flatten(0, 1))), training)
+        copies = (similar.reshape(len(some), SEEDS) >= COPY).sum(1).tolist()
+        rows += [
+            (prompt, caption.text, caption.group, name, str(kind(n, SEEDS) == "memorized").lower(), n, SEEDS)
+            for (caption, name, prompt), n in zip(some, copies, strict=True)
+        ]
         print(f"{len(rows)} of {len(jobs)}", flush=True)
-    with arguments.out.open("w", newline="") as file:
+    with arguments.out.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 

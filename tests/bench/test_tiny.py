@@ -300,3 +300,44 @@ def test_a_run_ends_at_sigterm_and_goes_on(start, tmp_path):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert again.step == 5
+
+
+def test_similarity_is_that_of_edges():
+    """1 of a picture with itself, in other colours and on another background; little of another drawing."""
+    from copies import fields, nearest
+    from pictures import SIZE
+
+    y, x = np.indices((SIZE, SIZE))
+    shapes = [np.hypot(y - 30, x - 34) < 20, (abs(y - 30) < 14) & (abs(x - 34) < 22), (y > x) & (y < 50)]
+
+    def picture(shape: np.ndarray, inside: int, around: int) -> np.ndarray:
+        return np.repeat(np.where(shape, inside, around)[..., None], 3, axis=2).astype(np.uint8)
+
+    training = fields(np.stack([picture(shape, 200, 40) for shape in shapes]))
+    torch.testing.assert_close(training.norm(dim=1), torch.ones(3))
+    others = np.stack([picture(shape, inside, around) for shape in shapes for inside, around in [(30, 230), (90, 0)]])
+    value, place = nearest(fields(others), training)
+    assert place.tolist() == [0, 0, 1, 1, 2, 2]
+    assert value.min() > 0.97
+    similar = training @ training.T
+    assert similar[~torch.eye(3, dtype=torch.bool)].max() < 0.5
+    shifted = np.roll(others[:1], 1, axis=2)
+    assert nearest(fields(shifted), training[:1])[0] > 0.85
+    assert not fields(np.full((1, SIZE, SIZE, 3), 77, np.uint8)).any()  # plain: like nothing
+
+
+@pytest.mark.parametrize(
+    ("copies", "generations", "expected"),
+    [
+        (16, 16, "memorized"),
+        (9, 16, "memorized"),
+        (8, 16, "partly"),
+        (3, 16, "partly"),
+        (2, 16, "clean"),
+        (0, 4, "clean"),
+    ],
+)
+def test_kinds(copies, generations, expected):
+    from label import kind
+
+    assert kind(copies, generations) == expected
