@@ -2,10 +2,10 @@
 
     python bench/accuracy.py [--full] [--json FILE]
 
-AUC and TPR@1%FPR on held-out captions. Positives are those whose generations replicate a training picture (labels of
-bench/tiny/label.py), in two groups. Negatives are all others that the model was trained on, those included that were
-meant to be memorized but replicate in fewer than 5 of 8 generations; --all-negatives also shows each group of them
-alone, and captions it was not trained on. A seed is one draw of noise for all captions, the first one the engine's own,
+AUC and TPR@1%FPR on held-out captions. Positives are those of whose generations at least 9 of 16 are copies of training
+pictures (labels of bench/tiny/label.py), and apart from them those of which 3 to 8 are; negatives, of which at most 2
+are. All of them are of groups that the model was trained on; --by-group also shows each group of positives and of
+negatives alone, and captions that it was not trained on. A seed is one draw of noise for all captions, the first one the engine's own,
 which γ was fitted on; figures are means over seeds. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at
 most 1 %. Intervals are the 2.5 and 97.5 percentiles of 2000 resamples of positives and, separately, negatives, the same
 for all seeds and detectors. Passes are UNet evaluations per caption and draw; seconds are a processor's, with one
@@ -27,22 +27,14 @@ from rich.table import Table
 
 from memedge import Detector
 from memedge.detectors import NAMES, make
-from memedge.embedded import EMBEDDED_ENGINE, captions
+from memedge.embedded import EMBEDDED_ENGINE, Caption, captions
 from memedge.engine.engine import Engine
 from memedge.metrics import auc, percentiles, resample, tpr
 
 CHEAP = tuple(name for name in NAMES if name not in ("norm-50", "p-laplace", "p-laplace-image", "sharpness-exact"))
 CHECKPOINT = Path(__file__).parent / "tiny" / "emoji"
-SEEN = ("memorized", "partly", "template", "frequent", "rare")
-POSITIVES = {"memorized": ("memorized",), "partly, template": ("partly", "template")}
-NEGATIVES = {
-    "all seen": SEEN,
-    "frequent": ("frequent",),
-    "rare": ("rare",),
-    "partly, template": ("partly", "template"),
-    "memorized by design only": ("memorized",),
-    "unseen": ("unseen",),
-}
+KINDS = ("memorized", "in part", "clean")
+SEEN = ("memorized", "near", "template", "partly", "frequent", "seen")
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,11 @@ def measure(name: str, engine: Engine, captions: list[str], seeds: int) -> Value
     return Values(name, statistic.passes, seconds / (seeds * len(captions)), np.stack(columns))
 
 
+def kind(caption: Caption) -> str:
+    """Return which of KINDS a caption is, by what the model makes of it."""
+    return "memorized" if caption.memorized else "clean" if caption.clean else "in part"
+
+
 def figure(statistic, positive: np.ndarray, negative: np.ndarray) -> Figure:
     """Return a statistic of values [seeds, P] and [seeds, N]."""
     pairs = resample(positive.shape[1], negative.shape[1])
@@ -109,17 +106,17 @@ def main() -> None:
     parser.add_argument("--detector", action="append", choices=NAMES, help="may be repeated; default: the cheap ones")
     parser.add_argument("--seeds", type=int, help="default: 1, with --full 3")
     parser.add_argument("--full", action="store_true", help="all detectors, and 3 seeds")
-    parser.add_argument("--all-negatives", action="store_true", help="each group of negatives, too")
+    parser.add_argument("--by-group", action="store_true", help="each group of positives and negatives, too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     names = arguments.detector or (NAMES if arguments.full else CHEAP)
     seeds = arguments.seeds or (3 if arguments.full else 1)
     chosen = [caption for caption in captions() if caption.split == "held-out"]
-    if not arguments.all_negatives:
+    if not arguments.by_group:
         chosen = [caption for caption in chosen if caption.group in SEEN]
     prompts = [caption.prompt for caption in chosen]
     group = np.array([caption.group for caption in chosen])
-    memorized = np.array([caption.memorized for caption in chosen])
+    kinds = np.array([kind(caption) for caption in chosen])
     engine = Engine.open(arguments.engine or EMBEDDED_ENGINE, arguments.provider, arguments.precision, 1)
     detector = Detector(engine)
     console = Console(width=140)
@@ -129,11 +126,15 @@ def main() -> None:
         console.print(f"{name}: {measured[-1].seconds:.3f} s per caption")
 
     results = []
-    for positive_name, positive_groups in POSITIVES.items():
-        for negative_name, negative_groups in NEGATIVES.items():
-            positive = np.isin(group, positive_groups) & memorized
-            negative = np.isin(group, negative_groups) & ~memorized
-            if not positive.any() or not negative.any() or not (arguments.all_negatives or negative_name == "all seen"):
+    seen = np.isin(group, SEEN)
+    positives = {name: seen & (kinds == name) for name in KINDS[:2]}
+    negatives = {"clean": seen & (kinds == "clean")}
+    if arguments.by_group:
+        positives |= {f"memorized, {name}": (group == name) & (kinds == "memorized") for name in SEEN}
+        negatives |= {f"clean, {name}": (group == name) & (kinds == "clean") for name in (*SEEN, "unseen")}
+    for positive_name, positive in positives.items():
+        for negative_name, negative in negatives.items():
+            if not positive.any() or not negative.any():
                 continue
             for values in measured:
                 pair = values.by_seed[:, positive], values.by_seed[:, negative]
@@ -159,14 +160,14 @@ def main() -> None:
         console.print(table)
 
     scores = detector.score(prompts)
-    verdicts = {
-        name: f"{(scores.memorized & memorized)[group == name].sum()} of {memorized[group == name].sum()} memorized "
-        f"found, {(scores.memorized & ~memorized)[group == name].sum()} of {(~memorized)[group == name].sum()} others "
-        "called memorized"
-        for name in dict.fromkeys(group.tolist())
-    }
+
+    def called(name: str, of: str) -> str:
+        some = (group == name) & (kinds == of)
+        return f"{(scores.memorized & some).sum()} of {some.sum()} {of}"
+
+    verdicts = {name: ", ".join(called(name, of) for of in KINDS) for name in dict.fromkeys(group.tolist())}
     for name, text in verdicts.items():
-        console.print(f"held-out {name}: {text}")
+        console.print(f"held-out {name}: called memorized {text}")
     means = {name: float(scores.norm[group == name].mean()) for name in verdicts}
     console.print("mean norm: " + ", ".join(f"{name} {value:.3f}" for name, value in means.items()))
     console.print(f"{detector.info.key}, {seeds} seed(s), {detector.info.calibration}")

@@ -2,8 +2,8 @@
 
     python bench/sensitivity.py [--json FILE]
 
-Positives are the held-out captions that replicate (labels of bench/tiny/label.py), in two groups; negatives are all
-other held-out captions that the model was trained on. In each row γ is fitted anew on the calibration captions, by the
+Positives are the held-out captions that replicate in most generations (labels of bench/tiny/label.py), and apart from
+them those that do in part; negatives are all clean held-out captions that the model was trained on. In each row γ is fitted anew on the calibration captions, by the
 function that `memedge calibrate` calls, so that a row says how good a setting can be, and not how ill another's γ fits.
 What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval: it helps where that is above 0,
 and is noise where the interval holds 0.
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import POSITIVES, SEEN
+from accuracy import KINDS, SEEN, kind
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -54,29 +54,35 @@ TARGET = 0.01
 
 @dataclass(frozen=True)
 class Captions:
-    """The captions with their labels; bool [B] each."""
+    """The captions that the model was trained on, with their labels [B]."""
 
     prompts: list[str]
-    groups: np.ndarray
-    memorized: np.ndarray
+    kinds: np.ndarray
     calibration: np.ndarray
 
     @staticmethod
     def read() -> "Captions":
-        rows = captions()
+        rows = [row for row in captions() if row.group in SEEN]
         return Captions(
             [row.prompt for row in rows],
-            np.array([row.group for row in rows]),
-            np.array([row.memorized for row in rows]),
+            np.array([kind(row) for row in rows]),
             np.array([row.split == "calibration" for row in rows]),
         )
+
+    @property
+    def fitted_on(self) -> np.ndarray:
+        """Which γ is fitted on: what replicates in part is neither memorized nor clean."""
+        return self.calibration & (self.kinds != "in part")
+
+    @property
+    def memorized(self) -> np.ndarray:
+        return self.kinds == "memorized"
 
     def pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield the name of each kind of positives, and which captions are held-out positives and negatives."""
         held_out = ~self.calibration
-        negative = held_out & ~self.memorized & np.isin(self.groups, SEEN)
-        for name, groups in POSITIVES.items():
-            yield name, held_out & self.memorized & np.isin(self.groups, groups), negative
+        for name in KINDS[:2]:
+            yield name, held_out & (self.kinds == name), held_out & (self.kinds == "clean")
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ def rows(
     fitted = gamma is None
     features = np.stack([norm, alignment], axis=1)
     if gamma is None:
-        gamma = fit_direction(features[captions.calibration], captions.memorized[captions.calibration]).gamma
+        gamma = fit_direction(features[captions.fitted_on], captions.memorized[captions.fitted_on]).gamma
     statistics = np.stack([norm, np.copysign(1, gamma[1]) * alignment, features @ gamma])
     found = []
     for name, positive, negative in captions.pairs():
@@ -190,12 +196,12 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     found += rows(captions, "weights", "fitted", norm, alignment)
     for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
         found += rows(captions, "weights", name, norm, alignment, np.array(gamma, dtype=float))
-    spread = [term[captions.calibration].std() for term in (norm, alignment)]
+    spread = [term[captions.fitted_on].std() for term in (norm, alignment)]
     sign = np.copysign(
         1,
-        fit_direction(
-            np.stack([norm, alignment], 1)[captions.calibration], captions.memorized[captions.calibration]
-        ).gamma[1],
+        fit_direction(np.stack([norm, alignment], 1)[captions.fitted_on], captions.memorized[captions.fitted_on]).gamma[
+            1
+        ],
     )
     scaled = np.array([1 / spread[0], sign / spread[1]])
     found += rows(captions, "weights", "equal in deviations", norm, alignment, scaled)
@@ -231,7 +237,7 @@ def precisions(captions: Captions) -> list[Row]:
                 continue
             scores = detector.score(captions.prompts, alignment="channel", operands="uncond_delta")
             features = np.stack([scores.norm, scores.alignment], axis=1)
-            some, labels = features[captions.calibration], captions.memorized[captions.calibration]
+            some, labels = features[captions.fitted_on], captions.memorized[captions.fitted_on]
             gamma = fit_direction(some, labels).gamma
             score, threshold = features @ gamma, fit_threshold(some @ gamma, labels, TARGET)
             verdict = score >= threshold

@@ -3,12 +3,14 @@
     python bench/tiny/calibrate.py ENGINE_DIR CAPTIONS.csv
 
 At most 1 % of the clean calibration captions reach the threshold. Needs OpenVINO and a CPU that computes in bf16.
-Labels are those of behaviour (label.py); held-out captions are not read.
+Labels are those of behaviour (label.py); captions that replicate in part are left out, held-out ones are not read.
 """
 
 import argparse
 import csv
 from pathlib import Path
+
+from label import kind
 
 from memedge.calibration.calibrate import calibrate
 from memedge.commands.calibrate import print_calibrated
@@ -23,14 +25,14 @@ def main() -> None:
     parser.add_argument("engine", type=Path)
     parser.add_argument("captions", type=Path)
     arguments = parser.parse_args()
-    with arguments.captions.open(newline="") as file:
+    with arguments.captions.open(newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "calibration"]
     memorized, clean = (
         Prompts.given(
-            (row["caption"] for row in rows if row["memorized"] == label),
-            f"{arguments.captions.name}, calibration split, {kind}",
+            (row["caption"] for row in rows if kind(int(row["replicas"]), int(row["generations"])) == name),
+            f"{arguments.captions.name}, calibration split, {name}",
         )
-        for label, kind in (("true", "memorized"), ("false", "clean"))
+        for name in ("memorized", "clean")
     )
     for provider, precision in BACKENDS:
         done = calibrate(arguments.engine, memorized, clean, provider=provider, precision=precision)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 
 @pytest.fixture
@@ -50,16 +49,3 @@ def test_figure_is_a_mean_over_seeds():
     # Captions are resampled, each with its values of all seeds: the same values twice tell no more than once.
     once, twice = (figure(auc, positive[places], negative[places]).interval for places in ([0], [0, 0]))
     assert twice == pytest.approx(once)
-
-
-def test_similarity_is_a_correlation_of_centred_channels():
-    from generate import similarity
-
-    a, b = torch.rand(3, 4, 6, 6), torch.rand(2, 4, 6, 6)
-    own = similarity(a, b).numpy()
-    for i in range(3):
-        for j in range(2):
-            x, y = ((p - p.mean((1, 2), keepdim=True)).flatten().numpy() for p in (a[i], b[j]))
-            assert own[i, j] == pytest.approx(np.corrcoef(x, y)[0, 1], abs=1e-5)
-    shifted = a + torch.rand(1, 4, 1, 1)  # another mean colour
-    np.testing.assert_allclose(similarity(a, shifted).diagonal(), 1, atol=1e-5)
