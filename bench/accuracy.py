@@ -5,7 +5,9 @@
 AUC and TPR@1%FPR on held-out captions. Positives are those of whose generations at least 9 of 16 are copies of training
 pictures (labels of bench/tiny/label.py), and apart from them those of which 3 to 8 are; negatives, of which at most 2
 are. All of them are of groups that the model was trained on; --by-group also shows each group of positives and of
-negatives alone, and captions that it was not trained on. A seed is one draw of noise for all captions, the first one the engine's own,
+negatives alone, and captions that it was not trained on.
+
+A seed is one draw of noise for all captions, the first one the engine's own,
 which γ was fitted on; figures are means over seeds. TPR@1%FPR is the strict convention: the highest TPR at an FPR of at
 most 1 %. Intervals are the 2.5 and 97.5 percentiles of 2000 resamples of positives and, separately, negatives, the same
 for all seeds and detectors. Passes are UNet evaluations per caption and draw; seconds are a processor's, with one

@@ -3,8 +3,10 @@
     python bench/sensitivity.py [--json FILE]
 
 Positives are the held-out captions that replicate in most generations (labels of bench/tiny/label.py), and apart from
-them those that do in part; negatives are all clean held-out captions that the model was trained on. In each row γ is fitted anew on the calibration captions, by the
-function that `memedge calibrate` calls, so that a row says how good a setting can be, and not how ill another's γ fits.
+them those that do in part; negatives are all clean held-out captions that the model was trained on. In each row γ is
+fitted anew on the calibration captions, by the function that `memedge calibrate` calls, so that a row says how good a
+setting can be, and not how ill another's γ fits.
+
 What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval: it helps where that is above 0,
 and is noise where the interval holds 0.
 
@@ -208,9 +210,9 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     relative = norm / np.linalg.norm(predictions.both(0, first)[1])
     found += rows(captions, "weights", "‖Δ‖ / ‖ε_0‖, fitted", relative, alignment)
     for operands in ("uncond_delta", "cond_uncond", "cond_delta"):
-        for kind in ("channel", "flat"):
-            values = predictions.alignment(0, late, kind, operands)
-            found += rows(captions, "operands", f"{operands}, {kind}", norm, values)
+        for over in ("channel", "flat"):
+            values = predictions.alignment(0, late, over, operands)
+            found += rows(captions, "operands", f"{operands}, {over}", norm, values)
     return found
 
 
@@ -258,16 +260,16 @@ def variants(captions: Captions) -> list[dict[str, Any]]:
     replicates = dict(zip(captions.prompts, captions.memorized.tolist(), strict=True))
     before = np.array([replicates[row["caption"]] for row in changed])
     after = np.array([row["memorized"] == "true" for row in changed])
-    kinds = np.array([row["kind"] for row in changed])
+    changes = np.array([row["kind"] for row in changed])
     found = []
-    for kind in ("all", *dict.fromkeys(kinds.tolist())):
-        of_kind = np.ones_like(before) if kind == "all" else kinds == kind
+    for change in ("all", *dict.fromkeys(changes.tolist())):
+        of_kind = np.ones_like(before) if change == "all" else changes == change
         pair = of_kind & after, of_kind & ~after
         low, high = interval(auc, scores.score[pair[0]], scores.score[pair[1]])
         at_norm = float(auc(scores.norm[pair[0]], scores.norm[pair[1]]))
         found.append(
             {
-                "kind": kind,
+                "kind": change,
                 "variants": int(of_kind.sum()),
                 "kept": f"{(pair[0] & before).sum()} of {(of_kind & before).sum()}",
                 "new": f"{(pair[0] & ~before).sum()} of {(of_kind & ~before).sum()}",
