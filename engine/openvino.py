@@ -26,7 +26,7 @@ HINTS = {"bf16": "bf16", "fp32": "f32"}
 # A small UNet computes up to this many rows at once. A large one gains nothing from more than one (docs/benchmarks.md),
 # and each shape that is compiled keeps a copy of the weights.
 BLOCK = 16
-POWERS = (16, 8, 4, 2, 1)
+POWERS = (BLOCK, 8, 4, 2, 1)
 FULL = 0.8  # of a shape's rows: one call that is as full costs less than several of smaller shapes
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 

@@ -308,9 +308,7 @@ class Gate:
                         return
                 jobs = self._next(rows)
             start = time.monotonic()
-            waited = [start - job.waiters[0].since for job in jobs]
-            for job in jobs:
-                job.turn = start
+            waited = [job.turn - job.waiters[0].since for job in jobs]
             self._verdicts = 0
             cohorts += self._begin(jobs)
             rows, prompts = self._round(cohorts)
@@ -334,7 +332,8 @@ class Gate:
     def _next(self, taken: int) -> list[Job]:
         """Take as many jobs as their rows have room beside those `taken`; one at least, if nothing is taken."""
         jobs: list[Job] = []
-        soonest = time.monotonic() + self._pace.turn  # what is begun too late to be in time is work for nothing
+        now = time.monotonic()
+        soonest = now + self._pace.turn  # what is begun too late to be in time is work for nothing
         room = self._engine.rows_per_call - taken
         while self._waiting:
             job = self._waiting[0]
@@ -346,6 +345,7 @@ class Gate:
                 self._forget(job)
                 job.fail(DeadlineError(_LATE))
                 continue
+            job.turn = now
             jobs.append(job)
             room -= rows
         return jobs
@@ -411,10 +411,10 @@ class Gate:
             job.fail(result)
             return
         self._verdicts += 1
-        if job.turn and result.passes:
+        if result.passes:
             self._pace.had_its_turn(time.monotonic() - job.turn)
-        if self._cache is not None and result.passes:
-            self._cache.keep((job.ids, job.early), result)
+            if self._cache is not None:
+                self._cache.keep((job.ids, job.early), result)
         job.settle(result)
 
     def _forget(self, job: Job) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from engines import spoil_second_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -288,14 +289,7 @@ def test_callers_that_go_away_are_skipped(held):
 
 
 def test_what_is_not_finite_is_one_prompts_error(detector, monkeypatch):
-    measure = detector.engine.measure
-
-    def bad(states, prompt, row, operands):
-        found = measure(states, prompt, row, operands)
-        found[:, prompt == 1] = np.nan
-        return found
-
-    monkeypatch.setattr(detector.engine, "measure", bad)
+    spoil_second_prompt(detector.engine, monkeypatch)
     with Gate(detector) as gate:
         answers, _ = gate._admit(PROMPTS[:3], "off", None)
         assert [answer.exception(20) is None for answer in answers] == [True, False, True]
