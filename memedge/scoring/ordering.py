@@ -1,0 +1,52 @@
+"""The order of an output's rows: that of the input, or by score, in bounded memory."""
+
+import heapq
+import pickle
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from memedge.scoring.score_files import OutputRow
+
+CACHE = 65_536  # KiB of sorted rows in memory, at most
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which rows an output has, and in what order.
+
+    Attributes:
+        by_score: the highest score first; equal ones as in the input.
+        top: only so many of the first, which are always by score.
+    """
+
+    by_score: bool = False
+    top: int | None = None
+
+    def __str__(self) -> str:
+        if self.top is not None:
+            return f"score, top {self.top}"
+        return "score" if self.by_score else "input"
+
+    def arrange(self, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
+        """Yield the rows that are wanted in the order that is wanted. All must have a score."""
+        if self.top is not None:
+            return iter(heapq.nlargest(self.top, rows, key=lambda row: (row.scores.score, -row.number)))
+        return _sorted(rows) if self.by_score else rows
+
+
+INPUT = Order()
+
+
+def _sorted(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
+    # A database without a name is a temporary file, of which SQLite keeps a part in memory.
+    with closing(sqlite3.connect("")) as db:
+        db.execute(f"PRAGMA cache_size = -{CACHE}")
+        db.execute("CREATE TABLE rows (score, number INTEGER PRIMARY KEY, row)")
+        db.executemany(
+            "INSERT INTO rows VALUES (?, ?, ?)",
+            ((row.scores.score, row.number, pickle.dumps(row, pickle.HIGHEST_PROTOCOL)) for row in rows),
+        )
+        for (row,) in db.execute("SELECT row FROM rows ORDER BY score DESC, number"):
+            yield pickle.loads(row)
