@@ -22,6 +22,7 @@ from memedge.commands import (  # noqa: F401
     detect,
     explain,
     score,
+    merge,
     serve,
     info,
     calibrate,

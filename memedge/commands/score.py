@@ -40,7 +40,7 @@ SourcesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="Prompts: .txt, .csv, .tsv, .jsonl, .parquet; files, patterns, folders, or - for stdin.",
+        help="Prompts: .txt .csv .tsv .jsonl .parquet; files, patterns, folders, - for stdin.",
     ),
 ]
 OutputOption = Annotated[
@@ -141,7 +141,9 @@ def score(
             _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, workers)
         )
         if (sort or top) and not info.rule.fitted:
-            raise InputError(f"{info.path} gives no scores for {info.key} to sort by: calibrate it, or leave that out.")
+            raise InputError(
+                f"{info.path} gives no scores for {info.key}: calibrate it, or leave out --sort and --top."
+            )
         job = Job(corpus, place, info.fingerprint, _in_words(info), part, order, id_column)
         summary = _run(job, mapper, tokenize, resume, overwrite)
     if output != STREAM:

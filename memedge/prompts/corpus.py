@@ -67,7 +67,7 @@ class Corpus:
         Raises:
             InputError: there are no prompts; a file is wrong, or its kept columns are of other types than another's.
         """
-        types = self._declared_types()
+        types = self.declared_types()
         inferred = self.format == "jsonl"
         digest, rows = Digest(), 0
         for rows, row in enumerate((self if inferred else self.bare()).rows(), start=1):
@@ -83,8 +83,12 @@ class Corpus:
             raise InputError(f"{self.name} has no key {missing[0]!r} to keep, but {listed(types)}: correct --keep.")
         return Contents(rows, digest.hexdigest(), types)
 
-    def _declared_types(self) -> dict[str, Any]:
-        """Return the kept columns that names of folders and headers give, and their types."""
+    def declared_types(self) -> dict[str, Any]:
+        """Return the kept columns that names of folders and headers give, and their types as Contents has them.
+
+        Raises:
+            InputError: a file cannot be read, or has another type than one before it.
+        """
         types: dict[str, Any] = {}
         for one in self.files if self.columns.kept != () else ():
             found: dict[str, Any] = dict.fromkeys(self._wanted(one), {str} if self.format == "jsonl" else str)

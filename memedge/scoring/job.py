@@ -13,7 +13,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -25,7 +24,7 @@ from memedge.prompts.files import PromptRow
 from memedge.scoring.journal import Journal, ids_key
 from memedge.scoring.mapper import Mapper
 from memedge.scoring.ordering import INPUT, Order
-from memedge.scoring.output import PART_ROWS, Output
+from memedge.scoring.output import PART_ROWS, Output, no_room
 from memedge.scoring.record import Part, Record
 from memedge.scoring.score_files import Layout, OutputRow, ScoreRow
 from memedge.scoring.shard import Shard
@@ -92,8 +91,8 @@ class JobSummary:
         return JobSummary(record.rows, *counts, output, len(record.parts), finished)
 
 
-def _ignore(*_: object) -> None:
-    pass
+def ignore(*_: object) -> None:
+    """Do nothing: a callback for those who want to know nothing."""
 
 
 def run(
@@ -105,8 +104,8 @@ def run(
     overwrite: bool = False,
     batch_size: int = 32,
     part_rows: int = PART_ROWS,
-    progress: Progress = _ignore,
-    each: Callable[[OutputRow], None] = _ignore,
+    progress: Progress = ignore,
+    each: Callable[[OutputRow], None] = ignore,
 ) -> JobSummary:
     """Score every distinct prompt of a job once, and write a row per prompt of its input.
 
@@ -171,7 +170,7 @@ class _Run:
                 if not output.folder:
                     output.place_record(record)
             except OSError as error:
-                raise _no_room(output.place, error) from error
+                raise no_room(output.place, error, "run again with --resume") from error
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
 
@@ -218,7 +217,7 @@ class _Run:
                     pass
                 msgspec.structs.replace(record, parts=parts).write(output.record_path)
             except OSError as error:
-                raise _no_room(output.place, error) from error
+                raise no_room(output.place, error, "run again with --resume") from error
             finally:
                 output.unfinished.unlink(missing_ok=True)
             journal.delete()
@@ -327,8 +326,3 @@ def _mark(path: Path) -> str:
     """Return what a file or folder keeps when it is moved."""
     state = path.stat()
     return f"{state.st_ino} {state.st_mtime_ns}"
-
-
-def _no_room(place: Path, error: OSError) -> InputError:
-    reason: Any = error.strerror or error
-    return InputError(f"{place} cannot be written ({reason}): make room, then run again with --resume.")

@@ -150,6 +150,7 @@ class Journal(JobFile):
         with self._explained():
             self._db.execute(f"PRAGMA cache_size = -{CACHE}")
         self._committed = time.monotonic()
+        self._closed = False
 
     def find_all(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
         """Return the results of those of the keys that have one."""
@@ -189,7 +190,10 @@ class Journal(JobFile):
         return row[0] if row else None
 
     def close(self) -> None:
-        """Put everything on the disk and give the lock back."""
+        """Put everything on the disk and give the lock back; once more does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             with self._explained():
                 self._db.commit()

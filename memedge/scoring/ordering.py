@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
+from memedge.engine.errors import InputError
 from memedge.scoring.score_files import OutputRow
 
 CACHE = 65_536  # KiB of sorted rows in memory, at most
@@ -30,13 +31,24 @@ class Order:
         return "score" if self.by_score else "input"
 
     def arrange(self, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
-        """Yield the rows that are wanted in the order that is wanted. All must have a score."""
+        """Yield the rows that are wanted in the order that is wanted.
+
+        Raises:
+            InputError: when iterated: they are to be sorted, and one has no score.
+        """
         if self.top is not None:
-            return iter(heapq.nlargest(self.top, rows, key=lambda row: (row.scores.score, -row.number)))
-        return _sorted(rows) if self.by_score else rows
+            return iter(heapq.nlargest(self.top, _scored(rows), key=lambda row: (row.scores.score, -row.number)))
+        return _sorted(_scored(rows)) if self.by_score else rows
 
 
 INPUT = Order()
+
+
+def _scored(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
+    for row in rows:
+        if row.scores.score is None:
+            raise InputError("There are no scores to sort by: calibrate the engine, or leave out --sort and --top.")
+        yield row
 
 
 def _sorted(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:

@@ -43,8 +43,10 @@ class Output:
             slash: whether the path was given with a slash at its end: then it is a folder, whatever its name is.
 
         Raises:
-            InputError: an unknown suffix, or another format than the name says.
+            InputError: an unknown suffix, another format than the name says, or the folder that it lies in is missing
+                or cannot be written to.
         """
+        check_folder_of(place, "write the output elsewhere")
         named = known_kind(place)
         if named and not slash and not place.is_dir():
             kind = file_kind(place)
@@ -92,7 +94,6 @@ class Output:
             InputError: it cannot; or it is one of the inputs, or holds one; or something is there.
         """
         place = self.place
-        check_folder_of(place, "write the output elsewhere")
         longest = os.pathconf(place.resolve().parent, "PC_NAME_MAX") - len(f"{UNFINISHED}-journal")
         if len(os.fsencode(place.name)) > longest:
             raise InputError(f"The name of {place} is too long for files beside it: use {longest} bytes at most.")
@@ -181,6 +182,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def no_room(place: Path, error: OSError, then: str) -> InputError:
+    """Return the error for an output that cannot be written."""
+    return InputError(f"{place} cannot be written ({error.strerror or error}): make room, then {then}.")
 
 
 def _pieces(rows: Iterator[OutputRow], size: int) -> Iterator[Iterator[OutputRow]]:
