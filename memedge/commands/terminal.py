@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memedge.commands.plain import plain
+from memedge.plain import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress

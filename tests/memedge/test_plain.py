@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memedge.commands import failures, terminal
-from memedge.commands.plain import LONGEST, one_line, plain
+from memedge.plain import LONGEST, one_line, plain
 
 CPU = ("--provider", "cpu")
 NASTY = "a\x1b]0;title\x07\x1b[31mb\u009b2J\u202ec\ud800\n\r\x7fd"
