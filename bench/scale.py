@@ -42,8 +42,9 @@ from memedge.prompts.inputs import find_files
 from memedge.results import Scores
 from memedge.scoring.job import Job, run
 from memedge.scoring.mapper import Mapper, here
-from memedge.scoring.merge import merge
+from memedge.scoring.merge import Shards
 from memedge.scoring.output import Output
+from memedge.scoring.record import Judge
 from memedge.scoring.shard import Shard
 from memedge.scoring.workers import processes
 
@@ -117,11 +118,11 @@ def measure_here(side: str, rows: int, threads: int) -> dict[str, float]:
         start = time.perf_counter()
         if side == f"{SHARDS} shards, merged":
             outputs = [Output.at(folder / f"{i}.csv") for i in range(1, SHARDS + 1)]
-            found = [go(Job(corpus, o, side, shard=Shard(i, SHARDS))) for i, o in enumerate(outputs, start=1)]
+            found = [go(Job(corpus, o, Judge(side), shard=Shard(i, SHARDS))) for i, o in enumerate(outputs, start=1)]
             scored = sum(one.scored_now for one in found)
-            merge([str(one.place) for one in outputs], output)
+            Shards.open([str(one.place) for one in outputs]).merge(output)
         else:
-            scored = go(Job(corpus, output, side)).scored_now
+            scored = go(Job(corpus, output, Judge(side))).scored_now
         seconds = time.perf_counter() - start
     if scored != rows // repeats:
         raise RuntimeError(f"{scored} of {rows // repeats} prompts were scored")

@@ -6,7 +6,16 @@ import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import JsonOption, OverwriteOption, app
-from memedge.commands.score import FormatOption, OutputOption, SortOption, TopOption, opened_output
+from memedge.commands.score import (
+    STREAM,
+    FormatOption,
+    OutputOption,
+    ReportOption,
+    SortOption,
+    TopOption,
+    opened_output,
+    say_at_the_end,
+)
 from memedge.engine.errors import InputError
 
 PartsArgument = Annotated[list[str], typer.Argument(metavar="PART...", help="What each shard wrote, in any order.")]
@@ -19,6 +28,7 @@ def merge(
     format: FormatOption = None,
     sort: SortOption = None,
     top: TopOption = None,
+    report: ReportOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
@@ -26,18 +36,25 @@ def merge(
 
     All N shards of one job are needed, each with the record beside or in it (job.json).
     """
-    from memedge.scoring.merge import merge as join
+    from memedge.scoring.merge import Shards
     from memedge.scoring.ordering import Order
+    from memedge.scoring.report import check_report
+    from memedge.scoring.tally import Tally
 
-    if output == "-" and json:
+    if output == STREAM and json:
         raise InputError("The scores and --json cannot both go to stdout: name a file, or leave out --json.")
-    order = Order(bool(sort), top)
-    with opened_output(output, format) as place, terminal.progress_of_rows() as progress:
-        summary = join(parts, place, order=order, overwrite=overwrite, progress=progress)
-    if json:
-        terminal.print_json(summary)
-    elif output != "-":
-        verdict = "no verdicts" if summary.memorized is None else f"{summary.memorized} memorized"
-        terminal.say(
-            f"{summary.output}: {summary.rows} rows of {len(parts)} shards, {verdict}, {summary.truncated} truncated."
-        )
+    if report:
+        check_report(report)
+    shards = Shards.open(parts)
+    judge = shards.record.judge
+    tally = Tally(judge.threshold, judge.kind)
+    with opened_output(output, format) as place:
+        with terminal.progress_of_rows() as progress:
+            summary = shards.merge(
+                place,
+                order=Order(bool(sort), top),
+                overwrite=overwrite,
+                progress=progress,
+                each=lambda row: tally.add(row.scores, row.number),
+            )
+        say_at_the_end(summary, judge, tally, shards.record.files, report, json, output != STREAM)

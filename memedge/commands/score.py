@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from memedge.scoring.job import Job, JobSummary, Tokenize
     from memedge.scoring.mapper import Mapper
     from memedge.scoring.output import Output
+    from memedge.scoring.record import Judge
+    from memedge.scoring.tally import Tally
 
 STREAM = "-"
 SourcesArgument = Annotated[
@@ -58,6 +60,12 @@ SortOption = Annotated[
 FormatOption = Annotated[
     Literal["txt", "csv", "tsv", "jsonl", "parquet"] | None,
     typer.Option("--format", help="Of a folder's parts or of stdout.", show_default="parquet; jsonl on stdout"),
+]
+
+
+ReportOption = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", help="A page on the scores: how they lie, and lists."),
 ]
 
 
@@ -95,6 +103,7 @@ def score(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Only part I, from 1, of N; `memedge merge` joins them.")
     ] = None,
+    report: ReportOption = None,
     workers: Annotated[
         int, typer.Option(metavar="N", min=1, help="Processes; each has a GPU to itself where there are GPUs.")
     ] = 1,
@@ -127,11 +136,16 @@ def score(
     from memedge.prompts.corpus import Corpus
     from memedge.scoring.job import Job
     from memedge.scoring.ordering import Order
+    from memedge.scoring.reading import Finished
+    from memedge.scoring.report import check_report
     from memedge.scoring.shard import Shard
+    from memedge.scoring.tally import Tally
 
     part = Shard.parse(shard) if shard else None
     order = Order(bool(sort), top)
     _check_combination(output, part is not None, order, resume, json)
+    if report:
+        check_report(report)
     with ExitStack() as stack:
         files = stack.enter_context(opened_input(sources, input_format))
         place = stack.enter_context(opened_output(output, format))
@@ -144,18 +158,31 @@ def score(
             raise InputError(
                 f"{info.path} gives no scores for {info.key}: calibrate it, or leave out --sort and --top."
             )
-        job = Job(corpus, place, info.fingerprint, _in_words(info), part, order, id_column)
-        summary = _run(job, mapper, tokenize, resume, overwrite)
-    if output != STREAM:
-        terminal.print_json(summary) if json else print_summary(summary, info)
+        job = Job(corpus, place, _judge(info), part, order, id_column)
+        tally = Tally(job.judge.threshold, job.judge.kind)
+        summary = _run(job, mapper, tokenize, tally, resume, overwrite)
+        if summary.finished and report:
+            for row in Finished.at(place).rows():
+                tally.add(row.scores, row.number)
+        say_at_the_end(summary, job.judge, tally, [one.file.name for one in files], report, json, output != STREAM)
 
 
-def _run(job: "Job", mapper: "Mapper", tokenize: "Tokenize", resume: bool, overwrite: bool) -> "JobSummary":
+def _run(
+    job: "Job", mapper: "Mapper", tokenize: "Tokenize", tally: "Tally", resume: bool, overwrite: bool
+) -> "JobSummary":
     from memedge.scoring.job import run
 
     with terminal.progress_of_rows() as progress:
         try:
-            return run(job, mapper, tokenize, resume=resume, overwrite=overwrite, progress=progress)
+            return run(
+                job,
+                mapper,
+                tokenize,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                each=lambda row: tally.add(row.scores, row.number),
+            )
         except (KeyboardInterrupt, SystemExit) as ended:
             kept = f"{progress.phase} came to {progress.so_far}: what is scored is kept, go on with --resume"
             if isinstance(ended, KeyboardInterrupt):
@@ -252,20 +279,59 @@ def _scoring(
         yield team.info, team.mapper, PromptTokenizer(directory.tokenizers, directory.manifest.tokens)
 
 
-def _in_words(info: "EngineInfo") -> str:
-    from memedge.decision.reasons import threshold_in_words
+def _judge(info: "EngineInfo") -> "Judge":
+    from memedge.decision.reasons import rule_in_words
+    from memedge.scoring.record import Judge
 
-    return "no verdicts" if info.rule.threshold is None else f"{info.rule.formula} ({threshold_in_words(info.rule)})"
-
-
-def print_summary(summary: "JobSummary", info: "EngineInfo") -> None:
-    from memedge.decision.reasons import threshold_in_words
-
-    verdict = "no verdicts (not calibrated)"
-    if summary.memorized is not None:
-        verdict = f"{summary.memorized} memorized ({threshold_in_words(info.rule)})"
-    now = "finished before, nothing to do" if summary.finished else f"{summary.scored_now} scored in this run"
-    terminal.say(
-        f"{summary.output}: {summary.rows} rows, {summary.unique} different prompts, {now} on {info.key}, {verdict}, "
-        f"{summary.truncated} truncated."
+    rule = info.rule
+    return Judge(
+        fingerprint=info.fingerprint,
+        engine=str(info.path),
+        checkpoint=info.manifest.source.id,
+        key=info.key,
+        rule=rule_in_words(rule),
+        threshold=rule.threshold,
+        kind="score" if rule.fitted else "norm",
     )
+
+
+def say_at_the_end(
+    summary: "JobSummary",
+    judge: "Judge",
+    tally: "Tally",
+    inputs: list[str],
+    report: Path | None,
+    json: bool,
+    names: bool,
+) -> None:
+    """Print the summary and the histogram, and write the report.
+
+    Args:
+        summary: what the job did.
+        judge: what scored and judged.
+        tally: of all rows.
+        inputs: what was scored.
+        report: where the report goes, or None.
+        json: whether the summary goes to stdout, for machines.
+        named: whether the output has a name to say.
+    """
+    from memedge.commands.histogram import print_histogram
+    from memedge.scoring.report import About, write_report
+
+    output = str(summary.output) if named else "stdout"
+    if json:
+        terminal.print_json(summary)
+    else:
+        print_histogram(tally)
+        verdict = "no verdicts (not calibrated)"
+        if summary.memorized is not None:
+            verdict = f"{summary.memorized} memorized (threshold {judge.threshold:.4g})"
+        now = "finished before, nothing to do" if summary.finished else f"{summary.scored_now} scored in this run"
+        terminal.say(
+            f"{output}: {summary.rows} rows, {summary.unique} different prompts, {now} on {judge.key}, {verdict}, "
+            f"{summary.truncated} truncated."
+        )
+    if report:
+        fingerprint = judge.fingerprint
+        about = About(judge.engine, judge.checkpoint, fingerprint, judge.key, judge.rule, inputs, output)
+        write_report(report, tally, about)

@@ -25,7 +25,7 @@ from memedge.scoring.journal import Journal, ids_key
 from memedge.scoring.mapper import Mapper
 from memedge.scoring.ordering import INPUT, Order
 from memedge.scoring.output import PART_ROWS, Output, no_room
-from memedge.scoring.record import Part, Record
+from memedge.scoring.record import FILES, Judge, Part, Record
 from memedge.scoring.score_files import Layout, OutputRow, ScoreRow
 from memedge.scoring.shard import Shard
 
@@ -43,9 +43,7 @@ class Job:
     Attributes:
         corpus: the prompts, and which columns are kept.
         output: where the scores go.
-        engine_key: identifies all that scores and verdicts depend on: engine, calibration, provider, precision and
-            threshold. A journal or an output of another key is refused.
-        rule: how a verdict is made, in words, for the record.
+        judge: what scores. A journal or an output of another one is refused.
         shard: the part of the rows that this job scores, or None for all.
         order: of the output's rows.
         id_column: the kept column that stands in front.
@@ -53,8 +51,7 @@ class Job:
 
     corpus: Corpus
     output: Output
-    engine_key: str
-    rule: str = ""
+    judge: Judge
     shard: Shard | None = None
     order: Order = INPUT
     id_column: str | None = None
@@ -225,14 +222,15 @@ class _Run:
 
     def _journal(self, resume: bool) -> Journal:
         job = self.job
-        header = {"input": self.contents.sha256, "engine": job.engine_key, "shard": str(job.shard or "all")}
+        header = {"input": self.contents.sha256, "engine": job.judge.fingerprint, "shard": str(job.shard or "all")}
         return Journal(job.output.journal, header, resume)
 
     def _record(self, parts: list[Part], tally: Counter[str], unique: int) -> Record:
         job = self.job
         return Record(
             input=self.contents.sha256,
-            engine=job.engine_key,
+            files=[one.file.name for one in job.corpus.files[:FILES]],
+            judge=job.judge,
             columns=self.layout.names,
             input_rows=self.contents.rows,
             unique=unique,
@@ -241,7 +239,6 @@ class _Run:
             parts=parts,
             shard=str(job.shard) if job.shard else None,
             order=str(job.order),
-            rule=job.rule,
             memedge=memedge.__version__,
         )
 

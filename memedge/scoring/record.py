@@ -8,7 +8,7 @@ import msgspec
 from memedge.engine import atomic
 from memedge.engine.errors import InputError
 
-FORMAT = 1
+FILES = 100  # names of input files that a record keeps
 _NAMES = {
     "format": "version of memedge",
     "input": "input",
@@ -27,12 +27,35 @@ class Part(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class Judge(msgspec.Struct, frozen=True):
+    """What scored and judged.
+
+    Attributes:
+        fingerprint: of all that scores and verdicts depend on: engine, calibration, what runs it, and the threshold.
+        engine: the engine's path.
+        checkpoint: what it was exported from.
+        key: what ran: "<provider>-<precision>".
+        rule: how norm and alignment make a score and a verdict, in words.
+        threshold: of the score, or None.
+        kind: "score", or "norm" where nothing makes a score of norm and alignment.
+    """
+
+    fingerprint: str
+    engine: str = ""
+    checkpoint: str = ""
+    key: str = ""
+    rule: str = ""
+    threshold: float | None = None
+    kind: Literal["score", "norm"] = "score"
+
+
 class Record(msgspec.Struct, frozen=True):
     """How an output was made.
 
     Attributes:
         input: SHA-256 of all the input's prompts, each behind its length.
-        engine: fingerprint of the engine, its calibration, what ran it, and the threshold.
+        files: names of the input's files, the first of them.
+        judge: what scored and judged.
         columns: of the output, in their order.
         input_rows: rows of the whole input, of all shards.
         unique: distinct prompts among the rows scored here, by token ids.
@@ -41,13 +64,13 @@ class Record(msgspec.Struct, frozen=True):
         parts: the files.
         shard: "I/N", if the input was divided.
         order: "input", "score", or "score, top K".
-        rule: how a verdict was made, in words.
         memedge: the version that wrote it.
         format: of this record.
     """
 
     input: str
-    engine: str
+    files: list[str]
+    judge: Judge
     columns: list[str]
     input_rows: int
     unique: int
@@ -56,7 +79,6 @@ class Record(msgspec.Struct, frozen=True):
     parts: list[Part]
     shard: str | None
     order: str
-    rule: str
     memedge: str
     format: Literal[1] = 1
 
@@ -90,3 +112,8 @@ class Record(msgspec.Struct, frozen=True):
         return [
             words for name, words in _NAMES.items() if name not in but and getattr(self, name) != getattr(other, name)
         ]
+
+    @property
+    def engine(self) -> str:
+        """The fingerprint of what scored."""
+        return self.judge.fingerprint

@@ -42,6 +42,7 @@ from memedge.results import Scores
 from memedge.scoring.job import Job, run
 from memedge.scoring.mapper import here
 from memedge.scoring.output import Output
+from memedge.scoring.record import Judge
 
 def tokenize(prompts):
     digests = [hashlib.sha256(prompt.lower().encode()).digest() for prompt in prompts]
@@ -50,7 +51,7 @@ def tokenize(prompts):
 
 def score_file(score, source, output, *, engine_key, resume, kept=(), shard=None, **options):
     corpus = Corpus(find_files([str(source)]), Columns(kept=kept))
-    job = Job(corpus, Output.at(output), engine_key, shard=shard)
+    job = Job(corpus, Output.at(output), Judge(engine_key), shard=shard)
     return run(job, here(score), tokenize, resume=resume, **options)
 
 def fake(prompts, calibrated=True):
