@@ -192,6 +192,14 @@ def test_nan_and_a_wrong_number_of_results_are_never_written(source: Path) -> No
     assert not output.exists()
 
 
+@pytest.mark.parametrize("values", [["one"], ["longer than eight"]])
+def test_one_row_is_counted(values: list[str], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out.csv"
+    source.write_text("".join(f"{value}\n" for value in values))
+    done = run(source, output)
+    assert run(source, output, resume=True) == replace(done, scored_now=0, finished=True)
+
+
 def test_progress_counts_rows(source: Path) -> None:
     seen: list[tuple[object, ...]] = []
     run(source, source.with_name("out.csv"), batch_size=16, progress=lambda *counts: seen.append(counts))
