@@ -94,7 +94,7 @@ class Corpus:
             found: dict[str, Any] = dict.fromkeys(self._wanted(one), {str} if self.format == "jsonl" else str)
             if self.format == "parquet":
                 found |= parquet_types(one.file, self._within(one))
-            elif self.format in ("csv", "tsv"):
+            elif self.format != "jsonl":
                 first = next(read_rows(one.file, self._within(one)), None)
                 found |= dict.fromkeys(first.kept if first else (), str)
             for name, kind in found.items():

@@ -8,7 +8,7 @@ was deleted, that part is scored again. Files that cannot be read are refused be
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,8 +24,9 @@ from memedge.scoring.counts import Counts
 from memedge.scoring.journal import Journal, ids_key
 from memedge.scoring.mapper import Mapper
 from memedge.scoring.ordering import INPUT, Order
-from memedge.scoring.output import PART_ROWS, Output, no_room
+from memedge.scoring.output import PART_ROWS, Output, no_room, remove
 from memedge.scoring.record import FILES, Judge, Part, Record
+from memedge.scoring.row_keys import RowKeys
 from memedge.scoring.score_files import Layout, OutputRow, ScoreRow
 from memedge.scoring.shard import Shard
 
@@ -154,10 +155,10 @@ class _Run:
                 journal.note("overwrite", "yes")
             if output.exists and journal.noted("overwrite") is None and journal.noted("written") != _mark(output.place):
                 raise InputError(f"{output.place} is there already: replace it with --overwrite and --resume.")
-            scored_now = self._score(journal, None)
             counts = Counts()
-            try:
-                rows = self._results(journal, counts, None)
+            with self._room(), RowKeys(output.place.parent) as keys:
+                scored_now = self._score(journal, keys, None)
+                rows = self._results(journal, keys, counts, None)
                 parts = output.write(self.layout, self.job.order.arrange(rows), self.part_rows)
                 record = self._record(parts, counts, len(journal))
                 if output.folder:
@@ -166,8 +167,6 @@ class _Run:
                 output.finish()
                 if not output.folder:
                     output.place_record(record)
-            except OSError as error:
-                raise no_room(output.place, error, "run again with --resume") from error
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
 
@@ -202,23 +201,30 @@ class _Run:
         spans = [range(start, start + record.parts[n - 1].rows) for start, n in zip(starts, missing, strict=True)]
         parts = list(record.parts)
         with closing(self._journal(resume=True)) as journal:
-            scored_now = self._score(journal, spans)
-            rows = self._results(journal, Counts(), spans)
-            try:
+            with self._room(), RowKeys(output.place.parent) as keys:
+                scored_now = self._score(journal, keys, spans)
+                rows = self._results(journal, keys, Counts(), spans)
+                output.unfinished.unlink(missing_ok=True)
                 for number, span in zip(missing, spans, strict=True):
-                    output.unfinished.unlink(missing_ok=True)
                     part = output.write_part(output.unfinished, number, self.layout, islice(rows, len(span)))
                     output.unfinished.replace(output.place / part.name)
                     parts[number - 1] = part
                 for _ in rows:  # the end of the input, where it is seen whether it changed
                     pass
                 msgspec.structs.replace(record, parts=parts).write(output.record_path)
-            except OSError as error:
-                raise no_room(output.place, error, "run again with --resume") from error
-            finally:
-                output.unfinished.unlink(missing_ok=True)
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Turn what the disk refuses into a sentence, and leave no file that is not whole."""
+        output = self.job.output
+        try:
+            yield
+        except OSError as error:
+            raise no_room(output.place, error, "run again with --resume") from error
+        finally:
+            remove(output.unfinished)
 
     def _journal(self, resume: bool) -> Journal:
         job = self.job
@@ -242,27 +248,33 @@ class _Run:
             memedge=memedge.__version__,
         )
 
-    def _score(self, journal: Journal, spans: list[range] | None) -> int:
-        """Score what the journal lacks; return how many prompts that were."""
+    def _score(self, journal: Journal, keys: RowKeys, spans: list[range] | None) -> int:
+        """Score what the journal lacks, and note all rows' keys; return how many prompts were scored."""
         total, scored = self.contents.rows, 0
         waiting = _Waiting()
         self.progress("scoring", 0, total)
-        for batch, scores in self.mapper(self._unscored(journal, waiting, spans)):
+        for batch, scores in self.mapper(self._unscored(journal, keys, waiting, spans)):
             journal.put([waiting.keys.pop(prompt)[0] for prompt in batch], scores)
             scored += len(batch)
             self.progress("scoring", waiting.done, total)
         self.progress("scoring", total, total)
         return scored
 
-    def _unscored(self, journal: Journal, waiting: "_Waiting", spans: list[range] | None) -> Iterator[list[str]]:
+    def _unscored(
+        self, journal: Journal, keys: RowKeys, waiting: "_Waiting", spans: list[range] | None
+    ) -> Iterator[list[str]]:
         """Yield batches of prompts that the journal lacks."""
         batch: list[str] = []
         for block in _blocks(self._selected(self.job.corpus.bare().rows(), spans)):
-            numbers = {row.prompt: number for number, row in block}
-            prompts = list(numbers)
-            keys = [ids_key(ids) for ids in self.tokenize(prompts)[0]]
-            seen = journal.find_all(keys).keys() | {key for key, _ in waiting.keys.values()}
-            for prompt, key in zip(prompts, keys, strict=True):
+            numbers = {row.prompt: number for number, row in reversed(block)}  # of the first row of each
+            prompts = list(dict.fromkeys(row.prompt for _, row in block))
+            ids, truncated = self.tokenize(prompts)
+            known = {prompt: (ids_key(one), cut) for prompt, one, cut in zip(prompts, ids, truncated, strict=True)}
+            for _, row in block:
+                keys.add(*known[row.prompt])
+            found = journal.find_all([key for key, _ in known.values()])
+            seen = found.keys() | {key for key, _ in waiting.keys.values()}
+            for prompt, (key, _) in known.items():
                 if key in seen:
                     continue
                 seen.add(key)
@@ -273,20 +285,22 @@ class _Run:
                     yield batch
                     batch = []
             waiting.read = block[-1][0]
+            self.progress("scoring", waiting.done, self.contents.rows)
         if batch:
             yield batch
 
-    def _results(self, journal: Journal, counts: Counts, spans: list[range] | None) -> Iterator[OutputRow]:
+    def _results(
+        self, journal: Journal, keys: RowKeys, counts: Counts, spans: list[range] | None
+    ) -> Iterator[OutputRow]:
         """Yield the rows that the journal has the results of, and count them."""
         changed = f"{self.job.corpus.name} changed while it was scored: delete {journal.path} and score it again."
-        digest, total = Digest(), self.contents.rows
+        digest, total, of_rows = Digest(), self.contents.rows, keys.read()
         for block in _blocks(self._selected(self.job.corpus.rows(), spans, digest)):
-            ids, truncated = self.tokenize([row.prompt for _, row in block])
-            keys = [ids_key(one) for one in ids]
-            found = journal.find_all(list(dict.fromkeys(keys)))
-            for (number, row), key, cut in zip(block, keys, truncated.tolist(), strict=True):
-                if key not in found:
-                    raise InputError(changed)
+            some = list(islice(of_rows, len(block)))
+            if len(some) < len(block):
+                raise InputError(changed)
+            found = journal.find_all(list({key for key, _ in some}))
+            for (number, row), (key, cut) in zip(block, some, strict=True):
                 scores = ScoreRow(row.prompt, *found[key], cut)
                 counts.add(scores)
                 out = OutputRow(number, scores, row.kept)

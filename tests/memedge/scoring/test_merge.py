@@ -157,7 +157,7 @@ def test_shards_that_do_not_belong_together(source, tmp_path):
         "one.jsonl bare.jsonl": "bare.jsonl.job.json, which says how",
         "cut.jsonl two.jsonl": "cut.jsonl lacks one.jsonl as it was written: score it again with --resume.",
         "one.jsonl whole.jsonl": "whole.jsonl is no shard but a whole output: give what --shard wrote.",
-        "one.jsonl input.jsonl": "are of jobs with another input and another choice of columns: merge shards of one job.",
+        "one.jsonl input.jsonl": "are of jobs with another input and another choice of columns: merge shards of",
         "one.jsonl engine.jsonl": "are of jobs with another engine, calibration, threshold, provider or precision",
         "one.jsonl columns.jsonl": "are of jobs with another choice of columns",
         "one.jsonl three.jsonl": "one.jsonl is one of 2 shards, and",
