@@ -17,9 +17,7 @@ class RowKeys:
     def __enter__(self) -> "RowKeys":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def add(self, key: bytes, cut: bool) -> None:
