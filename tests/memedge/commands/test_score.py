@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +133,19 @@ def test_shards_by_workers_merge_to_one_file(corpus, tmp_path):
         assert float(left["norm"]) == pytest.approx(float(right["norm"]), rel=1e-4, abs=1e-4)
     top = memedge_process("merge", *parts, "-o", "-", "--top", "1")
     assert json.loads(top.stdout)["prompt"] == "cow icon"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page(corpus):
+    """docs/scale.md: each as it stands there, one after the other."""
+    page = Path(__file__).parents[3] / "docs" / "scale.md"
+    _, _, rest = page.read_text().partition("```sh\n")
+    commands = [shlex.split(line, comments=True) for line in rest.partition("```")[0].splitlines()]
+    assert [command[1] for command in commands] == ["score"] * 5 + ["merge"]
+    for _, *arguments in commands:
+        done = memedge(*arguments, cwd=corpus.parent)
+        assert done.returncode == 0, f"{arguments}\n{done.stderr}"
+    assert {path.name for path in corpus.parent.iterdir()} >= {"scores", "top.csv", "all.html", "whole.parquet"}
 
 
 def test_streams():
