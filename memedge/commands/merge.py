@@ -32,9 +32,9 @@ def merge(
     overwrite: OverwriteOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Join the outputs of `memedge score --shard` in the input's order.
+    """Join the outputs of all shards in the input's order.
 
-    All N shards of one job are needed, each with the record beside or in it (job.json).
+    All N of one job, which `memedge score --shard` wrote, are needed, each with the record beside or in it (job.json).
     """
     from memedge.scoring.merge import Shards
     from memedge.scoring.ordering import Order

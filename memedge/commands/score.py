@@ -169,7 +169,8 @@ def _run(
                 each=lambda row: tally.add(row.scores, row.number),
             )
         except (KeyboardInterrupt, SystemExit) as ended:
-            kept = f"{progress.phase} came to {progress.so_far}: what is scored is kept, go on with --resume"
+            so_far = f"{progress.phase} came to {progress.so_far}: " if progress.phase else ""
+            kept = f"{so_far}what is scored is kept, go on with --resume"
             if isinstance(ended, KeyboardInterrupt):
                 raise KeyboardInterrupt(kept) from None
             terminal.say(f"memedge: terminated: {kept}")  # by SIGTERM

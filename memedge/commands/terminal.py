@@ -148,7 +148,7 @@ class RowProgress:
     """
 
     def __init__(self, progress: "Progress", terminal: bool):
-        self.phase, self.so_far = "it", "nothing"
+        self.phase, self.so_far = "", ""
         self._progress, self._terminal = progress, terminal
         self._times: deque[tuple[float, int]] = deque()  # when how many rows were done, over the last RATE_SECONDS
         self._said = time.monotonic()
