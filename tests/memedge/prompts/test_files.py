@@ -267,7 +267,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (lambda pa: pa.table({"prompt": pa.array([], pa.string())}), "holds no prompts"),
         (
             lambda pa: pa.table({"prompt": pa.array([b"\xff"]).view(pa.string())}),
-            "has a prompt after row 0 that is not valid UTF-8",
+            "has text after row 0 that is not valid UTF-8",
         ),
     ],
 )
