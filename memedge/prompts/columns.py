@@ -56,7 +56,7 @@ class Columns:
         for name in kept:
             if names.count(name) != 1:
                 has = "no column" if name not in names else "more than one column"
-                raise InputError(f"{place} has {has} {shown(name)} to keep, but {listed(names)}: correct --keep.")
+                raise InputError(f"{place} has {has} {shown(name)!r} to keep, but {listed(names)}: correct --keep.")
         return kept
 
     def check_given(self, place: str, names: Iterable[str]) -> None:

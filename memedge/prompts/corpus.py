@@ -95,7 +95,7 @@ class Corpus:
             found: dict[str, Any] = {name: {str} if self.format == "jsonl" else str for name in self._wanted(one)}
             if self.format == "parquet":
                 found |= parquet_types(one.file, self._within(one))
-            elif self.format in ("csv", "tsv"):
+            elif self.format != "jsonl":
                 first = next(read_rows(one.file, self._within(one)), None)
                 found |= dict.fromkeys(first.kept if first else (), str)
             for name, kind in found.items():

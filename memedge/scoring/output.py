@@ -43,8 +43,8 @@ class Output:
             slash: whether the path was given with a slash at its end: then it is a folder, whatever its name is.
 
         Raises:
-            InputError: no name, an unknown suffix, another format than the name says, or the folder that it lies in is missing
-                or cannot be written to.
+            InputError: no name, an unknown suffix, another format than the name says, or the folder that it lies in is
+                missing or cannot be written to.
         """
         if place.name in ("", ".."):
             raise InputError(f"{place} is no name of an output: name a file, or a folder to make.")

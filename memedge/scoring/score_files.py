@@ -13,9 +13,9 @@ prompt in the input from 1, by which `memedge merge` restores its order. Floats 
   written `\\\\`, `\\t`, `\\n` and `\\r`.
 - `.jsonl`: an object per line, in UTF-8 without escapes where JSON needs none; a kept key that a row lacks stays out.
 - `.parquet`: string, three float64, two bool; kept columns have the type they had in parquet, string if they come from
-  cells, and bool, int64, float64 or string if they come from JSON; where integers and floats are mixed float64; what is
-  of several other types, a list, an object or an integer beyond 64 bits is a string that holds its JSON. Needs the extra
-  `eval`.
+  cells, and bool, int64, float64 or string if they come from JSON. Where JSON mixes integers and floats they are
+  float64; a column of several other types, of lists, of objects, or with an integer beyond 64 bits is strings that hold
+  its JSON. Needs the extra `eval`.
 
 In text a kept value of parquet is written as ISO 8601 if it is a date, a time or a duration (memedge/prompts/arrow.py),
 as a string if it is a decimal, as JSON if it is a list, a struct (an object) or a map (a list of pairs), and as null in
@@ -99,7 +99,8 @@ class Layout:
             )
         if self.id is not None and self.id not in self.kept:
             raise InputError(f"{source} has no column {self.id!r} of ids: correct --id-column.")
-        if kind.format != "parquet" and (binary := [n for n, one in self.kept.items() if _arrow_type(one) and holds_bytes(one)]):
+        binary = [name for name, one in self.kept.items() if _from_parquet(one) and holds_bytes(one)]
+        if binary and kind.format != "parquet":
             raise InputError(
                 f"{source} has bytes in its column {binary[0]!r}, which text cannot hold: write .parquet, or leave "
                 "it out with --keep none or --keep and the names of others."
@@ -142,7 +143,7 @@ def write_scores(path: Path, kind: FileKind, layout: Layout, rows: Iterable[Outp
 
 def _as_text(layout: Layout, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
     """Yield the rows with text for the times in kept columns of parquet."""
-    makers = {name: make for name, kind in layout.kept.items() if _arrow_type(kind) and (make := as_text(kind))}
+    makers = {name: make for name, kind in layout.kept.items() if _from_parquet(kind) and (make := as_text(kind))}
     for row in rows:
         texts = {name: make(value) for name, make in makers.items() if (value := row.kept.get(name)) is not None}
         yield row._replace(kept=row.kept | texts) if texts else row
@@ -193,7 +194,7 @@ def _write_parquet(path: Path, layout: Layout, rows: Iterator[OutputRow]) -> Non
             writer.write_table(pyarrow.table(arrays, schema=schema))
 
 
-def _arrow_type(kind: Any) -> bool:
+def _from_parquet(kind: Any) -> bool:
     """Return whether a kept column comes from parquet."""
     return not isinstance(kind, set | type)
 

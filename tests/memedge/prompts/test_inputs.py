@@ -171,10 +171,10 @@ def test_standard_input_is_kept_while_it_is_read(format: str, monkeypatch: pytes
 
 
 def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for closed in (None, open(os.devnull)):  # noqa: SIM115
-        if closed:
-            closed.close()
-        monkeypatch.setattr(sys, "stdin", closed)
+    closed = io.TextIOWrapper(io.BytesIO())
+    closed.close()
+    for one in (None, closed):
+        monkeypatch.setattr(sys, "stdin", one)
         with (
             pytest.raises(InputError, match=r"Standard input is closed: name a file"),
             standard_input(FileKind("txt")),
@@ -189,7 +189,7 @@ def test_standard_input_that_is_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
         def readable(self) -> bool:
             return True
 
-        def readinto(self, buffer: object) -> int:
+        def readinto(self, _: object) -> int:
             return len(os.read(descriptor, 9))
 
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Folder())))
