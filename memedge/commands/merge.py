@@ -6,7 +6,7 @@ import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import JsonOption, OverwriteOption, app
-from memedge.commands.score import (
+from memedge.commands.score_output import (
     STREAM,
     FormatOption,
     OutputOption,
@@ -57,4 +57,6 @@ def merge(
                 progress=progress,
                 each=lambda row: tally.add(row.scores, row.number),
             )
-        say_at_the_end(summary, judge, tally, shards.record.files, report, json, output != STREAM)
+        say_at_the_end(
+            summary, judge, tally, shards.record.files, f"{len(parts)} shards merged", report, json, output != STREAM
+        )

@@ -1,8 +1,5 @@
 """`memedge score INPUT… -o OUTPUT`: files of prompts."""
 
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,6 +22,16 @@ from memedge.commands.options import (
     app,
     load_detector,
 )
+from memedge.commands.score_output import (
+    STREAM,
+    FormatOption,
+    OutputOption,
+    ReportOption,
+    SortOption,
+    TopOption,
+    opened_output,
+    say_at_the_end,
+)
 from memedge.engine.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,39 +40,15 @@ if TYPE_CHECKING:
     from memedge.prompts.inputs import InputFile
     from memedge.scoring.job import Job, JobSummary, Tokenize
     from memedge.scoring.mapper import Mapper
-    from memedge.scoring.output import Output
     from memedge.scoring.record import Judge
     from memedge.scoring.tally import Tally
 
-STREAM = "-"
 SourcesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
         help="Prompts: .txt .csv .tsv .jsonl .parquet; files, patterns, folders, - for stdin.",
     ),
-]
-OutputOption = Annotated[
-    str,
-    typer.Option(
-        "--output", "-o", metavar="OUTPUT", help="Scores: a file in any of these formats, a folder of parts, or -."
-    ),
-]
-TopOption = Annotated[
-    int | None, typer.Option("--top", metavar="K", min=1, help="Only the K rows with the highest scores.")
-]
-SortOption = Annotated[
-    Literal["score"] | None, typer.Option("--sort", help="The highest score first, in place of the input's order.")
-]
-FormatOption = Annotated[
-    Literal["txt", "csv", "tsv", "jsonl", "parquet"] | None,
-    typer.Option("--format", help="Of a folder's parts or of stdout.", show_default="parquet; jsonl on stdout"),
-]
-
-
-ReportOption = Annotated[
-    Path | None,
-    typer.Option("--report", metavar="FILE.html", help="A page on the scores: how they lie, and lists."),
 ]
 
 
@@ -165,7 +148,9 @@ def score(
         if summary.finished and report:
             for row in Finished.at(place).rows():
                 tally.add(row.scores, row.number)
-        say_at_the_end(summary, job.judge, tally, [one.file.name for one in files], report, json, output != STREAM)
+        now = "finished before, nothing to do" if summary.finished else f"{summary.scored_now} scored in this run"
+        names = [one.file.name for one in files]
+        say_at_the_end(summary, job.judge, tally, names, now, report, json, output != STREAM)
 
 
 def _run(
@@ -234,21 +219,6 @@ def opened_input(sources: list[str], input_format: str | None) -> Iterator[tuple
 
 
 @contextmanager
-def opened_output(place: str, format: str | None) -> Iterator["Output"]:
-    """Yield the output; what is for stdout is written to a file first, and copied at the end."""
-    from memedge.scoring.output import Output
-
-    if place != STREAM:
-        yield Output.at(Path(place), format, slash=place.endswith("/"))
-        return
-    with tempfile.TemporaryDirectory(prefix="memedge-") as folder:
-        output = Output.at(Path(folder, f"stdout.{format or 'jsonl'}"))
-        yield output
-        with output.place.open("rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-
-
-@contextmanager
 def _scoring(
     engine: Path | None,
     provider: str,
@@ -294,45 +264,3 @@ def _judge(info: "EngineInfo") -> "Judge":
         threshold=rule.threshold,
         kind="score" if rule.fitted else "norm",
     )
-
-
-def say_at_the_end(
-    summary: "JobSummary",
-    judge: "Judge",
-    tally: "Tally",
-    inputs: list[str],
-    report: Path | None,
-    json: bool,
-    names: bool,
-) -> None:
-    """Print the summary and the histogram, and write the report.
-
-    Args:
-        summary: what the job did.
-        judge: what scored and judged.
-        tally: of all rows.
-        inputs: what was scored.
-        report: where the report goes, or None.
-        json: whether the summary goes to stdout, for machines.
-        named: whether the output has a name to say.
-    """
-    from memedge.commands.histogram import print_histogram
-    from memedge.scoring.report import About, write_report
-
-    output = str(summary.output) if named else "stdout"
-    if json:
-        terminal.print_json(summary)
-    else:
-        print_histogram(tally)
-        verdict = "no verdicts (not calibrated)"
-        if summary.memorized is not None:
-            verdict = f"{summary.memorized} memorized (threshold {judge.threshold:.4g})"
-        now = "finished before, nothing to do" if summary.finished else f"{summary.scored_now} scored in this run"
-        terminal.say(
-            f"{output}: {summary.rows} rows, {summary.unique} different prompts, {now} on {judge.key}, {verdict}, "
-            f"{summary.truncated} truncated."
-        )
-    if report:
-        fingerprint = judge.fingerprint
-        about = About(judge.engine, judge.checkpoint, fingerprint, judge.key, judge.rule, inputs, output)
-        write_report(report, tally, about)

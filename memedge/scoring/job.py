@@ -7,10 +7,9 @@ job with `resume=True` goes on from it. A job that has finished does nothing whe
 was deleted, that part is scored again. Files that cannot be read are refused before the journal is made.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -21,11 +20,13 @@ from memedge.engine.arrays import Bools, Indices
 from memedge.engine.errors import InputError
 from memedge.prompts.corpus import Contents, Corpus, Digest
 from memedge.prompts.files import PromptRow
+from memedge.scoring.counts import Counts
 from memedge.scoring.journal import Journal, ids_key
 from memedge.scoring.mapper import Mapper
 from memedge.scoring.ordering import INPUT, Order
-from memedge.scoring.output import PART_ROWS, Output, no_room
+from memedge.scoring.output import PART_ROWS, Output, no_room, remove
 from memedge.scoring.record import FILES, Judge, Part, Record
+from memedge.scoring.row_keys import RowKeys
 from memedge.scoring.score_files import Layout, OutputRow, ScoreRow
 from memedge.scoring.shard import Shard
 
@@ -154,20 +155,18 @@ class _Run:
                 journal.note("overwrite", "yes")
             if output.exists and journal.noted("overwrite") is None and journal.noted("written") != _mark(output.place):
                 raise InputError(f"{output.place} is there already: replace it with --overwrite and --resume.")
-            scored_now = self._score(journal, None)
-            tally = Counter[str]()
-            try:
-                rows = self._results(journal, tally, None)
+            counts = Counts()
+            with self._room(), RowKeys(output.place.parent) as keys:
+                scored_now = self._score(journal, keys, None)
+                rows = self._results(journal, keys, counts, None)
                 parts = output.write(self.layout, self.job.order.arrange(rows), self.part_rows)
-                record = self._record(parts, tally, len(journal))
+                record = self._record(parts, counts, len(journal))
                 if output.folder:
                     output.place_record(record)
                 journal.note("written", _mark(output.unfinished))
                 output.finish()
                 if not output.folder:
                     output.place_record(record)
-            except OSError as error:
-                raise no_room(output.place, error, "run again with --resume") from error
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
 
@@ -180,7 +179,7 @@ class _Run:
                 f"{output.place} is there, and {output.record_path.name}, which says how it was made, is not: replace "
                 "it with --overwrite, or name another output."
             )
-        if differing := record.differing(self._record([], Counter(), 0)):
+        if differing := record.differing(self._record([], Counts(), 0)):
             if overwrite:
                 return self.whole(True, True)
             raise InputError(
@@ -202,30 +201,37 @@ class _Run:
         spans = [range(start, start + record.parts[n - 1].rows) for start, n in zip(starts, missing, strict=True)]
         parts = list(record.parts)
         with closing(self._journal(resume=True)) as journal:
-            scored_now = self._score(journal, spans)
-            rows = self._results(journal, Counter(), spans)
-            try:
+            with self._room(), RowKeys(output.place.parent) as keys:
+                scored_now = self._score(journal, keys, spans)
+                rows = self._results(journal, keys, Counts(), spans)
+                output.unfinished.unlink(missing_ok=True)
                 for number, span in zip(missing, spans, strict=True):
-                    output.unfinished.unlink(missing_ok=True)
                     part = output.write_part(output.unfinished, number, self.layout, islice(rows, len(span)))
                     output.unfinished.replace(output.place / part.name)
                     parts[number - 1] = part
                 for _ in rows:  # the end of the input, where it is seen whether it changed
                     pass
                 msgspec.structs.replace(record, parts=parts).write(output.record_path)
-            except OSError as error:
-                raise no_room(output.place, error, "run again with --resume") from error
-            finally:
-                output.unfinished.unlink(missing_ok=True)
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Turn what the disk refuses into a sentence, and leave no file that is not whole."""
+        output = self.job.output
+        try:
+            yield
+        except OSError as error:
+            raise no_room(output.place, error, "run again with --resume") from error
+        finally:
+            remove(output.unfinished)
 
     def _journal(self, resume: bool) -> Journal:
         job = self.job
         header = {"input": self.contents.sha256, "engine": job.judge.fingerprint, "shard": str(job.shard or "all")}
         return Journal(job.output.journal, header, resume)
 
-    def _record(self, parts: list[Part], tally: Counter[str], unique: int) -> Record:
+    def _record(self, parts: list[Part], counts: Counts, unique: int) -> Record:
         job = self.job
         return Record(
             input=self.contents.sha256,
@@ -234,65 +240,69 @@ class _Run:
             columns=self.layout.names,
             input_rows=self.contents.rows,
             unique=unique,
-            memorized=tally["memorized"] if tally["judged"] else None,
-            truncated=tally["truncated"],
+            memorized=counts.memorized,
+            truncated=counts.truncated,
             parts=parts,
             shard=str(job.shard) if job.shard else None,
             order=str(job.order),
             memedge=memedge.__version__,
         )
 
-    def _score(self, journal: Journal, spans: list[range] | None) -> int:
-        """Score what the journal lacks; return how many prompts that were."""
+    def _score(self, journal: Journal, keys: RowKeys, spans: list[range] | None) -> int:
+        """Score what the journal lacks, and note all rows' keys; return how many prompts were scored."""
         total, scored = self.contents.rows, 0
-        waiting: dict[str, bytes] = {}  # prompts that are being scored, and their keys
-        at = [0]
+        waiting = _Waiting()
         self.progress("scoring", 0, total)
-        for batch, scores in self.mapper(self._unscored(journal, waiting, at, spans)):
-            journal.put([waiting.pop(prompt) for prompt in batch], scores)
+        for batch, scores in self.mapper(self._unscored(journal, keys, waiting, spans)):
+            journal.put([waiting.keys.pop(prompt)[0] for prompt in batch], scores)
             scored += len(batch)
-            self.progress("scoring", at[0], total)
+            self.progress("scoring", waiting.done, total)
         self.progress("scoring", total, total)
         return scored
 
     def _unscored(
-        self, journal: Journal, waiting: dict[str, bytes], at: list[int], spans: list[range] | None
+        self, journal: Journal, keys: RowKeys, waiting: "_Waiting", spans: list[range] | None
     ) -> Iterator[list[str]]:
-        """Yield batches of prompts that the journal lacks; `at` gets the number of the row that each ends at."""
+        """Yield batches of prompts that the journal lacks."""
         batch: list[str] = []
         for block in _blocks(self._selected(self.job.corpus.bare().rows(), spans)):
-            numbers = {row.prompt: number for number, row in block}
-            prompts = list(numbers)
-            keys = [ids_key(ids) for ids in self.tokenize(prompts)[0]]
-            seen = journal.find_all(keys).keys() | set(waiting.values())
-            for prompt, key in zip(prompts, keys, strict=True):
+            numbers = {row.prompt: number for number, row in reversed(block)}  # of the first row of each
+            prompts = list(dict.fromkeys(row.prompt for _, row in block))
+            ids, truncated = self.tokenize(prompts)
+            known = {prompt: (ids_key(one), cut) for prompt, one, cut in zip(prompts, ids, truncated, strict=True)}
+            for _, row in block:
+                keys.add(*known[row.prompt])
+            found = journal.find_all([key for key, _ in known.values()])
+            seen = found.keys() | {key for key, _ in waiting.keys.values()}
+            for prompt, (key, _) in known.items():
                 if key in seen:
                     continue
                 seen.add(key)
-                waiting[prompt] = key
+                waiting.keys[prompt] = key, numbers[prompt]
                 batch.append(prompt)
                 if len(batch) == self.batch_size:
-                    at[0] = numbers[prompt]
+                    waiting.read = numbers[prompt]
                     yield batch
                     batch = []
-            at[0] = block[-1][0]
+            waiting.read = block[-1][0]
+            self.progress("scoring", waiting.done, self.contents.rows)
         if batch:
             yield batch
 
-    def _results(self, journal: Journal, tally: Counter[str], spans: list[range] | None) -> Iterator[OutputRow]:
+    def _results(
+        self, journal: Journal, keys: RowKeys, counts: Counts, spans: list[range] | None
+    ) -> Iterator[OutputRow]:
         """Yield the rows that the journal has the results of, and count them."""
         changed = f"{self.job.corpus.name} changed while it was scored: delete {journal.path} and score it again."
-        digest, total = Digest(), self.contents.rows
+        digest, total, of_rows = Digest(), self.contents.rows, keys.read()
         for block in _blocks(self._selected(self.job.corpus.rows(), spans, digest)):
-            ids, truncated = self.tokenize([row.prompt for _, row in block])
-            keys = [ids_key(one) for one in ids]
-            found = journal.find_all(list(dict.fromkeys(keys)))
-            for (number, row), key, cut in zip(block, keys, truncated.tolist(), strict=True):
-                if key not in found:
-                    raise InputError(changed)
+            some = list(islice(of_rows, len(block)))
+            if len(some) < len(block):
+                raise InputError(changed)
+            found = journal.find_all(list({key for key, _ in some}))
+            for (number, row), (key, cut) in zip(block, some, strict=True):
                 scores = ScoreRow(row.prompt, *found[key], cut)
-                judged = scores.memorized is not None
-                tally.update(judged=judged, memorized=bool(scores.memorized), truncated=cut)
+                counts.add(scores)
                 out = OutputRow(number, scores, row.kept)
                 self.each(out)
                 yield out
@@ -312,6 +322,19 @@ class _Run:
                 if spans is None or any(place in span for span in spans):
                     yield number, row
                 place += 1
+
+
+@dataclass
+class _Waiting:
+    """Prompts that are being scored, in the input's order: their keys, and the rows they come from."""
+
+    keys: dict[str, tuple[bytes, int]] = field(default_factory=dict)
+    read: int = 0  # rows read so far
+
+    @property
+    def done(self) -> int:
+        """How many rows have all that they need."""
+        return next((number - 1 for _, number in self.keys.values()), self.read)
 
 
 def _blocks(rows: Iterator[Numbered]) -> Iterator[list[Numbered]]:

@@ -1,7 +1,6 @@
 """The outputs of a job's shards, joined in the input's order: what one job would have written."""
 
 import heapq
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +11,7 @@ import msgspec
 
 from memedge.engine.errors import InputError, shown
 from memedge.prompts.cells import SCORE_COLUMNS
+from memedge.scoring.counts import Counts
 from memedge.scoring.job import JobSummary, Progress, ignore
 from memedge.scoring.ordering import INPUT, Order
 from memedge.scoring.output import PART_ROWS, Output, no_room
@@ -87,15 +87,15 @@ class Shards:
         output.check([path for part in self.parts for path in part.paths], overwrite=overwrite)
         layout = self._layout(output)
         layout.check(output.kind, str(self.parts[0].place))
-        tally = Counter[str]()
+        counts = Counts()
         try:
-            written = output.write(layout, order.arrange(self._rows(tally, progress, each)), part_rows)
+            written = output.write(layout, order.arrange(self._rows(counts, progress, each)), part_rows)
             record = msgspec.structs.replace(
                 self.record,
                 columns=layout.names,
                 unique=sum(part.finished.record.unique for part in self.parts),
-                memorized=tally["memorized"] if tally["judged"] else None,
-                truncated=tally["truncated"],
+                memorized=counts.memorized,
+                truncated=counts.truncated,
                 parts=written,
                 shard=None,
                 order=str(order),
@@ -109,16 +109,14 @@ class Shards:
             raise no_room(output.place, error, "merge again") from error
         return JobSummary.of(record, output.place, 0)
 
-    def _rows(self, tally: Counter[str], progress: Progress, each: Callable[[OutputRow], None]) -> Iterator[OutputRow]:
+    def _rows(self, counts: Counts, progress: Progress, each: Callable[[OutputRow], None]) -> Iterator[OutputRow]:
         """Yield the rows of all shards in the input's order, and count them."""
         expected, total = 0, self.record.input_rows
         for row in heapq.merge(*(part.finished.rows() for part in self.parts), key=lambda row: row.number):
             expected += 1
             if row.number != expected:
                 raise InputError(f"Row {expected} is in no part, or row {row.number} in two: score the shards again.")
-            scores = row.scores
-            judged = scores.memorized is not None
-            tally.update(judged=judged, memorized=bool(scores.memorized), truncated=scores.truncated)
+            counts.add(row.scores)
             each(row)
             if expected % BETWEEN == 0 or expected == total:
                 progress("merging", expected, total)

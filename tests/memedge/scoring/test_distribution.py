@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memedge.scoring.distribution import CHUNK, PRECISION, Distribution
@@ -38,6 +38,7 @@ def test_bins_of_values_that_are_kept_exactly(threshold):
         assert bins.beyond == (values.min() < bins.edges[0], values.max() >= bins.edges[-1])
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=60), st.one_of(st.none(), NUMBERS), st.integers(1, 40))
 def test_bins_of_any_values(values, threshold, most):
     """Below every edge lies what NumPy counts there, but for values within the promised precision of it.
@@ -107,6 +108,7 @@ def test_beyond_single_precision():
     assert (made.lowest, made.highest) == (-1e300, 1e300)
 
 
+@settings(deadline=None)
 @given(st.lists(NUMBERS, min_size=1, max_size=60), st.sampled_from([0.005, 0.5, 0.99, 1.0]))
 def test_quantiles(values, share):
     expected = np.quantile(values, share, method="inverted_cdf")

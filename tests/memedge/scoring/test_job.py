@@ -192,10 +192,18 @@ def test_nan_and_a_wrong_number_of_results_are_never_written(source: Path) -> No
     assert not output.exists()
 
 
+@pytest.mark.parametrize("values", [["one"], ["longer than eight"]])
+def test_one_row_is_counted(values: list[str], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out.csv"
+    source.write_text("".join(f"{value}\n" for value in values))
+    done = run(source, output)
+    assert run(source, output, resume=True) == replace(done, scored_now=0, finished=True)
+
+
 def test_progress_counts_rows(source: Path) -> None:
     seen: list[tuple[object, ...]] = []
     run(source, source.with_name("out.csv"), batch_size=16, progress=lambda *counts: seen.append(counts))
-    scoring = [("scoring", rows, 42) for rows in (0, 16, 32, 42, 42)]
+    scoring = [("scoring", rows, 42) for rows in (0, 16, 32, 32, 42, 42)]
     assert seen == [*scoring, ("writing", 42, 42)]
 
 
@@ -327,7 +335,7 @@ def test_a_second_job_on_the_same_output_is_refused(source: Path) -> None:
             refused.append(str(caught.value))
 
     run(source, output, progress=second, batch_size=30)
-    assert len(refused) == 8  # before, between and after the batches
+    assert len(refused) == 10  # before, between and after the batches
     code = f"{CHILD}\n"
     code += "score_file(lambda _: print('in', flush=True) or input(), "
     code += "Path(sys.argv[1]), Path(sys.argv[2]), engine_key='k', resume=False, overwrite=True)"

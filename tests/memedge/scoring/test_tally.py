@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memedge.scoring.score_files import ScoreRow
@@ -61,6 +61,7 @@ def test_lists_and_counts_are_exact(order):
     assert listed(tally.truncated_highest) == [one for one in plain(cut, lambda row: row.score) if one[0]]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.integers(0, 4))))
 def test_prompts_with_several_scores(pairs):
     """Each is listed with its highest, and the rows of that one are counted: all of them."""
