@@ -90,8 +90,7 @@ def _each(inner: Callable[[Any], Any] | None, value: Any) -> Any:
 
 def _time_as_text(types: Any, kind: Any) -> Callable[[int], str]:
     if types.is_date(kind):
-        unit = "D" if kind.bit_width == 32 else "ms"
-        return lambda value: str(np.datetime64(value, unit).astype("M8[D]"))
+        return lambda value: str(np.datetime64(value, "D"))  # parquet has no dates in milliseconds
     unit, digits = kind.unit, _DIGITS[kind.unit]
     if types.is_timestamp(kind):
         zone = "Z" if kind.tz else ""

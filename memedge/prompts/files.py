@@ -211,7 +211,7 @@ def _read_csv(file: PromptFile, columns: Columns) -> Iterator[Placed]:
                 text = unguarded(row[column]) if ours else row[column]
                 yield f"line {first}", text, {name: row[index] for name, index in kept}
     except csv.Error as error:
-        place, reason = f"line {end + 1}", str(error)
+        place, reason = f"line {end + 1}", str(error).replace("\t", "tab")
         if reason.startswith("new-line character"):
             raise InputError(_LONE_CR.format(path=file.name, place=place)) from error
         if reason.startswith("field larger") and rows.line_num <= end + 1:  # else a quote may have swallowed lines

@@ -67,11 +67,11 @@ def _sorted(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
                 db.executemany("INSERT INTO rows VALUES (?, ?, ?)", packed)
         with _room():
             ordered = db.execute("SELECT row FROM rows ORDER BY score DESC, number")
-            packed = ordered.fetchmany(AT_ONCE)
-        while packed:
-            yield from (pickle.loads(row) for (row,) in packed)
+            back = ordered.fetchmany(AT_ONCE)
+        while back:
+            yield from (pickle.loads(row) for (row,) in back)
             with _room():
-                packed = ordered.fetchmany(AT_ONCE)
+                back = ordered.fetchmany(AT_ONCE)
 
 
 @contextmanager

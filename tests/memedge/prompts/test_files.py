@@ -163,6 +163,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "missing cell": ("p.csv", b"id,prompt\n1\n", "p.csv, line 2, has 1 cells where the header has 2"),
     "open quote": ("p.csv", b'prompt\na\n"b\nc\n', "p.csv, line 3, is broken CSV (unexpected end of data)"),
     "text after quote": ("p.csv", b'prompt\n"a"b\n', "p.csv, line 2, is broken CSV ("),
+    "text after quote, tabs": ("p.tsv", b'prompt\n"a"b\n', "p.tsv, line 2, is broken TSV ('tab' expected after "),
     "broken header": ("p.csv", b'"prompt"x\n', "p.csv, line 1, is broken CSV ("),
     "huge cell": (
         "p.csv",
