@@ -164,7 +164,7 @@ def test_mistakes(tmp_path):
         ((tmp_path / "no-column.csv", "-o", out), "only 'words': name the one with the prompts by --column."),
         ((tmp_path / "no-column.csv", "-o", out, "--column", "text"), "no column 'text', only 'words': name the one"),
         ((tmp_path / "columns.csv", "-o", out), "has a column 'norm', which is the name of one of the output's"),
-        ((tmp_path / "columns.csv", "-o", out, "--keep", "tone"), "has no column tone to keep, but 'prompt', 'norm',"),
+        ((tmp_path / "columns.csv", "-o", out, "--keep", "tone"), "has no column 'tone' to keep, but 'prompt', 'norm',"),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "prompt"), "is in the output anyway: leave it out of --keep."),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column id to keep"),
         ((tmp_path / "good.txt", "-o", out, "--keep", "note"), "is plain text, which has no columns: leave out"),
