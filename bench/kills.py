@@ -174,7 +174,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def compare(found: list[dict[str, Any]], whole: list[dict[str, Any]]) -> tuple[int, int]:
-    """Return how many rows are lost, or differ, and how many are there more than once."""
+    """Return how many rows are lost or differ, and how many are there more than once; another order counts as one."""
     numbers = Counter(row["n"] for row in found)
     by_number = {row["n"]: row for row in found}
     lost = 0

@@ -2,6 +2,7 @@
 
 import heapq
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +14,7 @@ from memedge.engine.errors import InputError, shown
 from memedge.prompts.cells import SCORE_COLUMNS
 from memedge.scoring.counts import Counts
 from memedge.scoring.job import JobSummary, Progress, ignore
+from memedge.scoring.journal import Journal
 from memedge.scoring.ordering import INPUT, Order
 from memedge.scoring.output import PART_ROWS, Output, no_room
 from memedge.scoring.reading import Finished
@@ -87,26 +89,41 @@ class Shards:
         output.check([path for part in self.parts for path in part.paths], overwrite=overwrite)
         layout = self._layout(output)
         layout.check(output.kind, str(self.parts[0].place))
+        header = {"input": self.record.input, "engine": self.record.engine, "shard": "merged"}
+        with closing(Journal(output.journal, header, resume=True)) as lock:  # so that an output has one job at a time
+            try:
+                return self._write(output, layout, order, part_rows, progress, each)
+            except OSError as error:
+                raise no_room(output.place, error, "merge again") from error
+            finally:
+                lock.delete()
+
+    def _write(
+        self,
+        output: Output,
+        layout: Layout,
+        order: Order,
+        part_rows: int,
+        progress: Progress,
+        each: Callable[[OutputRow], None],
+    ) -> JobSummary:
         counts = Counts()
-        try:
-            written = output.write(layout, order.arrange(self._rows(counts, progress, each)), part_rows)
-            record = msgspec.structs.replace(
-                self.record,
-                columns=layout.names,
-                unique=sum(part.finished.record.unique for part in self.parts),
-                memorized=counts.memorized,
-                truncated=counts.truncated,
-                parts=written,
-                shard=None,
-                order=str(order),
-            )
-            if output.folder:
-                output.place_record(record)
-            output.finish()
-            if not output.folder:
-                output.place_record(record)
-        except OSError as error:
-            raise no_room(output.place, error, "merge again") from error
+        written = output.write(layout, order.arrange(self._rows(counts, progress, each)), part_rows)
+        record = msgspec.structs.replace(
+            self.record,
+            columns=layout.names,
+            unique=sum(part.finished.record.unique for part in self.parts),
+            memorized=counts.memorized,
+            truncated=counts.truncated,
+            parts=written,
+            shard=None,
+            order=str(order),
+        )
+        if output.folder:
+            output.place_record(record)
+        output.finish()
+        if not output.folder:
+            output.place_record(record)
         return JobSummary.of(record, output.place, 0)
 
     def _rows(self, counts: Counts, progress: Progress, each: Callable[[OutputRow], None]) -> Iterator[OutputRow]:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,6 +137,19 @@ def test_shards_by_workers_merge_to_one_file(corpus, tmp_path):
     assert json.loads(top.stdout)["prompt"] == "cow icon"
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_page(corpus):
+    """docs/scale.md: each as it stands there, one after the other."""
+    page = Path(__file__).parents[3] / "docs" / "scale.md"
+    _, _, rest = page.read_text().partition("```sh\n")
+    commands = [shlex.split(line, comments=True) for line in rest.partition("```")[0].splitlines()]
+    assert [command[1] for command in commands] == ["score"] * 5 + ["merge"]
+    for _, *arguments in commands:
+        done = memedge(*arguments, cwd=corpus.parent)
+        assert done.returncode == 0, f"{arguments}\n{done.stderr}"
+    assert {path.name for path in corpus.parent.iterdir()} >= {"scores", "top.csv", "all.html", "whole.parquet"}
+
+
 def test_streams():
     """From stdin to stdout, in a process: the streams are what is tested."""
     line = [sys.executable, "-m", "memedge", "score", "-", "-o", "-", "--sort", "score", "--format", "tsv", *CPU]
@@ -164,7 +178,10 @@ def test_mistakes(tmp_path):
         ((tmp_path / "no-column.csv", "-o", out), "only 'words': name the one with the prompts by --column."),
         ((tmp_path / "no-column.csv", "-o", out, "--column", "text"), "no column 'text', only 'words': name the one"),
         ((tmp_path / "columns.csv", "-o", out), "has a column 'norm', which is the name of one of the output's"),
-        ((tmp_path / "columns.csv", "-o", out, "--keep", "tone"), "has no column 'tone' to keep, but 'prompt', 'norm',"),
+        (
+            (tmp_path / "columns.csv", "-o", out, "--keep", "tone"),
+            "has no column 'tone' to keep, but 'prompt', 'norm',",
+        ),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "prompt"), "is in the output anyway: leave it out of --keep."),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column id to keep"),
         ((tmp_path / "good.txt", "-o", out, "--keep", "note"), "is plain text, which has no columns: leave out"),

@@ -207,3 +207,18 @@ def test_an_output_that_is_there(source, tmp_path):
         shards.merge(Output.at(place), overwrite=True)
     shards.merge(Output.at(output), overwrite=True)
     assert len(list(read_prompts(output))) == ROWS
+
+
+def test_two_at_once_are_refused(source, tmp_path):
+    place, output = tmp_path / "one.jsonl", tmp_path / "merged.csv"
+    score(source, place, Shard(1, 1))
+    shards = Shards.open([str(place)])
+
+    def second(*_: object) -> None:
+        with pytest.raises(InputError, match=r"merged\.csv\.partial is in use by another process that writes the same"):
+            shards.merge(Output.at(output))
+
+    shards.merge(Output.at(output), progress=second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "merged.csv", "merged.csv.job.json", "one.jsonl", "one.jsonl.job.json"
+    ]  # fmt: skip
