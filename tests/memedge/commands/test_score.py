@@ -183,7 +183,7 @@ def test_mistakes(tmp_path):
             "has no column 'tone' to keep, but 'prompt', 'norm',",
         ),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "prompt"), "is in the output anyway: leave it out of --keep."),
-        ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column id to keep"),
+        ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column 'id' to keep"),
         ((tmp_path / "good.txt", "-o", out, "--keep", "note"), "is plain text, which has no columns: leave out"),
         ((tmp_path / "good.txt", tmp_path / "columns.csv", "-o", out), "are of different formats: score those of each"),
         ((tmp_path / "good.txt", "-", "-o", out), "Standard input and files cannot be scored together"),
