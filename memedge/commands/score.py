@@ -132,7 +132,8 @@ def score(
     with ExitStack() as stack:
         files = stack.enter_context(opened_input(sources, input_format))
         place = stack.enter_context(opened_output(output, format))
-        place.check([one.file.path for one in files], overwrite=overwrite or resume)  # before an engine is loaded
+        read = [*(one.file.path for one in files), *(path for path in map(Path, sources) if path.is_dir())]
+        place.check(read, overwrite=overwrite or resume)  # before an engine is loaded
         corpus = Corpus(files, _columns(column, keep, id_column))
         info, mapper, tokenize = stack.enter_context(
             _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, workers)

@@ -18,11 +18,13 @@ class Columns:
             text in any case of letters.
         kept: the columns that are read beside it; None: all others.
         remedy: what to do about a file whose prompts are not found.
+        given: columns that names of folders give; a file must not have them too.
     """
 
     prompt: str | None = None
     kept: tuple[str, ...] | None = ()
     remedy: str = RENAME
+    given: tuple[str, ...] = ()
 
     def prompt_of(self, place: str, names: Sequence[str]) -> str:
         """Return the column of the prompts among those of a file or a row.
@@ -47,14 +49,23 @@ class Columns:
         """Return the columns of a file that are kept.
 
         Raises:
-            InputError: one of them is not there, or there twice.
+            InputError: one of them is not there, or there twice; or a folder's name gives one that is there.
         """
+        self.check_given(place, names)
         kept = [name for name in names if name != prompt] if self.kept is None else list(self.kept)
         for name in kept:
             if names.count(name) != 1:
                 has = "no column" if name not in names else "more than one column"
-                raise InputError(f"{place} has {has} {shown(name)} to keep, but {listed(names)}: correct --keep.")
+                raise InputError(f"{place} has {has} {shown(name)!r} to keep, but {listed(names)}: correct --keep.")
         return kept
+
+    def check_given(self, place: str, names: Iterable[str]) -> None:
+        """Raise InputError if a file or a row has a column that a folder's name gives."""
+        if self.given and (twice := [name for name in names if name in self.given]):
+            raise InputError(
+                f"{place} has a column {shown(twice[0])!r}, and lies in a folder {shown(twice[0])}=...: rename one of "
+                "them, or leave it out with --keep none or --keep and the names of others."
+            )
 
 
 def listed(names: Iterable[str]) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memedge.engine.errors import InputError
-from memedge.prompts.columns import Columns, listed
+from memedge.engine.errors import InputError, shown
+from memedge.prompts.columns import Columns
 from memedge.prompts.files import PromptRow, parquet_types, read_rows
 from memedge.prompts.inputs import InputFile
 
 ROWS_BETWEEN = 4096  # calls of `progress`
+_EMPTY = "null"  # Arrow's type of a column without values, as pandas writes it
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Corpus:
         if not rows:
             raise InputError(f"{self.name} holds no prompts: put at least one in it.")
         if inferred and (missing := [name for name in self.columns.kept or () if name not in types]):
-            raise InputError(f"{self.name} has no key {missing[0]!r} to keep, but {listed(types)}: correct --keep.")
+            raise InputError(f"No row of {self.name} has a key {shown(missing[0])!r} to keep: correct --keep.")
         return Contents(rows, digest.hexdigest(), types)
 
     def declared_types(self) -> dict[str, Any]:
@@ -91,17 +92,20 @@ class Corpus:
         """
         types: dict[str, Any] = {}
         for one in self.files if self.columns.kept != () else ():
-            found: dict[str, Any] = dict.fromkeys(self._wanted(one), {str} if self.format == "jsonl" else str)
+            found: dict[str, Any] = {name: {str} if self.format == "jsonl" else str for name in self._wanted(one)}
             if self.format == "parquet":
                 found |= parquet_types(one.file, self._within(one))
             elif self.format != "jsonl":
                 first = next(read_rows(one.file, self._within(one)), None)
                 found |= dict.fromkeys(first.kept if first else (), str)
             for name, kind in found.items():
-                if types.setdefault(name, kind) != kind:
+                before = types.setdefault(name, kind)
+                if str(before) == _EMPTY:
+                    types[name] = kind
+                elif before != kind and str(kind) != _EMPTY:
                     raise InputError(
-                        f"{one.file.name} has {kind} in its column {name!r}, and files before it {types[name]}: "
-                        "convert it, or leave it out with --keep."
+                        f"{one.file.name} has {shown(str(kind))} in its column {shown(name)!r}, and files before it "
+                        f"{shown(str(before))}: convert it, or leave it out with --keep."
                     )
         return types
 
@@ -112,10 +116,12 @@ class Corpus:
 
     def _within(self, one: InputFile) -> Columns:
         """Return what is read of the file itself."""
+        if not one.partition:
+            return self.columns
         kept = self.columns.kept
-        if kept and one.partition:
+        if kept is not None:
             kept = tuple(name for name in kept if name not in one.partition)
-        return replace(self.columns, kept=kept)
+        return replace(self.columns, kept=kept, given=tuple(self._wanted(one)))
 
 
 def _json_type(value: object) -> type:

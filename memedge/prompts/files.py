@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memedge.engine.errors import InputError
+from memedge.prompts.arrow import to_rows
 from memedge.prompts.cells import SCORE_COLUMNS, unguarded
 from memedge.prompts.columns import Columns
 from memedge.prompts.kinds import FileKind, file_kind, import_pyarrow, open_bytes
@@ -35,6 +36,7 @@ LONGEST_LINE = 16 * 1024 * 1024  # bytes
 PARQUET_BATCH = 1024  # rows
 
 _LONE_CR = "{path}, {place}, has a carriage return that ends no line here: end lines in LF or CR LF."
+_UNREADABLE = "{path} cannot be read ({reason}): check the file."
 _DAMAGED = "{path} is not a {suffix} file or is damaged: write it again."
 
 
@@ -109,7 +111,7 @@ def read_rows(file: PromptFile, columns: Columns) -> Iterator[PromptRow]:
     except OSError as error:
         if file.kind.compression and error.errno is None:  # what a library says of damaged data
             raise InputError(_DAMAGED.format(path=name, suffix=file.kind.suffix)) from error
-        raise InputError(f"{name} cannot be read ({error.strerror or error}): check the file.") from error
+        raise InputError(_UNREADABLE.format(path=name, reason=error.strerror or error)) from error
 
 
 def check_readable(file: PromptFile) -> None:
@@ -133,6 +135,8 @@ def parquet_types(file: PromptFile, columns: Columns) -> dict[str, Any]:
     try:
         schema = parquet.read_schema(file.path)
     except (OSError, pyarrow.ArrowException) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(_UNREADABLE.format(path=file.name, reason=error.strerror)) from error
         raise InputError(_DAMAGED.format(path=file.name, suffix=".parquet")) from error
     prompt = columns.prompt_of(file.name, schema.names)
     return {name: schema.field(name).type for name in columns.kept_of(file.name, schema.names, prompt)}
@@ -207,7 +211,7 @@ def _read_csv(file: PromptFile, columns: Columns) -> Iterator[Placed]:
                 text = unguarded(row[column]) if ours else row[column]
                 yield f"line {first}", text, {name: row[index] for name, index in kept}
     except csv.Error as error:
-        place, reason = f"line {end + 1}", str(error)
+        place, reason = f"line {end + 1}", str(error).replace("\t", "tab")
         if reason.startswith("new-line character"):
             raise InputError(_LONE_CR.format(path=file.name, place=place)) from error
         if reason.startswith("field larger") and rows.line_num <= end + 1:  # else a quote may have swallowed lines
@@ -234,6 +238,7 @@ def _read_jsonl(file: PromptFile, columns: Columns) -> Iterator[Placed]:
             if prompt not in value:  # the first row's name is that of all, so that no prompt is taken from elsewhere
                 columns = replace(columns, prompt=prompt)
                 prompt = columns.prompt_of(f"{file.name}, {place},", list(value))
+            columns.check_given(f"{file.name}, {place},", value)
             wanted = value if columns.kept is None else columns.kept
             kept = {name: value[name] for name in wanted if name != prompt and name in value}
             value = value[prompt]
@@ -255,17 +260,19 @@ def _read_parquet(file: PromptFile, columns: Columns) -> Iterator[Placed]:
             if kind not in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
                 raise InputError(f"{file.name} has {kind} in its column {prompt!r}: make every prompt a string.")
             for batch in opened.iter_batches(PARQUET_BATCH, columns=[prompt, *kept]):
-                beside = batch.select(kept).to_pylist() if kept else [{}] * batch.num_rows
+                beside = to_rows(batch.select(kept)) if kept else [{}] * batch.num_rows
                 for text, values in zip(batch.column(prompt).to_pylist(), beside, strict=True):
                     row += 1
                     yield f"row {row}", text, values
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{file.name} has a prompt after row {row} that is not valid UTF-8: write it again as UTF-8."
+            f"{file.name} has text after row {row} that is not valid UTF-8: write it again as UTF-8."
         ) from error
     except InputError:
         raise
     except Exception as error:  # pyarrow's own, and whatever else a damaged file makes it raise
+        if isinstance(error, OSError) and error.errno is not None:  # the system's
+            raise
         raise InputError(_DAMAGED.format(path=file.name, suffix=".parquet")) from error
 
 

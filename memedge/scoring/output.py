@@ -9,7 +9,7 @@ from pathlib import Path
 
 from memedge.engine.errors import InputError
 from memedge.engine.places import check_folder_of
-from memedge.prompts.kinds import FileKind, file_kind, known_kind
+from memedge.prompts.kinds import NAMES, FileKind, file_kind, known_kind
 from memedge.scoring.record import Part, Record
 from memedge.scoring.score_files import Layout, OutputRow, write_scores
 
@@ -43,9 +43,11 @@ class Output:
             slash: whether the path was given with a slash at its end: then it is a folder, whatever its name is.
 
         Raises:
-            InputError: an unknown suffix, another format than the name says, or the folder that it lies in is missing
-                or cannot be written to.
+            InputError: no name, an unknown suffix, another format than the name says, or the folder that it lies in is
+                missing or cannot be written to.
         """
+        if place.name in ("", ".."):
+            raise InputError(f"{place} is no name of an output: name a file, or a folder to make.")
         check_folder_of(place, "write the output elsewhere")
         named = known_kind(place)
         if named and not slash and not place.is_dir():
@@ -54,7 +56,7 @@ class Output:
                 raise InputError(f"{place} is no name of a {format} file: end it in .{format}, or leave out --format.")
             return Output(place, kind, False)
         if place.suffix and not slash and not place.is_dir():
-            file_kind(place)  # raises, for it is none of ours
+            raise InputError(f"{place} has an unknown file type: use {NAMES}, or end the name of a folder in a slash.")
         if format not in (None, "parquet", "jsonl"):
             raise InputError(f"A folder's parts cannot be {format}: use --format parquet or jsonl, or name one file.")
         return Output(place, file_kind(Path(f"part.{format or 'parquet'}")), True)
@@ -87,19 +89,23 @@ class Output:
         """Check that it can be written where it is.
 
         Args:
-            inputs: the files that are read.
+            inputs: the files that are read, and the folders whose files are read.
             overwrite: whether what is there may be replaced.
 
         Raises:
             InputError: it cannot; or it is one of the inputs, or holds one; or something is there.
         """
         place = self.place
+        if self.folder and place.is_symlink():
+            raise InputError(f"{place} is a link: name the folder that it leads to, or another output.")
         longest = os.pathconf(place.resolve().parent, "PC_NAME_MAX") - len(f"{UNFINISHED}-journal")
         if len(os.fsencode(place.name)) > longest:
             raise InputError(f"The name of {place} is too long for files beside it: use {longest} bytes at most.")
         for path in inputs:
             if place.exists() and path.exists() and place.samefile(path):
                 raise InputError(f"{place} is the input file too: name another file for the output.")
+            if path.resolve() in place.resolve().parents:
+                raise InputError(f"{place} lies in the input folder {path}: write the output elsewhere.")
             if self.folder and place.resolve() in path.resolve().parents:
                 raise InputError(f"{place} holds the input {path}: name another folder for the output.")
         if place.exists() and not (place.is_dir() if self.folder else place.is_file()):

@@ -13,11 +13,13 @@ prompt in the input from 1, by which `memedge merge` restores its order. Floats 
   written `\\\\`, `\\t`, `\\n` and `\\r`.
 - `.jsonl`: an object per line, in UTF-8 without escapes where JSON needs none; a kept key that a row lacks stays out.
 - `.parquet`: string, three float64, two bool; kept columns have the type they had in parquet, string if they come from
-  cells, and bool, int64, float64 or string if they come from JSON; what is of several types, a list or an object is a
-  string that holds its JSON. Needs the extra `eval`.
+  cells, and bool, int64, float64 or string if they come from JSON. Where JSON mixes integers and floats they are
+  float64; a column of several other types, of lists, of objects, or with an integer beyond 64 bits is strings that hold
+  its JSON. Needs the extra `eval`.
 
-In text a kept value of parquet is written as ISO 8601 if it is a time, as a string if it is a decimal, and as null in
-JSON if it is no finite number.
+In text a kept value of parquet is written as ISO 8601 if it is a date, a time or a duration (memedge/prompts/arrow.py),
+as a string if it is a decimal, as JSON if it is a list, a struct (an object) or a map (a list of pairs), and as null in
+JSON if it is no finite number. Bytes are refused.
 """
 
 import csv
@@ -26,12 +28,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import date, time
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from memedge.engine.errors import InputError
+from memedge.prompts.arrow import as_text, holds_bytes, to_array
 from memedge.prompts.cells import SCORE_COLUMNS, guarded
 from memedge.prompts.kinds import FileKind, create_bytes, import_pyarrow
 
@@ -97,7 +99,8 @@ class Layout:
             )
         if self.id is not None and self.id not in self.kept:
             raise InputError(f"{source} has no column {self.id!r} of ids: correct --id-column.")
-        if kind.format != "parquet" and (binary := [n for n, kind in self.kept.items() if "binary" in str(kind)]):
+        binary = [name for name, one in self.kept.items() if _from_parquet(one) and holds_bytes(one)]
+        if binary and kind.format != "parquet":
             raise InputError(
                 f"{source} has bytes in its column {binary[0]!r}, which text cannot hold: write .parquet, or leave "
                 "it out with --keep none or --keep and the names of others."
@@ -134,8 +137,16 @@ def write_scores(path: Path, kind: FileKind, layout: Layout, rows: Iterable[Outp
             create_bytes(path, kind.compression) as stream,
             io.TextIOWrapper(stream, encoding="utf-8", newline="") as file,
         ):
-            _WRITERS[kind.format](file, layout, counted())
+            _WRITERS[kind.format](file, layout, _as_text(layout, counted()))
     return written
+
+
+def _as_text(layout: Layout, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
+    """Yield the rows with text for the times in kept columns of parquet."""
+    makers = {name: make for name, kind in layout.kept.items() if _from_parquet(kind) and (make := as_text(kind))}
+    for row in rows:
+        texts = {name: make(value) for name, make in makers.items() if (value := row.kept.get(name)) is not None}
+        yield row._replace(kept=row.kept | texts) if texts else row
 
 
 def _write_txt(file: io.TextIOBase, layout: Layout, rows: Iterator[OutputRow]) -> None:
@@ -169,6 +180,7 @@ def _write_parquet(path: Path, layout: Layout, rows: Iterator[OutputRow]) -> Non
     ours = dict(zip(SCORE_COLUMNS, [pyarrow.string(), *[pyarrow.float64()] * 3, *[pyarrow.bool_()] * 2], strict=True))
     ours[NUMBER] = pyarrow.int64()
     as_json = {name for name, kind in layout.kept.items() if isinstance(kind, set) and _of_json(kind) is None}
+    as_float = {name for name, kind in layout.kept.items() if isinstance(kind, set) and _of_json(kind) is float}
     types = ours | {name: _arrow(pyarrow, kind) for name, kind in layout.kept.items()}
     schema = pyarrow.schema([(name, types[name]) for name in layout.names])
     with path.open("xb") as file, parquet.ParquetWriter(file, schema) as writer:
@@ -176,7 +188,15 @@ def _write_parquet(path: Path, layout: Layout, rows: Iterator[OutputRow]) -> Non
             columns = dict(zip(layout.names, zip(*map(layout.values, group), strict=True), strict=True))
             for name in as_json:
                 columns[name] = tuple(None if value is None else _json(value) for value in columns[name])
-            writer.write_table(pyarrow.table(columns, schema=schema))
+            for name in as_float:
+                columns[name] = tuple(None if value is None else float(value) for value in columns[name])
+            arrays = [to_array(columns[field.name], field.type) for field in schema]
+            writer.write_table(pyarrow.table(arrays, schema=schema))
+
+
+def _from_parquet(kind: Any) -> bool:
+    """Return whether a kept column comes from parquet."""
+    return not isinstance(kind, set | type)
 
 
 def _arrow(pyarrow: Any, kind: Any) -> Any:
@@ -207,14 +227,14 @@ def _cell(value: Any) -> str:
         return repr(value)
     if isinstance(value, dict | list | tuple):
         return _json(value)
-    return _plain(value)
+    return str(value)
 
 
 def _json(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=str)
     except ValueError:  # a kept number that JSON does not have
-        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+        return json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=str)
 
 
 def _finite(value: Any) -> Any:
@@ -224,10 +244,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: object) -> str:
-    return value.isoformat() if isinstance(value, date | time) else str(value)
 
 
 _WRITERS: dict[str, Callable[[io.TextIOBase, Layout, Iterator[OutputRow]], None]] = {

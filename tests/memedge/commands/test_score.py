@@ -1,7 +1,9 @@
 """`memedge score`: every format, after a kill, and one sentence for every mistake."""
 
 import csv
+import gzip
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -176,9 +178,12 @@ def test_mistakes(tmp_path):
         ((tmp_path / "no-column.csv", "-o", out), "only 'words': name the one with the prompts by --column."),
         ((tmp_path / "no-column.csv", "-o", out, "--column", "text"), "no column 'text', only 'words': name the one"),
         ((tmp_path / "columns.csv", "-o", out), "has a column 'norm', which is the name of one of the output's"),
-        ((tmp_path / "columns.csv", "-o", out, "--keep", "tone"), "has no column tone to keep, but 'prompt', 'norm',"),
+        (
+            (tmp_path / "columns.csv", "-o", out, "--keep", "tone"),
+            "has no column 'tone' to keep, but 'prompt', 'norm',",
+        ),
         ((tmp_path / "columns.csv", "-o", out, "--keep", "prompt"), "is in the output anyway: leave it out of --keep."),
-        ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column id to keep"),
+        ((tmp_path / "columns.csv", "-o", out, "--keep", "note", "--id-column", "id"), "has no column 'id' to keep"),
         ((tmp_path / "good.txt", "-o", out, "--keep", "note"), "is plain text, which has no columns: leave out"),
         ((tmp_path / "good.txt", tmp_path / "columns.csv", "-o", out), "are of different formats: score those of each"),
         ((tmp_path / "good.txt", "-", "-o", out), "Standard input and files cannot be scored together"),
@@ -208,3 +213,33 @@ def test_mistakes(tmp_path):
     for size in ("0", "many"):
         fails(memedge("score", tmp_path / "good.txt", "-o", out, "--batch-size", size), "nor auto", code=2)
     assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_page_run(tmp_path):
+    """As they stand in docs/commands.md, in a shell."""
+    page = (Path(__file__).parents[3] / "docs/commands.md").read_text()
+    lines = next(block for block in re.findall(r"^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)).splitlines()
+    assert len(lines) == 8
+    (tmp_path / "captions.csv").write_text("id,caption,n\n7,a star,1\n8,a house,2\n")
+    for number in range(12):
+        folder = tmp_path / "corpus" / f"lang={number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with gzip.open(folder / f"{number}.jsonl.gz", "wt") as file:
+            file.write(f'{{"text": "a star {number}"}}\n')
+    program = f'memedge() {{ "{sys.executable}" -P -m memedge.cli "$@" --provider cpu; }}\n'
+    said = []
+    for line in lines:
+        done = subprocess.run(["bash", "-c", program + line], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+        said.append(done.stderr)
+    assert "finished before, nothing to do" in said[4]
+    names = ["prompt", "norm", "alignment", "score", "memorized", "truncated"]
+    for name, back, rows in (("scores.csv", ["id", "n"], 2), ("worst.csv", ["lang"], 10)):
+        with (tmp_path / name).open(newline="") as file:
+            header, *found = csv.reader(file)
+        assert (header, len(found)) == ([*names, *back], rows)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "scores.csv").read_bytes()
+    first = json.loads((tmp_path / "ids.jsonl").read_text().splitlines()[0])
+    assert list(first) == ["id", *names]
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"_job.json", "part-00001.jsonl"}

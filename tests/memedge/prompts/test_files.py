@@ -163,6 +163,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "missing cell": ("p.csv", b"id,prompt\n1\n", "p.csv, line 2, has 1 cells where the header has 2"),
     "open quote": ("p.csv", b'prompt\na\n"b\nc\n', "p.csv, line 3, is broken CSV (unexpected end of data)"),
     "text after quote": ("p.csv", b'prompt\n"a"b\n', "p.csv, line 2, is broken CSV ("),
+    "text after quote, tabs": ("p.tsv", b'prompt\n"a"b\n', "p.tsv, line 2, is broken TSV ('tab' expected after "),
     "broken header": ("p.csv", b'"prompt"x\n', "p.csv, line 1, is broken CSV ("),
     "huge cell": (
         "p.csv",
@@ -267,7 +268,7 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (lambda pa: pa.table({"prompt": pa.array([], pa.string())}), "holds no prompts"),
         (
             lambda pa: pa.table({"prompt": pa.array([b"\xff"]).view(pa.string())}),
-            "has a prompt after row 0 that is not valid UTF-8",
+            "has text after row 0 that is not valid UTF-8",
         ),
     ],
 )
