@@ -110,10 +110,21 @@ class Output:
                 raise InputError(f"{place} holds the input {path}: name another folder for the output.")
         if place.exists() and not (place.is_dir() if self.folder else place.is_file()):
             raise InputError(f"{place} is neither a file nor a folder: name another output.")
-        if self.folder and self.exists and self.record() is None:
-            raise InputError(f"{place} is a folder that memedge did not write: name another, or empty it.")
+        if self.folder and self.exists:
+            self._check_ours()
         if self.exists and not overwrite:
             raise InputError(f"{place} is there already: replace it with --overwrite, or name another output.")
+
+    def _check_ours(self) -> None:
+        """Raise InputError if the folder holds what memedge did not write: replacing it would lose that."""
+        record = self.record()
+        if record is None:
+            raise InputError(f"{self.place} is a folder that memedge did not write: name another, or empty it.")
+        ours = {self.record_path.name, *(part.name for part in record.parts)}
+        if others := sorted(path.name for path in self.place.iterdir() if path.name not in ours):
+            raise InputError(
+                f"{self.place} holds {others[0]}, which memedge did not write: move it away, or name another output."
+            )
 
     def part_name(self, number: int) -> str:
         """Return the name of a part, counted from 1."""

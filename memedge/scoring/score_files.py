@@ -144,6 +144,8 @@ def write_scores(path: Path, kind: FileKind, layout: Layout, rows: Iterable[Outp
 def _as_text(layout: Layout, rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
     """Yield the rows with text for the times in kept columns of parquet."""
     makers = {name: make for name, kind in layout.kept.items() if _from_parquet(kind) and (make := as_text(kind))}
+    if not makers:
+        yield from rows
     for row in rows:
         texts = {name: make(value) for name, make in makers.items() if (value := row.kept.get(name)) is not None}
         yield row._replace(kept=row.kept | texts) if texts else row

@@ -109,6 +109,11 @@ def test_only_a_folder_of_ours_is_replaced(tmp_path: Path) -> None:
         output.check([], overwrite=False)
     write(output, 2)
     assert names(output.place) == ["_job.json", "part-00001.jsonl"]
+    (output.place / "notes.md").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds notes\.md, which memedge did not write: move it away, or name"):
+        output.check([], overwrite=True)
+    (output.place / "notes.md").unlink()
+    output.check([], overwrite=True)
     output.record_path.unlink()
     for overwrite in (False, True):
         with pytest.raises(InputError, match=r"out is a folder that memedge did not write: name another, or empty it"):
