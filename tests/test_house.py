@@ -17,7 +17,7 @@ RUN_TIME = ("decision", "detector", "embedded", "engine", "guidance", "pictures"
 MAY_IMPORT = {
     "cli": ("commands", "engine"),
     "commands": ("*", "export"),
-    "integrations": (*RUN_TIME, "mitigation", "protocol"),
+    "integrations": (*RUN_TIME, "mitigation", "protocol", "scoring", "tables"),
     "server": (*RUN_TIME, "explain", "protocol", "serving"),
     "serving": RUN_TIME,
     "mitigation": (*RUN_TIME, "autograd"),
