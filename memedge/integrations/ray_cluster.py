@@ -6,6 +6,7 @@ nodes have room for, looked at again and again, so nodes may go and come.
 """
 
 import logging
+import os
 import pickle
 import signal
 import socket
@@ -67,6 +68,8 @@ def _connect(ray: Any, address: str | None, threads: int) -> None:
     if address is None:
         _quietly(ray, address="local", num_cpus=max(threads, usable_processors()), include_dashboard=False)
         return
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or address  # as Ray does
     host, _, port = address.rpartition("://")[2].rpartition(":")
     try:
         if port.isdecimal():  # Ray itself would try for minutes
