@@ -27,7 +27,7 @@ from memedge.wording import counted
 
 AHEAD = 2  # batches that an actor has
 LOOK = 2.0  # seconds after which the cluster's nodes are counted again
-PATIENCE = 60.0  # seconds without an actor and without a node for one: autoscalers start nodes meanwhile
+PATIENCE = 60.0  # seconds without a node for an actor, or in which all of them die: nodes are replaced meanwhile
 DEATHS = 4  # actors that a batch, or opening the engine, may end; machines that are taken away end fewer
 
 
@@ -56,6 +56,10 @@ def on_ray(detector: Detector, address: str | None = None) -> Iterator[Mapper]:
         raise InputError("This process is connected to a Ray cluster already: leave the address out, to use that one.")
     with ExitStack() as stack:
         if not connected:
+            # Whatever log_to_driver is, what befalls nodes is printed on stdout, where results may go. Ray's own
+            # debugger switches it off like this.
+            ray._private.worker._worker_logs_enabled = False
+            stack.callback(setattr, ray._private.worker, "_worker_logs_enabled", True)
             stack.callback(ray.shutdown)
             _connect(ray, address, detector.info.threads)
         actors = _Actors(ray, pickled, _needs(detector))
@@ -120,7 +124,8 @@ class _Actors:
         self._remote: Any = ray.remote(num_cpus=needs["CPU"], num_gpus=needs.get("GPU", 0), max_restarts=0)(_Scorer)
         self._opening: dict[Any, Any] = {}  # actors that open the engine, or wait for room, by what they answer then
         self._ready: list[Any] = []
-        self._unopened = 0  # deaths while opening, in a row
+        self._unopened = 0  # deaths while opening, in a row,
+        self._failing = 0.0  # since when
         self._looked = -LOOK
         self._able = time.monotonic()  # when there last was an actor, or a node for one
 
@@ -158,7 +163,7 @@ class _Actors:
                     returned.append(batch)
                     deaths[id(batch)] += 1
                     if deaths[id(batch)] == DEATHS:
-                        raise _dying("score the same prompts", error) from None
+                        raise _dying(f"{DEATHS} processes", "score the same prompts", error) from None
                 else:
                     deaths.pop(id(batch), None)
                     yield batch, scores
@@ -212,9 +217,11 @@ class _Actors:
             raise error.cause from error
         except self._ray.exceptions.RayError as error:
             self._drop(actor)
+            self._failing = self._failing if self._unopened else time.monotonic()
             self._unopened += 1
-            if self._unopened == DEATHS:
-                raise _dying("open the engine", error) from None
+            # On a node that died, actors may be started until the cluster notices.
+            if self._unopened >= DEATHS and time.monotonic() - self._failing > PATIENCE:
+                raise _dying(f"{self._unopened} processes", "open the engine", error) from None
         else:
             self._unopened = 0
             self._ready.append(actor)
@@ -227,10 +234,10 @@ class _Actors:
             self._ray.kill(actor)
 
 
-def _dying(doing: str, error: Exception) -> MemedgeError:
+def _dying(who: str, doing: str, error: Exception) -> MemedgeError:
     """Return the error of actors that die again and again."""
     return MemedgeError(
-        f"{DEATHS} processes on the Ray cluster ended when they were to {doing} ({_reason(error)}): look for the "
+        f"{who} on the Ray cluster ended when they were to {doing} ({_reason(error)}): look for the "
         "reason in Ray's logs, then go on with --resume."
     )
 
