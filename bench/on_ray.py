@@ -8,8 +8,10 @@ first batch for each actor comes before. Needs the extra `ray`.
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -40,15 +42,18 @@ def measure(actors: int, prompts: int, size: int) -> dict[str, float]:
     mapper = here(detector.score)
     list(mapper(batches(size, size, "warm up")))
     alone, expected = timed(mapper, prompts, size)
-    ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False)
-    try:
-        start = time.perf_counter()
-        with on_ray(detector) as mapper:
-            list(mapper(batches(8 * actors * size, size, "warm up")))
-            started = time.perf_counter() - start
-            together, found = timed(mapper, prompts, size)
-    finally:
-        ray.shutdown()
+    # Elsewhere, because Ray's processes import from the folder that this one runs in first: not the installed memedge,
+    # but that of a checkout, which lacks the native core.
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        ray.init(address="local", num_cpus=actors, include_dashboard=False, log_to_driver=False)
+        try:
+            start = time.perf_counter()
+            with on_ray(detector) as mapper:
+                list(mapper(batches(8 * actors * size, size, "warm up")))
+                started = time.perf_counter() - start
+                together, found = timed(mapper, prompts, size)
+        finally:
+            ray.shutdown()
     for first, scores in expected.items():
         np.testing.assert_array_equal(found[first].score, scores.score)
     return {

@@ -153,7 +153,13 @@ def assert_complete(found, detector, count, size):
 
 
 @pytest.fixture
-def cluster():
+def elsewhere(tmp_path, monkeypatch):
+    """Ray's processes import from the folder that a driver runs in first: not from a checkout, which has no core."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cluster(elsewhere):  # noqa: ARG001
     """A real cluster: a head that scores nothing, and two nodes of a processor each."""
     pytest.importorskip("ray", reason="Ray is not installed: python -m pip install 'memedge[ray]'")
     from ray.cluster_utils import Cluster
@@ -239,7 +245,7 @@ class TestOnThisMachine:
     pytestmark = on_a_cluster
 
     @pytest.fixture(autouse=True)
-    def ray(self):
+    def ray(self, elsewhere):  # noqa: ARG002
         return pytest.importorskip("ray", reason="Ray is not installed: python -m pip install 'memedge[ray]'")
 
     def test_a_cluster_of_its_own_comes_and_goes(self, ray, detector, capfd):
