@@ -1,7 +1,7 @@
 """`memedge score INPUT… -o OUTPUT`: files of prompts."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from memedge.commands import terminal
+from memedge.commands.optional_value import LOCAL, RayCommand
 from memedge.commands.options import (
     EngineOption,
     JsonOption,
@@ -35,7 +36,7 @@ from memedge.commands.score_output import (
 from memedge.engine.errors import InputError
 
 if TYPE_CHECKING:
-    from memedge.detector import EngineInfo
+    from memedge.detector import Detector, EngineInfo
     from memedge.prompts.columns import Columns
     from memedge.prompts.inputs import InputFile
     from memedge.scoring.job import Job, JobSummary, Tokenize
@@ -60,7 +61,7 @@ def _batch_size(value: str) -> int | Literal["auto"]:
     return int(value)
 
 
-@app.command()
+@app.command(cls=RayCommand)
 def score(
     sources: SourcesArgument,
     output: OutputOption,
@@ -90,6 +91,13 @@ def score(
     workers: Annotated[
         int, typer.Option(metavar="N", min=1, help="Processes; each has a GPU to itself where there are GPUs.")
     ] = 1,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Actors of a Ray cluster: host:port, auto, or nothing for one made here.",
+        ),
+    ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     batch_size: Annotated[
@@ -127,6 +135,8 @@ def score(
     part = Shard.parse(shard) if shard else None
     order = Order(bool(sort), top)
     _check_combination(output, part is not None, order, resume, json)
+    if ray and workers > 1:
+        raise InputError("--workers are processes of this machine, and --ray has its own: leave one of them out.")
     if report:
         check_report(report)
     with ExitStack() as stack:
@@ -136,7 +146,7 @@ def score(
         place.check(read, overwrite=overwrite or resume)  # before an engine is loaded
         corpus = Corpus(files, _columns(column, keep, id_column))
         info, mapper, tokenize = stack.enter_context(
-            _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, workers)
+            _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, workers, ray)
         )
         if (sort or top) and not info.rule.fitted:
             raise InputError(
@@ -229,6 +239,7 @@ def _scoring(
     threshold: float | None,
     target_fpr: float | None,
     workers: int,
+    ray: str | None,
 ) -> Iterator[tuple["EngineInfo", "Mapper", "Tokenize"]]:
     """Yield what runs, what scores batches of prompts, and the tokenizer."""
     from memedge.engine.directory import EngineDirectory
@@ -244,11 +255,18 @@ def _scoring(
     )
     if workers == 1:
         detector = opening()
-        yield detector.info, here(detector.score), detector.engine.tokenize
+        with _on_ray(detector, ray) if ray else nullcontext(here(detector.score)) as mapper:
+            yield detector.info, mapper, detector.engine.tokenize
         return
     with processes(opening, workers, provider) as team:
         directory = EngineDirectory.open(team.info.path)
         yield team.info, team.mapper, PromptTokenizer(directory.tokenizers, directory.manifest.tokens)
+
+
+def _on_ray(detector: "Detector", address: str) -> AbstractContextManager["Mapper"]:
+    from memedge.integrations.ray_cluster import on_ray
+
+    return on_ray(detector, None if address == LOCAL else address)
 
 
 def _judge(info: "EngineInfo") -> "Judge":

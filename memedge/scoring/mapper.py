@@ -1,18 +1,22 @@
-"""How a job's batches of prompts are scored: here, by processes (workers.py), or on a cluster."""
+"""Who scores the batches of a job: this process, or others."""
 
 from collections.abc import Callable, Iterator
 
 from memedge.results import Scores
 
-# Takes batches of prompts, and yields each with its scores, in whatever order they come. It reads ahead only as far as
-# keeps its workers busy: the batches are made while they are read. What scoring raises, it raises.
-Mapper = Callable[[Iterator[list[str]]], Iterator[tuple[list[str], Scores]]]
+Batches = Iterator[list[str]]
+Mapper = Callable[[Batches], Iterator[tuple[list[str], Scores]]]
+"""Takes batches of prompts, and yields each of them once with its scores, in whatever order they are done.
+
+It reads no further ahead than keeps its workers busy. What scoring raised, and what `batches` raised, comes out as it
+was raised.
+"""
 
 
 def here(score: Callable[[list[str]], Scores]) -> Mapper:
-    """Return a mapper that scores in this process, one batch after the other."""
+    """Return the mapper that scores in this process, one batch after the other."""
 
-    def mapper(batches: Iterator[list[str]]) -> Iterator[tuple[list[str], Scores]]:
+    def mapper(batches: Batches) -> Iterator[tuple[list[str], Scores]]:
         for batch in batches:
             yield batch, score(batch)
 

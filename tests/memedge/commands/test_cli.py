@@ -14,7 +14,7 @@ from memedge.commands import terminal
 from memedge.commands.options import app
 from memedge.engine.providers import PROVIDERS
 
-SHARED = {"options", "terminal", "descriptions", "failures", "histogram", "score_output"}
+SHARED = {"options", "terminal", "descriptions", "failures", "histogram", "optional_value", "score_output"}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 CPU = ("--provider", "cpu")
 LISTS = ("--memorized", "m.txt", "--clean", "c.txt")

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from command_line import fails, memedge, memedge_process
 
+from memedge.commands.optional_value import _with_value
+
 CPU = ("--provider", "cpu")
 
 
@@ -150,6 +152,23 @@ def test_the_commands_of_the_page(corpus):
     assert {path.name for path in corpus.parent.iterdir()} >= {"scores", "top.csv", "all.html", "whole.parquet"}
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--ray", "--ray local"),
+        ("--ray p.txt -o x", "--ray local p.txt -o x"),
+        ("p.txt --ray -o x", "p.txt --ray local -o x"),
+        ("--ray auto p.txt", "--ray auto p.txt"),
+        ("--ray head.cluster-1:6379 -o x", "--ray head.cluster-1:6379 -o x"),
+        ("--ray [fe80::1]:6379", "--ray [fe80::1]:6379"),
+        ("--ray ray://head:10001", "--ray ray://head:10001"),
+        ("--ray=auto p.txt", "--ray=auto p.txt"),
+    ],
+)
+def test_an_address_may_be_left_out(line, expected):
+    assert list(_with_value(line.split())) == expected.split()
+
+
 def test_streams():
     """From stdin to stdout, in a process: the streams are what is tested."""
     line = [sys.executable, "-m", "memedge", "score", "-", "-o", "-", "--sort", "score", "--format", "tsv", *CPU]
@@ -203,6 +222,7 @@ def test_mistakes(tmp_path):
         ((tmp_path / "good.txt", "-o", tmp_path / "s.txt", "--shard", "1/2"), "A shard in .txt cannot be merged"),
         ((tmp_path / "good.txt", "-o", out, "--report", "r.pdf"), "name a file that ends in .html"),
         ((tmp_path / "*.none", "-o", out), "No file matches"),
+        ((tmp_path / "good.txt", "-o", out, "--ray", "--workers", "2"), "--ray has its own: leave one of them out."),
         ((tmp_path / "latin.txt", "-o", out), "UTF-8"),
         ((tmp_path / "good.txt", "-o", tmp_path / "absent" / "out.csv"), "absent"),
         ((tmp_path / "good.txt", "-o", tmp_path / "good.txt"), "input"),
