@@ -1,9 +1,12 @@
 """ScorePrompts on every kind of batch; on Ray itself in an environment of its own, as .ci/run makes it."""
 
+import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,6 +206,32 @@ class TestOnACluster:
                 cluster.remove_node(node, allow_graceful=False)
             with pytest.raises(MemedgeError, match="No node of the Ray cluster has 1 CPU for a process that scores: "):
                 list(results)
+
+    def test_the_command_goes_on_after_it_and_a_node_were_killed(self, cluster, tmp_path):
+        """The rows are those of a run without Ray, and what the journal had is not scored again."""
+        source, output, journal = (tmp_path / name for name in ("in.jsonl", "out.jsonl", "out.jsonl.partial"))
+        source.write_text("".join(json.dumps({"text": f"picture {i % 700}", "n": i}) + "\n" for i in range(900)))
+        line = [sys.executable, "-m", "memedge", "score", source, "--provider", "cpu", "--threads", "1", "--json", "-o"]
+        plain = tmp_path / "plain.jsonl"
+        subprocess.run([*line, plain], check=True, capture_output=True)
+        on_cluster = [*line, output, "--ray", cluster.address]
+        with subprocess.Popen(on_cluster, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (journal.exists() and journal.stat().st_size > 16_384):
+                time.sleep(0.01)
+            process.kill()
+        assert not output.exists()
+        with subprocess.Popen([*on_cluster, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            size = journal.stat().st_size
+            while process.poll() is None and journal.stat().st_size == size:
+                time.sleep(0.01)
+            cluster.remove_node(cluster.nodes.pop(), allow_graceful=False)
+            said, _ = process.communicate(timeout=240)
+        summary = json.loads(said)
+        assert (summary["rows"], summary["unique"]) == (900, 700) and 0 < summary["scored_now"] < 700
+        rows, expected = ([json.loads(line) for line in path.open()] for path in (output, plain))
+        for row, other in zip(rows, expected, strict=True):
+            assert (row["prompt"], row["n"], row["memorized"]) == (other["prompt"], other["n"], other["memorized"])
+            assert row["norm"] == pytest.approx(other["norm"], rel=1e-4, abs=1e-4)
 
     @pytest.mark.parametrize("batch_format", ["numpy", "pyarrow"])
     def test_map_batches(self, cluster, detector, batch_format):
