@@ -130,8 +130,8 @@ def run(
     layout = Layout(contents.columns, job.id_column, job.shard is not None)
     layout.check(output.kind, corpus.name)
     running = _Run(job, contents, layout, mapper, tokenize, batch_size, part_rows, progress, each)
-    if resume and not output.journal.exists() and output.exists:
-        return running.complete(overwrite)
+    if resume and not overwrite and output.exists and (record := running.finished()):
+        return running.complete(record)
     return running.whole(resume, overwrite)
 
 
@@ -170,24 +170,40 @@ class _Run:
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
 
-    def complete(self, overwrite: bool) -> JobSummary:
-        """Return the summary of a job that has finished, after scoring those parts again that are gone."""
+    def finished(self) -> Record | None:
+        """Return the record of what is there if this job made it, or None if a journal says that it goes on.
+
+        Raises:
+            InputError: there is no journal, and what is there is another job's, or nothing says whose.
+        """
         output = self.job.output
         record = output.record()
+        differing = record.differing(self._record([], Counts(), 0)) if record else []
+        if output.journal.exists():
+            with closing(self._journal(resume=True)) as journal:
+                # Else it is of a job that is to replace this output, or that was killed when it had moved it there.
+                restoring = record and not differing and journal.noted("overwrite") is None
+            return record if restoring else None
+        if record and not differing:
+            return record
         if record is None:
             raise InputError(
                 f"{output.place} is there, and {output.record_path.name}, which says how it was made, is not: replace "
                 "it with --overwrite, or name another output."
             )
-        if differing := record.differing(self._record([], Counts(), 0)):
-            if overwrite:
-                return self.whole(True, True)
-            raise InputError(
-                f"{output.place} is the output of a job with another {' and another '.join(differing)}: "
-                "replace it with --overwrite, or name another output."
-            )
+        raise InputError(
+            f"{output.place} is the output of a job with another {' and another '.join(differing)}: replace it with "
+            "--overwrite, or name another output."
+        )
+
+    def complete(self, record: Record) -> JobSummary:
+        """Return the summary of this job, which has finished, after scoring those parts again that are gone."""
+        output = self.job.output
         missing = output.missing(record)
         if not missing:
+            if output.journal.exists():  # the last that goes
+                with closing(self._journal(resume=True)) as journal:
+                    journal.delete()
             return JobSummary.of(record, output.place, 0, finished=True)
         if self.job.order.by_score or self.job.order.top is not None:
             raise InputError(

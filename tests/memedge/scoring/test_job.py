@@ -49,6 +49,9 @@ def tokenize(prompts):
     ids = np.frombuffer(b"".join(digests), np.int64).reshape(-1, 4)
     return ids, np.array([len(p) > 8 for p in prompts])
 
+def digest(source):
+    return Corpus(find_files([str(source)]), Columns()).inspect(lambda rows: None).sha256
+
 def score_file(score, source, output, *, engine_key, resume, kept=(), shard=None, **options):
     corpus = Corpus(find_files([str(source)]), Columns(kept=kept))
     job = Job(corpus, Output.at(output), Judge(engine_key), shard=shard)
@@ -525,6 +528,46 @@ def test_a_kill_at_a_telling_moment_and_resume_give_the_same_file(moment: str, t
     whole.run("never")
     job.kill(moment)
     job.finish(whole.output.read_bytes())
+
+
+def lose_parts(folder: Path) -> list[bytes]:
+    """Delete the second part and cut the fourth; return what all of them held."""
+    paths = sorted(folder.glob("part-*"))
+    contents = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    paths[3].write_bytes(contents[3][:-5])
+    return contents
+
+
+def test_parts_that_are_gone_are_scored_again(source: Path) -> None:
+    """They alone, and once; also where that is interrupted, and where the journal's end was cut off before."""
+    folder = source.with_name("parts")
+    scored: list[str] = []
+
+    def score(prompts: list[str]) -> Scores:
+        scored.extend(prompts)
+        return fake(prompts)
+
+    def job(limit: int = 99, **options: Any) -> JobSummary:
+        def limited(prompts: list[str]) -> Scores:
+            if len(scored) >= limit:
+                raise KeyboardInterrupt
+            return score(prompts)
+
+        return run(source, folder, resume=True, score=limited, part_rows=10, batch_size=5, **options)
+
+    job()
+    contents = lose_parts(folder)
+    scored.clear()
+    with pytest.raises(KeyboardInterrupt):
+        job(limit=5)
+    assert names(source.parent) == {"prompts.txt", "parts", "parts.partial"}
+    assert job().scored_now == 15 and scored == [f"prompt {i}" for i in [*range(10, 20), *range(30, 40)]]
+    assert [path.read_bytes() for path in sorted(folder.glob("part-*"))] == contents
+    assert names(source.parent) == {"prompts.txt", "parts"}
+    header = {"input": HELPERS["digest"](source), "engine": "k", "shard": "all"}
+    Journal(source.with_name("parts.partial"), header, resume=False).close()  # as a kill before its end leaves it
+    assert job().finished and names(source.parent) == {"prompts.txt", "parts"}
 
 
 @pytest.mark.slow
