@@ -270,7 +270,7 @@ def _on_ray(detector: "Detector", address: str) -> AbstractContextManager["Mappe
 
 
 def _judge(info: "EngineInfo") -> "Judge":
-    from memedge.decision.reasons import rule_in_words
+    from memedge.decision.reasons import rule_in_words, threshold_in_words
     from memedge.scoring.record import Judge
 
     rule = info.rule
@@ -281,5 +281,6 @@ def _judge(info: "EngineInfo") -> "Judge":
         key=info.key,
         rule=rule_in_words(rule),
         threshold=rule.threshold,
+        point="" if rule.threshold is None else threshold_in_words(rule),
         kind="score" if rule.fitted else "norm",
     )

@@ -90,7 +90,7 @@ def say_at_the_end(
         print_histogram(tally)
         verdict = "no verdicts (not calibrated)"
         if summary.memorized is not None:
-            verdict = f"{summary.memorized} memorized (threshold {judge.threshold:.4g})"
+            verdict = f"{summary.memorized} memorized ({judge.point})"
         terminal.say(
             f"{output}: {summary.rows} rows, {summary.unique} different prompts, {now} on {judge.key}, {verdict}, "
             f"{summary.truncated} truncated."

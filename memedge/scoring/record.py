@@ -37,6 +37,7 @@ class Judge(msgspec.Struct, frozen=True):
         key: what ran: "<provider>-<precision>".
         rule: how norm and alignment make a score and a verdict, in words.
         threshold: of the score, or None.
+        point: the threshold in words, with where it comes from if that is not the calibration.
         kind: "score", or "norm" where nothing makes a score of norm and alignment.
     """
 
@@ -46,6 +47,7 @@ class Judge(msgspec.Struct, frozen=True):
     key: str = ""
     rule: str = ""
     threshold: float | None = None
+    point: str = ""
     kind: Literal["score", "norm"] = "score"
 
 
