@@ -161,6 +161,8 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
+            # Each process would pin its threads to the same cores: two of one thread came to less than one.
+            "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "LATENCY",
         }
         if not self._small:
