@@ -236,7 +236,7 @@ def run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="what `memedge export` takes, or an engine directory")
-    parser.add_argument("--memorized", type=Path, required=True, help="prompts: .txt, .csv, .jsonl or .parquet")
+    parser.add_argument("--memorized", type=Path, required=True, help="prompts: .txt, .csv, .tsv, .jsonl or .parquet")
     parser.add_argument("--clean", type=Path, required=True)
     parser.add_argument("--draws", type=int, nargs="+", default=[1, 4, 16], metavar="N")
     parser.add_argument("--limit", type=int, metavar="N", help="take the first N prompts of each file")

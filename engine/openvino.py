@@ -26,7 +26,8 @@ HINTS = {"bf16": "bf16", "fp32": "f32"}
 # A small UNet computes up to this many rows at once. A large one gains nothing from more than one (docs/benchmarks.md),
 # and each shape that is compiled keeps a copy of the weights.
 BLOCK = 16
-POWERS = (16, 8, 4, 2, 1)
+POWERS = (BLOCK, 8, 4, 2, 1)
+FULL = 0.8  # of a shape's rows: one call that is as full costs less than several of smaller shapes
 SMALL = 256 << 20  # bytes of weights; below, compiling takes less than a second and is not worth a cache either
 
 
@@ -116,11 +117,12 @@ class OpenVinoBackend(Backend):
         parts = []
         start = 0
         while start < len(row):
-            rows = next(size for size in self._sizes if size <= len(row) - start)
-            part = slice(start, start + rows)
+            left = len(row) - start
+            rows = next(size for size in self._sizes if size == 1 or left > FULL * size)
+            part = np.minimum(np.arange(start, start + rows), len(row) - 1)  # the last row fills up
             # As many prompts as rows, whatever they are, so that one compiled shape serves all.
             inputs: Tensors = {"states": embeddings[prompt[part]], "prompt": np.arange(rows), "row": row[part]}
-            parts.append(self._unet(rows)(inputs))
+            parts.append(self._unet(rows)(inputs)[:left])
             start += rows
         return self._memory.upload(np.concatenate(parts))
 
@@ -159,6 +161,8 @@ class OpenVinoBackend(Backend):
             "INFERENCE_PRECISION_HINT": HINTS[precision],
             "INFERENCE_NUM_THREADS": self.threads,
             "NUM_STREAMS": 1,
+            # Each process would pin its threads to the same cores: two of one thread came to less than one.
+            "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "LATENCY",
         }
         if not self._small:

@@ -22,6 +22,7 @@ from memedge.commands import (  # noqa: F401
     detect,
     explain,
     score,
+    merge,
     serve,
     info,
     calibrate,
@@ -37,9 +38,9 @@ from memedge.commands import (  # noqa: F401
 # isort: on
 from memedge.commands.failures import sentence
 from memedge.commands.options import app
-from memedge.commands.plain import one_line, plain
 from memedge.commands.terminal import say
 from memedge.engine.errors import MemedgeError
+from memedge.plain import one_line, plain
 
 # click's ClickException. typer has no name for it, and brings its own copy of click from some version on.
 _WRONG_USAGE: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

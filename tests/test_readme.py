@@ -61,7 +61,7 @@ def sort_captions(folder):
 def test_commands(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(latency, "CALLS", 2)
     commands = [shlex.split(line, comments=True) for line in blocks("sh")[1].splitlines()]
-    assert len(commands) == 12
+    assert len(commands) == 14
     for name, *arguments in commands:
         assert name == "memedge"
         if "calibrate" in arguments:

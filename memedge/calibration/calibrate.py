@@ -26,7 +26,7 @@ from memedge.engine.manifest import MOST_CLEAN_SCORES, Calibration, Manifest, Pr
 from memedge.engine.opening import runnable
 from memedge.prompts.labelled import Prompts, Sample, select
 from memedge.results import Scores
-from memedge.scoring.journal import Journal
+from memedge.scoring.journal import Journal, ids_key
 
 if TYPE_CHECKING:
     from memedge.calibration.fitting import Fit
@@ -109,7 +109,8 @@ def calibrate(
     manifest, key = engine.directory.manifest, engine.backend.key
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
     # For any lists: a prompt's statistics are its own, and after a fit that failed they serve the corrected lists.
-    with closing(Journal(_journal(folder, key), "any", identity, resume)) as journal:
+    header = {"input": "any", "engine": identity, "shard": "all"}
+    with closing(Journal(_journal(folder, key), header, resume)) as journal:
         features = _score(engine, sample, journal, progress)
         fitted = fit(features, sample.memorized, target_fpr)
         calibration = _describe(fitted, features, sample, lists, target_fpr)
@@ -185,8 +186,9 @@ def _bare(manifest: Manifest) -> Manifest:
 
 def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[[int, int], None] | None) -> Floats:
     """Return norm and alignment of each prompt, float64 [B, 2], by the journal; what it lacks is computed and added."""
-    keys = [hashlib.sha256(row.tobytes()).digest() for row in sample.ids]
-    missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
+    keys = [ids_key(row) for row in sample.ids]
+    found = journal.find_all(keys)
+    missing = [row for row, key in enumerate(keys) if key not in found]
     batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
     for start in range(0, len(missing), batch):
         if progress:
@@ -196,8 +198,8 @@ def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[
         journal.put([keys[row] for row in rows], Scores(norm, alignment, None, None, sample.truncated[rows], None))
     if progress:
         progress(len(keys), len(keys))
-    found = [journal.get(key) for key in keys]
-    return np.array([result[:2] for result in found if result is not None])
+    found = journal.find_all(keys)
+    return np.array([found[key][:2] for key in keys])
 
 
 def _describe(

@@ -16,7 +16,7 @@ from memedge.commands.options import (
     app,
     load_detector,
 )
-from memedge.commands.plain import plain
+from memedge.plain import plain
 
 if TYPE_CHECKING:
     from memedge.detector import EngineInfo

@@ -3,7 +3,7 @@
 import sys
 from types import TracebackType
 
-from memedge.commands.plain import one_line
+from memedge.plain import one_line
 
 _MOST = 200  # characters of what a library says
 

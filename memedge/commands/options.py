@@ -88,6 +88,7 @@ TargetFprOption = Annotated[
     typer.Option("--target-fpr", metavar="SHARE", help="Or: the threshold that so many of its clean prompts reach."),
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut off.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 

@@ -11,15 +11,20 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memedge.commands.plain import plain
+from memedge.plain import plain
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
     from rich.table import Table
+
+LINE_SECONDS = 10.0  # between lines that say how far a job is, where there is no terminal
+RATE_SECONDS = 60.0  # over which a rate is measured
 
 
 def print_json(value: Any) -> None:
@@ -134,3 +139,66 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class RowProgress:
+    """How far a long job is, in rows; call it with what is going on, rows done, and rows in all or None.
+
+    A terminal shows a bar. Elsewhere a line comes every LINE_SECONDS, so that a log says how it goes.
+    """
+
+    def __init__(self, progress: "Progress", terminal: bool):
+        self.phase, self.so_far = "", ""
+        self._progress, self._terminal = progress, terminal
+        self._times: deque[tuple[float, int]] = deque()  # when how many rows were done, over the last RATE_SECONDS
+        self._said = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if phase != self.phase:
+            self.phase = phase
+            self._times.clear()
+            if self._terminal:
+                for task in self._progress.task_ids:
+                    self._progress.remove_task(task)
+                self._progress.add_task(phase, total=total, rate="")
+        self.so_far = f"{done} rows" if total is None else f"{done} of {total} rows"
+        self._times.append((now, done))
+        while now - self._times[0][0] > RATE_SECONDS:
+            self._times.popleft()
+        if self._terminal:
+            self._progress.update(self._progress.task_ids[-1], completed=done, total=total, rate=self._rate(total))
+        elif now - self._said >= LINE_SECONDS:
+            self._said = now
+            say(f"{phase}: {self.so_far}{self._rate(total)}")
+
+    def _rate(self, total: int | None) -> str:
+        (then, before), (now, done) = self._times[0], self._times[-1]
+        if now - then < 0.5 or done == before:
+            return ""
+        speed = (done - before) / (now - then)
+        left = "" if total is None else f", {_duration((total - done) / speed)} left"
+        return f", {speed:.0f}/s{left}" if speed >= 10 else f", {speed:.2g}/s{left}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+@contextmanager
+def progress_of_rows() -> Iterator[RowProgress]:
+    """Yield a callback that says on stderr how far a long job is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total}{task.fields[rate]}"),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        yield RowProgress(progress, console.is_terminal)

@@ -57,10 +57,19 @@ def log(verdicts: Iterable[Verdict], key: str) -> None:
 
 def threshold_in_words(rule: Rule) -> str:
     """Return the threshold, and where it comes from if it is not the calibrated one."""
-    origin = {"": "", "calibrated": "", "threshold": ", as given"}.get(
+    return f"threshold {rule.threshold:.4g}{_origin(rule)}"
+
+
+def rule_in_words(rule: Rule) -> str:
+    """Return how norm and alignment make a score, where its weights come from, and what is memorized by it."""
+    at = "" if rule.threshold is None else f"; memorized from {rule.threshold:.6g} on{_origin(rule)}"
+    return f"{rule.formula}, γ {rule.source}{at}"
+
+
+def _origin(rule: Rule) -> str:
+    return {"": "", "calibrated": "", "threshold": ", as given"}.get(
         rule.operating_point, f" for {rule.operating_point}"
     )
-    return f"threshold {rule.threshold:.4g}{origin}"
 
 
 def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:

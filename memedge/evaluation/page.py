@@ -1,30 +1,24 @@
 """The report of an evaluation: one HTML page that needs nothing else, and no network."""
 
-import base64
-import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
-from string import Template
 from typing import Any
 
 import plotly
 from plotly.offline import get_plotlyjs
 
-import memedge
-from memedge.embedded import DATA
+from memedge.decision.reasons import rule_in_words
 from memedge.evaluation.charts import BANDS, KINDS, all_figures, bound
 from memedge.evaluation.figures import ANISOTROPY, DetectorDifference, Evaluation, Figure, ScoredPrompt
 from memedge.metrics import RESAMPLES
+from memedge.reports.document import PARTS, Cell, document, provenance, section, source_hash, table
 from memedge.wording import counted
 
-PARTS = DATA / "report"
 SUSPICIOUS, MISTAKES = 20, 10  # prompts listed
 COMPARED = 4  # detectors; of more the summary gives no figures
 HOVER_WIDTH, HOVER_LINES = 44, 6  # of a prompt beside the pointer
-
-Cell = str  # HTML
 
 
 def page(evaluation: Evaluation) -> str:
@@ -35,33 +29,29 @@ def page(evaluation: Evaluation) -> str:
     figures = all_figures(evaluation)
     prompts = [hover(one.prompt) for one in evaluation.prompts]
     scripts = [get_plotlyjs(), (PARTS / "script.js").read_text(encoding="utf-8")]
-    hashes = " ".join(f"'sha256-{_hash(script)}'" for script in scripts)
+    allowed = " ".join(source_hash(script) for script in scripts)
+    data = _inert(json.dumps({"figures": figures, "prompts": prompts}, allow_nan=False))
     first = evaluation.detectors[0].name
     run = evaluation.run
-    return Template((PARTS / "page.html").read_text(encoding="utf-8")).substitute(
-        policy=f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:",
-        version=escape(memedge.__version__),
-        title=f"Memorization detectors on {escape(run.checkpoint)}",
-        about=f"{evaluation.memorized.evaluated} memorized and {evaluation.clean.evaluated} clean prompts · "
+    return document(
+        f"Memorization detectors on {escape(run.checkpoint)}",
+        f"{evaluation.memorized.evaluated} memorized and {evaluation.clean.evaluated} clean prompts · "
         f"{escape(run.provider)} {escape(run.precision)} · {escape(run.date[:10])}",
-        style=(PARTS / "style.css").read_text(encoding="utf-8"),
-        sections="\n".join(
-            [
-                _summary(evaluation),
-                _scores(evaluation, figures),
-                _roc(evaluation, figures),
-                _table_of_figures(evaluation),
-                *([_differences(evaluation)] if evaluation.findings.differences else []),
-                *([_scatter(evaluation, figures)] if "scatter" in figures else []),
-                _suspicious(evaluation, first),
-                _mistakes(evaluation, first),
-                _stability(evaluation, figures),
-                _provenance(evaluation),
-            ]
-        ),
-        data=_inert(json.dumps({"figures": figures, "prompts": prompts}, allow_nan=False)),
-        plotly=scripts[0],
-        script=scripts[1],
+        [
+            _summary(evaluation),
+            _scores(evaluation, figures),
+            _roc(evaluation, figures),
+            _table_of_figures(evaluation),
+            *([_differences(evaluation)] if evaluation.findings.differences else []),
+            *([_scatter(evaluation, figures)] if "scatter" in figures else []),
+            _suspicious(evaluation, first),
+            _mistakes(evaluation, first),
+            _stability(evaluation, figures),
+            _provenance(evaluation),
+        ],
+        allowed=f"script-src {allowed}; style-src 'unsafe-inline'; img-src data: blob:",
+        end=f'<script type="application/json" id="report">{data}</script>\n'
+        + "\n".join(f"<script>{script}</script>" for script in scripts),
     )
 
 
@@ -76,10 +66,6 @@ def hover(prompt: str) -> str:
 def _inert(text: str) -> str:
     """Return JSON in which no HTML tag or comment can begin or end."""
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _hash(script: str) -> str:
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _summary(evaluation: Evaluation) -> str:
@@ -108,7 +94,7 @@ def _summary(evaluation: Evaluation) -> str:
     cautions = "".join(f"<li>{escape(one)}</li>" for one in evaluation.cautions)
     box = f'<aside class="cautions" aria-label="What to keep in mind"><ul>{cautions}</ul></aside>' if cautions else ""
     paragraph = " ".join(text).replace(" %", "\u00a0%")  # a number and its unit are not parted
-    return _section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
+    return section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
 
 
 def _compared(differences: Sequence[DetectorDifference]) -> list[str]:
@@ -139,7 +125,7 @@ def _scores(evaluation: Evaluation, figures: dict[str, Any]) -> str:
     note = "Above: how many percent of either kind score so. Below: each prompt. Dashed: "
     note += "the calibrated threshold, or " if evaluation.findings.verdicts else ""
     note += "where at most 1 % of these clean prompts are beyond."
-    return _section("scores", "Scores", choice + _plot("scores", "scores-0", figures, note))
+    return section("scores", "Scores", choice + _plot("scores", "scores-0", figures, note))
 
 
 def _roc(evaluation: Evaluation, figures: dict[str, Any]) -> str:
@@ -149,7 +135,7 @@ def _roc(evaluation: Evaluation, figures: dict[str, Any]) -> str:
         "matters is on the left. Dotted: 1 % and 3 %. "
         f"Bands: 95 % of {RESAMPLES} resamples of prompts{', of the first detector' if several else ''}."
     )
-    return _section("roc", "ROC", _plot("roc", "roc", figures, note))
+    return section("roc", "ROC", _plot("roc", "roc", figures, note))
 
 
 def _table_of_figures(evaluation: Evaluation) -> str:
@@ -171,9 +157,7 @@ def _table_of_figures(evaluation: Evaluation) -> str:
         "rate of at most that; “nearest” is at the rate nearest to it that a threshold can give. Passes and seconds "
         "are per prompt, on this machine.</p>"
     )
-    return _section(
-        "figures", "Figures", _table(head, rows, "Figures of each detector") + note + f"<dl>{formulas}</dl>"
-    )
+    return section("figures", "Figures", table(head, rows, "Figures of each detector") + note + f"<dl>{formulas}</dl>")
 
 
 def _differences(evaluation: Evaluation) -> str:
@@ -188,8 +172,8 @@ def _differences(evaluation: Evaluation) -> str:
         "holds the same prompts for both. p is that of DeLong's test for a difference of AUCs, not corrected for the "
         "number of detectors; “—” where both order the prompts equally.</p>"
     )
-    table = _table(head, rows, f"Differences from {against}")
-    return _section("differences", f"Differences from {against}", table + note)
+    title = f"Differences from {against}"
+    return section("differences", title, table(head, rows, title) + note)
 
 
 def _scatter(evaluation: Evaluation, figures: dict[str, Any]) -> str:
@@ -208,14 +192,14 @@ def _scatter(evaluation: Evaluation, figures: dict[str, Any]) -> str:
         if rule.gamma_alignment > 0
         else ("prompts to the right of it are called memorized.")
     )
-    return _section("terms", "Norm and alignment", _plot("scatter", "scatter", figures, note))
+    return section("terms", "Norm and alignment", _plot("scatter", "scatter", figures, note))
 
 
 def _suspicious(evaluation: Evaluation, detector: str) -> str:
     sign = evaluation.sign(detector)
     ranked = sorted(evaluation.prompts, key=lambda one: -sign * _score(evaluation, detector, one))
-    table = _prompts(evaluation, detector, ranked[:SUSPICIOUS], f"Most suspicious prompts, by {detector}")
-    return _section("suspicious", "Most suspicious prompts", table)
+    prompts = _prompts(evaluation, detector, ranked[:SUSPICIOUS], f"Most suspicious prompts, by {detector}")
+    return section("suspicious", "Most suspicious prompts", prompts)
 
 
 def _mistakes(evaluation: Evaluation, detector: str) -> str:
@@ -238,7 +222,7 @@ def _mistakes(evaluation: Evaluation, detector: str) -> str:
         text += f"<h3>{title}{count}{more}</h3>"
         text += _prompts(evaluation, detector, some[:MISTAKES], title) if some else "<p>None.</p>"
     note = '<p class="note">Labels can be wrong, too: see what such a prompt generates before you trust either.</p>'
-    return _section("mistakes", "Worst mistakes", text + note)
+    return section("mistakes", "Worst mistakes", text + note)
 
 
 def _prompts(evaluation: Evaluation, detector: str, some: Sequence[ScoredPrompt], caption: str) -> str:
@@ -250,7 +234,7 @@ def _prompts(evaluation: Evaluation, detector: str, some: Sequence[ScoredPrompt]
         text = escape(one.prompt) or "<em>(empty)</em>"
         cut = ' <small class="note">(truncated)</small>' if one.truncated else ""
         rows.append([f'<div class="prompt">{text}{cut}</div>', f'<span class="{label}">{label}</span>', *values])
-    return _table(["prompt", "label", detector, *others], rows, caption, texts=2)
+    return table(["prompt", "label", detector, *others], rows, caption, texts=2)
 
 
 def _stability(evaluation: Evaluation, figures: dict[str, Any]) -> str:
@@ -260,7 +244,7 @@ def _stability(evaluation: Evaluation, figures: dict[str, Any]) -> str:
             "<p>Every prompt was scored with one draw of noise, so nothing can be said about another: evaluate with "
             "<code>--draws 1,4,16</code>.</p>"
         )
-        return _section("stability", "Stability over draws", text)
+        return section("stability", "Stability over draws", text)
     head = ["detector", "draws", "rank correlation", "spread", "verdicts that flip"]
     rows = [
         [
@@ -280,13 +264,12 @@ def _stability(evaluation: Evaluation, figures: dict[str, Any]) -> str:
     plot = ""
     if "stability" in figures:
         plot = _plot("stability", "stability", figures, "AUC by the number of draws, with 95 % intervals.")
-    return _section("stability", "Stability over draws", plot + _table(head, rows, "Stability over draws") + note)
+    return section("stability", "Stability over draws", plot + table(head, rows, "Stability over draws") + note)
 
 
 def _provenance(evaluation: Evaluation) -> str:
     run, rule = evaluation.run, evaluation.rule
     noise = f"the engine's own (seed {run.noise_seed})" if run.seed is None else f"seed {run.seed}"
-    at = "" if rule.threshold is None else f"; memorized from {rule.threshold:.6g} on"
     entries = [
         ("engine", run.engine),
         ("checkpoint", f"{run.checkpoint}, SHA-256 {run.checkpoint_sha256}"),
@@ -297,7 +280,7 @@ def _provenance(evaluation: Evaluation) -> str:
             "draws",
             f"{', '.join(str(n) for n in sorted({one.draws for one in evaluation.findings.lines}))}; noise: {noise}",
         ),
-        ("score", f"{rule.formula}, γ {rule.source}{at}"),
+        ("score", rule_in_words(rule)),
         *(
             (kind, f"{one.name}: {one.evaluated} of {one.prompts} prompts, SHA-256 {one.sha256}")
             for kind, one in (("memorized", evaluation.memorized), ("clean", evaluation.clean))
@@ -306,14 +289,7 @@ def _provenance(evaluation: Evaluation) -> str:
         ("page", f"plotly.py {plotly.__version__}, © Plotly, Inc., MIT licence"),
         ("date", run.date),
     ]
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entries)
-    if run.command:
-        items += f"<dt>command</dt><dd><code>{escape(run.command)}</code></dd>"
-    return _section("provenance", "What was run", f'<dl class="provenance">{items}</dl>')
-
-
-def _section(name: str, title: str, content: str) -> str:
-    return f'<section aria-labelledby="{name}">\n<h2 id="{name}">{title}</h2>\n{content}\n</section>'
+    return section("provenance", "What was run", provenance(entries, run.command))
 
 
 def _plot(name: str, figure: str, figures: dict[str, Any], note: str) -> str:
@@ -324,26 +300,6 @@ def _plot(name: str, figure: str, figures: dict[str, Any], note: str) -> str:
         f'aria-label="{label}"></div>'
         f"<figcaption>{escape(note)}</figcaption></figure>"
     )
-
-
-def _table(head: Iterable[str], rows: Iterable[Sequence[Cell]], caption: str, texts: int = 1) -> str:
-    """Return a table in a box of its own that scrolls; all columns but the first `texts` are numbers."""
-    names = "".join(
-        f'<th scope="col"{"" if place < texts else _NUMBER}>{escape(name)}</th>' for place, name in enumerate(head)
-    )
-    body = ""
-    for row in rows:
-        cells = "".join(
-            f"<td{'' if place < texts else _NUMBER}>{cell}</td>" for place, cell in enumerate(row[1:], start=1)
-        )
-        body += f"<tr>{f'<th scope=row>{row[0]}</th>' if texts == 1 else f'<td>{row[0]}</td>'}{cells}</tr>\n"
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" tabindex="0"><table>'
-        f"<thead><tr>{names}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
-    )
-
-
-_NUMBER = ' class="number"'
 
 
 def _score(evaluation: Evaluation, detector: str, one: ScoredPrompt) -> float:

@@ -1,33 +1,36 @@
 """Journals of long jobs: what is computed so far, in an SQLite database that survives a kill at any moment.
 
 Each holds two tables. `header` says which job it belongs to: a scoring job's has the journal's format, the SHA-256 of
-the input file, and the engine's key. `results` has, for a scoring job, a row per distinct prompt. Looking prompts up on
-disk keeps memory flat.
+the input's prompts, the engine's key and the shard. `results` has, for a scoring job, a row per distinct prompt, known
+by its token ids. Looking prompts up on disk keeps memory flat.
 """
 
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memedge.engine.arrays import Indices
 from memedge.engine.errors import InputError
 from memedge.results import Scores
 
-Result = tuple[float, float, float | None, bool | None, bool]  # norm, alignment, score, memorized, truncated
+Result = tuple[float, float, float | None, bool | None]  # norm, alignment, score, memorized
 
-FORMAT = "1"
+FORMAT = "2"
+COMMIT_SECONDS = 1.0  # each commit waits for the disk, some 10 ms; a kill loses what came after the last one
+AT_ONCE = 1024  # keys that are looked up by one statement
+CACHE = 65_536  # KiB of the journal in memory, at most
 _HEADER = {
     "format": "version of memedge",
-    "input": "input file",
-    "engine": "engine, calibration, provider or precision",
+    "input": "input",
+    "engine": "engine, calibration, threshold, provider or precision",
+    "shard": "shard",
 }
 # No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
-_TABLE = (
-    "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized, truncated)"
-    " WITHOUT ROWID"
-)
+_TABLE = "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized) WITHOUT ROWID"
 _DAMAGED = "is not a journal of this program or is damaged: delete it and score again"
 _UNUSABLE = "cannot be written: make room and check permissions, then run again with --resume"
 _SQLITE_TROUBLE = {
@@ -132,23 +135,37 @@ class JobFile:
 
 
 class Journal(JobFile):
-    """The results of a scoring job."""
+    """The results of a scoring job. They are on the disk a second later, with the next ones, or when it is closed."""
 
-    def __init__(self, path: Path, input_sha256: str, engine_key: str, resume: bool):
-        """Open the journal at `path`, or make it where there is none; raises as JobFile."""
-        header = {"format": FORMAT, "input": input_sha256, "engine": engine_key}
-        super().__init__(path, header, _HEADER, _TABLE, resume)
+    def __init__(self, path: Path, header: dict[str, str], resume: bool):
+        """Open the journal at `path`, or make it where there is none; raises as JobFile.
 
-    def get(self, key: bytes) -> Result | None:
-        """Return the result of the prompt with this digest, or None if it has none yet."""
-        row = self.find("SELECT norm, alignment, score, memorized, truncated FROM results WHERE prompt = ?", key)
-        if row is None:
-            return None
-        norm, alignment, score, memorized, truncated = row
-        return norm, alignment, score, None if memorized is None else bool(memorized), bool(truncated)
+        Args:
+            path: where.
+            header: the SHA-256 of the input's prompts ("input"), the engine's key ("engine") and the part of the input
+                that the job scores ("shard").
+            resume: as JobFile.
+        """
+        super().__init__(path, {"format": FORMAT} | header, _HEADER, _TABLE, resume)
+        with self._explained():
+            self._db.execute(f"PRAGMA cache_size = -{CACHE}")
+        self._committed = time.monotonic()
+        self._closed = False
 
-    def put(self, keys: list[bytes], scores: Scores) -> None:
-        """Commit the results of the B prompts with these digests; none of them may have one yet."""
+    def find_all(self, keys: Sequence[bytes]) -> dict[bytes, Result]:
+        """Return the results of those of the keys that have one."""
+        found: dict[bytes, Result] = {}
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            marks = ",".join("?" * len(some))
+            with self._explained():
+                rows = self._db.execute(f"SELECT * FROM results WHERE prompt IN ({marks})", some).fetchall()
+            for key, norm, alignment, score, memorized in rows:
+                found[key] = norm, alignment, score, None if memorized is None else bool(memorized)
+        return found
+
+    def put(self, keys: Sequence[bytes], scores: Scores) -> None:
+        """Keep the results of the B prompts with these keys; none of them may have one yet."""
         empty = [None] * len(keys)
         columns = (
             keys,
@@ -156,11 +173,39 @@ class Journal(JobFile):
             scores.alignment.tolist(),
             empty if scores.score is None else scores.score.tolist(),
             empty if scores.memorized is None else scores.memorized.tolist(),
-            scores.truncated.tolist(),
         )
-        self.insert("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", zip(*columns, strict=True))
+        with self._explained():
+            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?)", list(zip(*columns, strict=True)))
+            if time.monotonic() - self._committed > COMMIT_SECONDS:
+                self._db.commit()
+                self._committed = time.monotonic()
+
+    def note(self, key: str, value: str) -> None:
+        """Keep a fact about the job, at once."""
+        self.insert("INSERT OR REPLACE INTO header VALUES (?, ?)", [(key, value)])
+
+    def noted(self, key: str) -> str | None:
+        """Return a fact that was kept."""
+        row = self.find("SELECT value FROM header WHERE key = ?", key)
+        return row[0] if row else None
+
+    def close(self) -> None:
+        """Put everything on the disk and give the lock back; once more does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            with self._explained():
+                self._db.commit()
+        finally:
+            super().close()
 
 
 def prompt_key(prompt: str) -> bytes:
-    """Return what a journal knows a prompt by: the SHA-256 of its text."""
+    """Return the SHA-256 of a prompt's text."""
     return hashlib.sha256(prompt.encode()).digest()
+
+
+def ids_key(ids: Indices) -> bytes:
+    """Return what a journal knows prompts by that are equal to the model: a digest of their token ids [T · L]."""
+    return hashlib.blake2b(ids.tobytes(), digest_size=16).digest()

@@ -45,6 +45,8 @@ def of_error(error: Exception, *, full_status: int, plain: bool = False) -> tupl
         headers["Retry-After"] = "1"
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if status == 408:
+        headers["Connection"] = "close"  # what comes yet would be the rest of this body (RFC 9110, section 15.5.9)
     if isinstance(error, MemedgeError):
         message = str(error)
     else:

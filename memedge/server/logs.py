@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 
 STDOUT, STDERR = 1, 2
 
@@ -36,7 +35,6 @@ class LinesHandler(logging.Handler):
 
 def begin() -> None:
     """Log what concerns an operator: requests, and what goes wrong."""
-    sys.stdout.flush()
     logging.basicConfig(level=logging.INFO, handlers=[LinesHandler()])
     for name, level in (("uvicorn", logging.WARNING), ("memedge", logging.WARNING), ("memedge.access", logging.INFO)):
         logging.getLogger(name).setLevel(level)

@@ -1,13 +1,12 @@
 """The page at `/`: one file that needs nothing else, and no network but this server."""
 
-import base64
-import hashlib
 from functools import cache
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from memedge.embedded import DATA
+from memedge.reports.document import source_hash
 
 PARTS = DATA / "server"
 
@@ -30,13 +29,9 @@ def _page() -> tuple[str, str]:
     text = (PARTS / "page.html").read_text(encoding="utf-8")
     for name, content in found.items():
         text = text.replace(f"${{{name}}}", content)
-    allowed = {name: f"'sha256-{_hash(content)}'" for name, content in found.items()}
+    allowed = {name: source_hash(content) for name, content in found.items()}
     policy = (
         f"default-src 'none'; script-src {allowed['script']}; style-src {allowed['style']}; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text, policy
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -184,3 +184,23 @@ def test_no_torch_is_imported():
     )
     done = python(code)
     assert json.loads(done.stdout.splitlines()[-1]) == [], done.stderr
+
+
+def test_threads_are_not_tied_to_processors():
+    """Pinned to a processor each, the threads of two processes meet on the same ones, and the others idle."""
+    code = (
+        "import os, threading\n"
+        "os.sched_setaffinity(0, range(os.cpu_count()))\n"  # tests keep to one processor
+        "from memedge import Detector\n"
+        "detector = Detector.load(provider='openvino', threads=1)\n"
+        "work = threading.Thread(target=detector.score, args=(['a star'] * 64,))\n"
+        "allowed = set()\n"
+        "work.start()\n"
+        "while work.is_alive():\n"
+        "    for task in os.listdir('/proc/self/task'):\n"
+        "        try: allowed.add(frozenset(os.sched_getaffinity(int(task))))\n"
+        "        except ProcessLookupError: pass\n"
+        "print(allowed == {frozenset(os.sched_getaffinity(0))})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout == "True\n"

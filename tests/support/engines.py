@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from memedge.engine.directory import describe_file
+from memedge.engine.engine import Engine
 
 # What a calibration says of where it comes from, as plain JSON.
 PROVENANCE = {
@@ -23,6 +27,18 @@ PROVENANCE = {
     "date": "2026-11-22T12:00:00+00:00",
     "fitted_by": "a test",
 }
+
+
+def spoil_second_prompt(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make what an engine measures NaN for the second prompt of each call."""
+    measure = engine.measure
+
+    def bad(states: Any, prompt: Any, row: Any, operands: Any) -> Any:
+        found = measure(states, prompt, row, operands)
+        found[:, prompt == 1] = np.nan
+        return found
+
+    monkeypatch.setattr(engine, "measure", bad)
 
 
 def edit_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:

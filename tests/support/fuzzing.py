@@ -7,6 +7,7 @@ result or a sentence of memedge's. By hand, as long as one likes:
 """
 
 import copy
+import gzip
 import json
 import sys
 import tempfile
@@ -25,7 +26,9 @@ from memedge.engine.errors import MemedgeError
 from memedge.engine.graphs import check_graph
 from memedge.engine.manifest import parse_manifest
 from memedge.engine.tokenizer_file import read_tokenizer
-from memedge.prompts.files import read_prompts
+from memedge.prompts.columns import Columns
+from memedge.prompts.corpus import Corpus
+from memedge.prompts.inputs import find_files
 
 PATH = Path("engine/manifest.json")
 PLAIN_MANIFEST = json.loads((EMBEDDED_ENGINE / "manifest.json").read_text())
@@ -152,10 +155,35 @@ def graph(random: Random, folder: Path) -> bool:
 
 
 def prompts(random: Random, folder: Path) -> bool:
-    path = folder / f"prompts.{random.choice(('txt', 'csv', 'jsonl'))}"
-    text = random.choice((b'prompt,memorized\na star,1\n"b ""c""",0\n', b'{"prompt": "a star"}\n', b"a star\nb\n"))
-    path.write_bytes(changed_bytes(random, text))
-    return reading(lambda: list(read_prompts(path)))
+    """Prompt files of every kind with columns beside the prompts; half of those that are packed are damaged as such."""
+    format = random.choice(("txt", "csv", "tsv", "jsonl"))
+    texts = {
+        "txt": b"a star\nb\n",
+        "csv": b'id,prompt,memorized\n1,a star,1\n2,"b ""c""",0\n',
+        "tsv": b'id\tTEXT\n1\ta star\n2\t"b\tc"\n',
+        "jsonl": b'{"caption": "a star", "x": [1, {"y": null}], "n": 1.5}\n{"caption": "b", "x": 2}\n"c"\n',
+    }
+    packing = random.choice(("", "", ".gz"))
+    text = texts[format]
+    if not packing or random.random() < 0.5:
+        text = changed_bytes(random, text)
+    content = gzip.compress(text) if packing else text
+    if packing and text == texts[format]:
+        content = changed_bytes(random, content)
+    place = folder / random.choice(("", "lang=en", "n=%F0%"))
+    place.mkdir(exist_ok=True)
+    path = place / f"prompts.{format}{packing}"
+    path.write_bytes(content)
+    columns = Columns(random.choice((None, None, "prompt", "x")), random.choice((None, None, (), ("id",), ("x", "n"))))
+
+    def read() -> None:
+        corpus = Corpus(find_files([str(path)]), columns)
+        contents = corpus.inspect(lambda _: None)
+        rows = list(corpus.rows())
+        assert len(rows) == contents.rows
+        assert all(row.kept.keys() <= contents.columns.keys() for row in rows)
+
+    return reading(read)
 
 
 def arrays(random: Random, _folder: Path) -> bool:

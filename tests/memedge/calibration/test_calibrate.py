@@ -229,7 +229,7 @@ def test_what_happens_to_the_engine_meanwhile(folder, lists):
     assert set(read_manifest(folder).calibrations) == {"cpu-fp32", "cuda-fp32", "openvino-bf16"}
     with pytest.raises(ManifestError, match="was changed while its prompts were scored: calibrate it again"):
         calibrate(folder, *lists, provider="cpu", progress=lambda *_: edit_manifest(folder, lambda m: m.update(seed=7)))
-    with pytest.raises(InputError, match="from a job with another engine, calibration, provider or precision"):
+    with pytest.raises(InputError, match="a job with another engine, calibration, threshold, provider or precision"):
         calibrate(folder, *lists, provider="cpu", resume=True)
 
 

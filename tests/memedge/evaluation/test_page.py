@@ -5,39 +5,17 @@ import hashlib
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser import browser
+from elements import Elements
 from evaluations import HOSTILE, evaluation
 
 from memedge.evaluation import charts
 from memedge.evaluation.figures import Measured, find
 from memedge.evaluation.page import _suspicious, hover, page
-
-
-class Elements(HTMLParser):
-    """Every element's name and attributes, the text of each script, and that of all that is shown."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self.text = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_data(self, data):
-        if self.cdata_elem == "script":
-            self.scripts[-1] += data
-        elif self.cdata_elem != "style":
-            self.text += data
 
 
 @pytest.fixture(scope="module")

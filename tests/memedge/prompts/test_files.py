@@ -1,6 +1,8 @@
 """Prompt files in and score files out: round trips of arbitrary prompts, and every error a file can cause."""
 
 import csv
+import gzip
+import io
 import json
 import re
 import sys
@@ -15,8 +17,9 @@ from hypothesis import strategies as st
 
 from memedge.engine.errors import InputError
 from memedge.prompts.cells import unguarded
-from memedge.prompts.files import LONGEST_LINE, LONGEST_PROMPT, PARQUET_BATCH, check_format, read_prompts
-from memedge.scoring.score_files import ROW_GROUP, ScoreRow, write_scores
+from memedge.prompts.files import LONGEST_LINE, LONGEST_PROMPT, PARQUET_BATCH, read_prompts
+from memedge.prompts.kinds import file_kind
+from memedge.scoring.score_files import ROW_GROUP, Layout, OutputRow, ScoreRow, write_scores
 
 COLUMNS = ["prompt", "norm", "alignment", "score", "memorized", "truncated"]
 NASTY = [
@@ -127,9 +130,9 @@ def test_multiline_cells_and_empty_lines_of_csv(tmp_path: Path) -> None:
 
 BROKEN: dict[str, tuple[str, bytes, str]] = {
     "unknown suffix": (
-        "p.tsv",
+        "p.xls",
         b"a",
-        "p.tsv has an unknown file type: use a name that ends in .txt, .csv, .jsonl or .parquet.",
+        "p.xls has an unknown file type: use a name that ends in .txt, .csv, .tsv, .jsonl or .parquet; text may",
     ),
     "empty txt": ("p.txt", b"", "p.txt holds no prompts"),
     "empty lines": ("p.txt", b"\xef\xbb\xbf\n\r\n", "p.txt holds no prompts"),
@@ -141,9 +144,17 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "bad byte in a cell": ("p.csv", b'prompt\n"a\n\xff"\n', "p.csv, line 3, is not valid UTF-8"),
     "encoded surrogate": ("p.jsonl", b'"\xed\xa0\x80"', "p.jsonl, line 1, is not valid UTF-8"),
     "endless line": ("p.jsonl", b" " * (LONGEST_LINE + 1), f"p.jsonl, line 1, is longer than {LONGEST_LINE} bytes"),
-    "no column": ("p.csv", b"text;prompt,x\n", "p.csv needs exactly one column 'prompt', but has 'text;prompt', 'x'"),
-    "column twice": ("p.csv", b"prompt,prompt\na,b\n", "but has 'prompt', 'prompt'"),
-    "many columns": ("p.csv", b"a," * 999 + b"z\n", ", 'a', 'a', ...: name it so."),
+    "no column": (
+        "p.csv",
+        b"text;prompt,x\n",
+        "p.csv has no column 'prompt', 'caption' or 'text', only 'text;prompt', 'x'",
+    ),
+    "column twice": (
+        "p.csv",
+        b"prompt,prompt\na,b\n",
+        "p.csv has 2 columns of the same name, 'prompt', 'prompt': call one of them",
+    ),
+    "many columns": ("p.csv", b"a," * 999 + b"z\n", ", 'a', 'a', ...: call one of them 'prompt'."),
     "bare comma": (
         "p.csv",
         b'prompt\n"a\nb"\na cat, a dog\n',
@@ -152,6 +163,7 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "missing cell": ("p.csv", b"id,prompt\n1\n", "p.csv, line 2, has 1 cells where the header has 2"),
     "open quote": ("p.csv", b'prompt\na\n"b\nc\n', "p.csv, line 3, is broken CSV (unexpected end of data)"),
     "text after quote": ("p.csv", b'prompt\n"a"b\n', "p.csv, line 2, is broken CSV ("),
+    "text after quote, tabs": ("p.tsv", b'prompt\n"a"b\n', "p.tsv, line 2, is broken TSV ('tab' expected after "),
     "broken header": ("p.csv", b'"prompt"x\n', "p.csv, line 1, is broken CSV ("),
     "huge cell": (
         "p.csv",
@@ -184,14 +196,14 @@ BROKEN: dict[str, tuple[str, bytes, str]] = {
     "endless number": ("p.jsonl", b"1" * 9999, "p.jsonl, line 1, is broken JSON (nested too deeply or a number too"),
     "no key": (
         "p.jsonl",
-        b'{"text": "a", "id": 1}',
-        "p.jsonl, line 1, has no key 'prompt', only 'text', 'id': name it so.",
+        b'{"words": "a", "id": 1}',
+        "p.jsonl, line 1, has no column 'prompt', 'caption' or 'text', only 'words', 'id': call one of them 'prompt'.",
     ),
-    "no key at all": ("p.jsonl", b"{}", "p.jsonl, line 1, has no key 'prompt', only none"),
+    "no key at all": ("p.jsonl", b"{}", "p.jsonl, line 1, has no column 'prompt', 'caption' or 'text', only none"),
     "null": ("p.jsonl", b'{"prompt": null}', "p.jsonl, line 1, has a prompt that is null: make every prompt a string."),
     "number": ("p.jsonl", b'"a"\n7', "p.jsonl, line 2, has a prompt that is of type int: make every prompt a string."),
     "list": ("p.jsonl", b'{"prompt": ["a"]}', "p.jsonl, line 1, has a prompt that is of type list"),
-    "lone surrogate": ("p.jsonl", b'"\\ud83d"', "p.jsonl, line 1, has a prompt with half a surrogate pair"),
+    "lone surrogate": ("p.jsonl", b'"\\ud83d"', "p.jsonl, line 1, has half a surrogate pair"),
 }
 
 
@@ -239,7 +251,10 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda pa: pa.table({"text": ["a"], "id": [1]}), "needs exactly one column 'prompt', but has 'text', 'id'"),
+        (
+            lambda pa: pa.table({"words": ["a"], "id": [1]}),
+            "'caption' or 'text', only 'words', 'id': call one",
+        ),
         (lambda pa: pa.table({"prompt": [1, 2]}), "has int64 in its column 'prompt': make every prompt a string."),
         (lambda pa: pa.table({"prompt": [["a"]]}), "has list<"),
         (lambda pa: pa.table({"prompt": [None]}), "has null in its column 'prompt'"),
@@ -248,12 +263,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (lambda pa: pa.table({"prompt": pa.array(["1"]).cast(pa.int32()).dictionary_encode()}), "has int32"),
         (lambda pa: pa.table({"prompt": pa.array([None, None], pa.timestamp("s"))}), "has timestamp["),
         (lambda pa: pa.table({"prompt": ["a\0b"]}), "row 1, has a prompt with a NUL character"),
-        (lambda pa: pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "needs exactly one column 'prompt'"),
+        (lambda pa: pa.table([["a"], ["b"]], names=["prompt", "prompt"]), "has 2 columns of the same name"),
         (lambda pa: pa.table({"prompt": ["a", "b", None]}), "row 3, has a prompt that is null"),
         (lambda pa: pa.table({"prompt": pa.array([], pa.string())}), "holds no prompts"),
         (
             lambda pa: pa.table({"prompt": pa.array([b"\xff"]).view(pa.string())}),
-            "has a prompt after row 0 that is not valid UTF-8",
+            "has text after row 0 that is not valid UTF-8",
         ),
     ],
 )
@@ -284,39 +299,50 @@ def test_a_damaged_parquet_file_never_surprises(data: st.DataObject) -> None:
 @pytest.mark.parametrize("content", [b"", b"prompt\na\n"])
 def test_something_else_is_no_parquet_file(content: bytes, tmp_path: Path) -> None:
     pyarrow_modules()
-    with pytest.raises(InputError, match=r"p\.parquet is not a parquet file or is damaged"):
+    with pytest.raises(InputError, match=r"p\.parquet is not a \.parquet file or is damaged"):
         read_back(tmp_path / "p.parquet", content)
 
 
 def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=re.escape("pip install 'memedge[eval]'")):
-        check_format(tmp_path / "p.parquet")
+        file_kind(tmp_path / "p.parquet")
+
+
+def write(path: Path, rows: list[ScoreRow]) -> None:
+    numbered = (OutputRow(number, row, {}) for number, row in enumerate(rows, start=1))
+    assert write_scores(path, file_kind(path), Layout(), numbered) == len(rows)
 
 
 def parse(path: Path) -> list[ScoreRow]:
     """Reads a score file as its users would: with the standard library's readers."""
-    match path.suffix:
-        case ".parquet":
+    kind = file_kind(path)
+    content = path.read_bytes()
+    if kind.compression == "gzip":
+        content = gzip.decompress(content)
+    elif kind.compression:
+        content = pyarrow_modules()[0].CompressedInputStream(path, "zstd").read()
+    match kind.format:
+        case "parquet":
             _, parquet = pyarrow_modules()
             table = parquet.read_table(path)
             assert [str(kind) for kind in table.schema.types] == ["string", *["double"] * 3, *["bool"] * 2]
             records = table.to_pylist()
-        case ".jsonl":
-            records = [json.loads(line) for line in path.read_bytes().splitlines()]
-        case ".csv":
-            with path.open(encoding="utf-8", newline="") as file:
-                records = list(csv.DictReader(file, strict=True))
+        case "jsonl":
+            records = [json.loads(line) for line in content.splitlines()]
+        case "csv" | "tsv":
+            text = io.StringIO(content.decode(), newline="")
+            records = list(csv.DictReader(text, delimiter="\t" if kind.format == "tsv" else ",", strict=True))
             for record in records:
                 record["prompt"] = unguarded(record["prompt"])
         case _:
-            header, *lines = [line.split("\t") for line in path.read_bytes().decode().removesuffix("\n").split("\n")]
+            header, *lines = [line.split("\t") for line in content.decode().removesuffix("\n").split("\n")]
             records = [dict(zip(header, cells, strict=True)) for cells in lines]
             whole = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
             for record in records:
                 record["prompt"] = re.sub(r"\\.", lambda escape: whole[escape[0]], record["prompt"])
     assert all(list(record) == COLUMNS for record in records)
-    if path.suffix in (".csv", ".txt"):
+    if kind.format in ("csv", "tsv", "txt"):
         truths = {"true": True, "false": False, "": None}
         for record in records:
             for name in ("norm", "alignment", "score"):
@@ -326,7 +352,10 @@ def parse(path: Path) -> list[ScoreRow]:
     return [ScoreRow(**record) for record in records]
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl", ".parquet"])
+SUFFIXES = [".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz", ".jsonl.zst", ".tsv.zst", ".txt.gz"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 @relaxed
 @given(rows=calibrated_rows | uncalibrated_rows)
 def test_a_score_file_reads_back_exactly(suffix: str, rows: list[ScoreRow]) -> None:
@@ -334,9 +363,9 @@ def test_a_score_file_reads_back_exactly(suffix: str, rows: list[ScoreRow]) -> N
         pyarrow_modules()
     with TemporaryDirectory() as folder:
         path = Path(folder, f"scores{suffix}")
-        write_scores(path, suffix, rows)
+        write(path, rows)
         assert [repr(row) for row in parse(path)] == [repr(row) for row in rows]  # repr: -0.0 is not 0.0
-        if suffix != ".txt":
+        if not suffix.startswith(".txt"):
             assert list(read_prompts(path)) == [row.prompt for row in rows]
 
 
@@ -351,14 +380,14 @@ def test_score_files_as_text(tmp_path: Path) -> None:
         '"truncated": false}\n{"prompt": "", "norm": 0.0, "alignment": 0.0, "score": null, "memorized": null, '
         '"truncated": true}\n',
     }.items():
-        write_scores(tmp_path / f"s{suffix}", suffix, rows)
+        write(tmp_path / f"s{suffix}", rows)
         assert (tmp_path / f"s{suffix}").read_bytes() == text.encode()
 
 
 def test_parquet_row_groups_follow_each_other(tmp_path: Path) -> None:
     pyarrow_modules()
     rows = [ScoreRow(str(number), float(number), 0.5, None, None, False) for number in range(ROW_GROUP + 3)]
-    write_scores(tmp_path / "s.parquet", ".parquet", iter(rows))
+    write(tmp_path / "s.parquet", rows)
     assert parse(tmp_path / "s.parquet") == rows
 
 
@@ -371,5 +400,5 @@ def test_an_apostrophe_of_other_files_is_kept(name: str, tmp_path: Path) -> None
 def test_an_existing_file_is_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "s.csv").write_text("mine")
     with pytest.raises(FileExistsError):
-        write_scores(tmp_path / "s.csv", ".csv", [])
+        write(tmp_path / "s.csv", [])
     assert (tmp_path / "s.csv").read_text() == "mine"

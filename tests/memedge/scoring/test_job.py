@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,8 +24,10 @@ import pytest
 
 from memedge.engine.errors import InputError, NotFiniteError
 from memedge.results import Scores
-from memedge.scoring.job import JobSummary, check_places, score_file
-from memedge.scoring.journal import Journal
+from memedge.scoring.job import JobSummary
+from memedge.scoring.journal import Journal, ids_key
+from memedge.scoring.output import Output
+from memedge.scoring.shard import Shard
 
 # A scorer whose results follow from the prompts alone, and which notes every prompt it is given; and a way to die at
 # any moment: the profiler's hook sees each call and return of Python and C functions.
@@ -32,7 +35,27 @@ CHILD = """
 import hashlib, os, signal, sys
 from pathlib import Path
 import numpy as np
+from memedge.prompts.columns import Columns
+from memedge.prompts.corpus import Corpus
+from memedge.prompts.inputs import find_files
 from memedge.results import Scores
+from memedge.scoring.job import Job, run
+from memedge.scoring.mapper import here
+from memedge.scoring.output import Output
+from memedge.scoring.record import Judge
+
+def tokenize(prompts):
+    digests = [hashlib.sha256(prompt.lower().encode()).digest() for prompt in prompts]
+    ids = np.frombuffer(b"".join(digests), np.int64).reshape(-1, 4)
+    return ids, np.array([len(p) > 8 for p in prompts])
+
+def digest(source):
+    return Corpus(find_files([str(source)]), Columns()).inspect(lambda rows: None).sha256
+
+def score_file(score, source, output, *, engine_key, resume, kept=(), shard=None, **options):
+    corpus = Corpus(find_files([str(source)]), Columns(kept=kept))
+    job = Job(corpus, Output.at(output), Judge(engine_key), shard=shard)
+    return run(job, here(score), tokenize, resume=resume, **options)
 
 def fake(prompts, calibrated=True):
     digests = [hashlib.sha256(prompt.encode()).digest() for prompt in prompts]
@@ -66,7 +89,6 @@ def die_at(moment):
 KILLED = (
     CHILD
     + """
-from memedge.scoring.job import score_file
 source, output, log, moment = sys.argv[1:]
 if output.endswith(".parquet"):
     import pyarrow.parquet  # not the moments we are after
@@ -78,6 +100,7 @@ print(count())
 )
 HELPERS: dict[str, Any] = {}
 exec(CHILD, HELPERS)
+score_file = HELPERS["score_file"]
 
 
 def fake(prompts: list[str], calibrated: bool = True) -> Scores:
@@ -130,7 +153,10 @@ def test_a_job_gives_a_row_per_row_and_leaves_only_the_output(tmp_path: Path) ->
         calls.append(prompts)
         return fake(prompts)
 
-    summary = run(source, output, score=score, batch_size=3)
+    with pytest.raises(InputError, match=r"out\.jsonl is there already: replace it with --overwrite, or name another"):
+        run(source, output, score=score, batch_size=3)
+    assert output.read_text() == "an older output"
+    summary = run(source, output, score=score, batch_size=3, overwrite=True)
     assert calls == [["a", "", "b\nc"], ["longer than eight"]]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     expected = fake(values)
@@ -138,8 +164,8 @@ def test_a_job_gives_a_row_per_row_and_leaves_only_the_output(tmp_path: Path) ->
     assert [row["prompt"] for row in rows] == values
     for name in ("norm", "alignment", "score", "memorized", "truncated"):
         assert [row[name] for row in rows] == getattr(expected, name).tolist()
-    assert summary == JobSummary(6, 4, 4, int(expected.memorized.sum()), 2, output)
-    assert names(tmp_path) == {"in.csv", "out.jsonl"}
+    assert summary == JobSummary(6, 4, 4, int(expected.memorized.sum()), 2, output, 1)
+    assert names(tmp_path) == {"in.csv", "out.jsonl", "out.jsonl.job.json"}
 
 
 def test_an_uncalibrated_engine_gives_no_verdicts(source: Path) -> None:
@@ -169,10 +195,19 @@ def test_nan_and_a_wrong_number_of_results_are_never_written(source: Path) -> No
     assert not output.exists()
 
 
+@pytest.mark.parametrize("values", [["one"], ["longer than eight"]])
+def test_one_row_is_counted(values: list[str], tmp_path: Path) -> None:
+    source, output = tmp_path / "in.txt", tmp_path / "out.csv"
+    source.write_text("".join(f"{value}\n" for value in values))
+    done = run(source, output)
+    assert run(source, output, resume=True) == replace(done, scored_now=0, finished=True)
+
+
 def test_progress_counts_rows(source: Path) -> None:
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[object, ...]] = []
     run(source, source.with_name("out.csv"), batch_size=16, progress=lambda *counts: seen.append(counts))
-    assert seen == [(0, 42), (16, 42), (32, 42), (42, 42), (42, 42)]
+    scoring = [("scoring", rows, 42) for rows in (0, 16, 32, 32, 42, 42)]
+    assert seen == [*scoring, ("writing", 42, 42)]
 
 
 def test_resume_scores_only_what_is_missing(unfinished: Path, source: Path) -> None:
@@ -187,13 +222,43 @@ def test_resume_scores_only_what_is_missing(unfinished: Path, source: Path) -> N
     assert (summary.rows, summary.unique, summary.scored_now) == (42, 40, 24)
     run(source, source.with_name("whole.csv"))
     assert unfinished.read_bytes() == source.with_name("whole.csv").read_bytes()
-    assert names(source.parent) == {"prompts.txt", "scores.csv", "whole.csv"}
+    records = {"scores.csv.job.json", "whole.csv.job.json"}
+    assert names(source.parent) == {"prompts.txt", "scores.csv", "whole.csv", *records}
 
 
-def test_resume_without_a_journal_starts_from_the_beginning(source: Path) -> None:
+def test_resume_without_a_journal_starts_from_the_beginning_or_is_finished(source: Path) -> None:
     output = source.with_name("out.csv")
+    first = run(source, output, resume=True)
+    before = output.stat()
+    again = run(source, output, resume=True, score=lambda _: pytest.fail("scored"))
+    assert (first.scored_now, first.finished) == (40, False)
+    assert again == replace(first, scored_now=0, finished=True)
+    assert output.stat() == before
+    output.unlink()
     assert run(source, output, resume=True).scored_now == 40
-    assert run(source, output, resume=True).scored_now == 40
+
+
+def test_a_finished_output_of_another_job_is_refused(source: Path) -> None:
+    output = source.with_name("out.csv")
+    run(source, output)
+    content = output.read_bytes()
+    for options, words in (
+        ({"engine_key": "other"}, "another engine, calibration, threshold, provider or precision: replace it"),
+        ({"shard": Shard(1, 2)}, "another shard and another choice of columns"),
+    ):
+        with pytest.raises(InputError, match=words):
+            score_file(fake, source, output, **{"engine_key": "k", "resume": True} | options)
+    source.write_text(source.read_text() + "one more\n")
+    with pytest.raises(InputError, match="is the output of a job with another input: replace it with --overwrite"):
+        run(source, output, resume=True)
+    assert output.read_bytes() == content
+    assert run(source, output, resume=True, overwrite=True).rows == 43
+    output.with_name("out.csv.job.json").unlink()
+    with pytest.raises(InputError, match=r"is there, and out\.csv\.job\.json, which says how it was made, is not"):
+        run(source, output, resume=True)
+    output.with_name("out.csv.job.json").write_text("{}")
+    with pytest.raises(InputError, match=r"job\.json does not say how an output was made: delete it, and score again"):
+        run(source, output, resume=True)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, sqlite3.OperationalError])
@@ -219,20 +284,20 @@ def test_deleting_the_journal_starts_over(unfinished: Path, source: Path) -> Non
     unfinished.with_name("scores.csv.partial").unlink()
     unfinished.with_name("scores.csv.partial-journal").write_bytes(b"of a killed job" * 99)
     assert run(source, unfinished).scored_now == 40
-    assert names(source.parent) == {"prompts.txt", "scores.csv"}
+    assert names(source.parent) == {"prompts.txt", "scores.csv", "scores.csv.job.json"}
 
 
 def test_a_journal_of_another_job_is_refused(unfinished: Path, source: Path) -> None:
     def resume(engine_key: str = "k") -> JobSummary:
         return score_file(fake, source, unfinished, engine_key=engine_key, resume=True)
 
-    with pytest.raises(InputError, match=r"from a job with another engine, calibration, provider or precision: "):
+    with pytest.raises(InputError, match=r"a job with another engine, calibration, threshold, provider or precision: "):
         resume("other")
     text = source.read_text()
     source.write_text(text + "one more\n")
-    with pytest.raises(InputError, match=r"from a job with another input file: run that job again with --resume"):
+    with pytest.raises(InputError, match=r"from a job with another input: run that job again with --resume"):
         resume()
-    with pytest.raises(InputError, match=r"from a job with another input file and another engine, calibration"):
+    with pytest.raises(InputError, match=r"from a job with another input and another engine, calibration"):
         resume("other")
     source.write_text(text)
     with closing(sqlite3.connect(unfinished.with_name("scores.csv.partial"))) as db, db:
@@ -264,17 +329,19 @@ def test_a_second_job_on_the_same_output_is_refused(source: Path) -> None:
     output = source.with_name("out.csv")
     refused: list[str] = []
 
-    def second(*_: int) -> None:
+    def second(phase: str = "scoring", *_: object) -> None:
+        if phase != "scoring":
+            return
         for resume in (False, True):
             with pytest.raises(InputError, match=r"is in use by another process that writes the same output") as caught:
-                run(source, output, resume=resume)
+                run(source, output, resume=resume, overwrite=True)
             refused.append(str(caught.value))
 
     run(source, output, progress=second, batch_size=30)
-    assert len(refused) == 8  # before, between and after the batches
-    code = f"{CHILD}\nfrom memedge.scoring.job import score_file\n"
+    assert len(refused) == 10  # before, between and after the batches
+    code = f"{CHILD}\n"
     code += "score_file(lambda _: print('in', flush=True) or input(), "
-    code += "Path(sys.argv[1]), Path(sys.argv[2]), engine_key='k', resume=False)"
+    code += "Path(sys.argv[1]), Path(sys.argv[2]), engine_key='k', resume=False, overwrite=True)"
     command = [sys.executable, "-c", code, str(source), str(output)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stdout.readline() == b"in\n"
@@ -285,6 +352,7 @@ def test_a_second_job_on_the_same_output_is_refused(source: Path) -> None:
 
 def test_bad_places_are_refused_before_any_work(source: Path, tmp_path: Path) -> None:
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "folder.csv" / "mine").touch()
     (tmp_path / "link.txt").symlink_to(source)
     before = names(tmp_path)
     for output, message in {
@@ -292,8 +360,8 @@ def test_bad_places_are_refused_before_any_work(source: Path, tmp_path: Path) ->
         / "gone"
         / "out.csv": r"The folder of .*out\.csv does not exist: make it, or write the output elsewhere",
         source / "out.csv": r"The folder of .*out\.csv does not exist",
-        tmp_path / "folder.csv": r"folder\.csv is a directory: name a file for the output",
-        tmp_path / "out.tsv": r"out\.tsv has an unknown file type",
+        tmp_path / "folder.csv": r"folder\.csv is a folder that memedge did not write: name another",
+        tmp_path / "out.xls": r"out\.xls has an unknown file type",
         source: r"prompts\.txt is the input file too: name another file",
         tmp_path / "link.txt": r"link\.txt is the input file too",
         Path("/proc/out.csv"): r"/proc.* cannot be written",  # to root too
@@ -326,8 +394,8 @@ def test_a_bad_last_row_is_found_before_the_first_is_scored(tmp_path: Path) -> N
 def test_an_input_that_changes_meanwhile_gives_no_output(change: str, source: Path) -> None:
     output = source.with_name("out.csv")
 
-    def progress(done: int, total: int) -> None:
-        if done == total:
+    def progress(phase: str, done: int, total: int) -> None:
+        if phase == "scoring" and done == total:
             source.write_text(source.read_text() + change if change else "prompt 1\n")
 
     with pytest.raises(InputError, match=r"prompts\.txt changed while it was scored: delete .*out\.csv\.partial and"):
@@ -360,7 +428,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == {"in.txt", "out.csv.partial"}
     summary = run(source, output, resume=True)
     assert (summary.rows, summary.unique, summary.scored_now) == (2000, 2000, 0)
-    assert names(tmp_path) == {"in.txt", "out.csv"}
+    assert names(tmp_path) == {"in.txt", "out.csv", "out.csv.job.json"}
 
 
 class KillableJob:
@@ -372,7 +440,10 @@ class KillableJob:
         self.log = folder / "log"
         values = [f"prompt\n{number}" for number in [*range(50), *range(0, 50, 7)]]
         self.source.write_text("\n".join(map(json.dumps, values)))
-        self.distinct = {hashlib.sha256(value.encode()).hexdigest() for value in values}
+        ids, _ = HELPERS["tokenize"](values)
+        hashes = [hashlib.sha256(value.encode()).hexdigest() for value in values]
+        self.hash_of = {ids_key(one): hash for one, hash in zip(ids, hashes, strict=True)}
+        self.distinct = set(hashes)
 
     def run(self, moment: str) -> subprocess.CompletedProcess[str]:
         paths = [str(path) for path in (self.source, self.output, self.log)]
@@ -391,7 +462,7 @@ class KillableJob:
             with closing(sqlite3.connect(Path(folder, f"{self.output.name}.partial"))) as db:
                 if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'results'").fetchone():
                     return set()
-                return {key.hex() for (key,) in db.execute("SELECT prompt FROM results")}
+                return {self.hash_of[key] for (key,) in db.execute("SELECT prompt FROM results")}
 
     def kill(self, moment: str) -> None:
         """Runs until `moment`; what was committed before must not be scored again."""
@@ -410,7 +481,8 @@ class KillableJob:
         if done or not existed:  # else the kill came after the job had ended
             assert set(self.scored()[before:]) == self.distinct - done
         assert len(self.scored()[before:]) == len(set(self.scored()[before:]))
-        assert names(self.output.parent) == {self.source.name, self.output.name, self.log.name}
+        record = f"{self.output.name}.job.json"
+        assert names(self.output.parent) == {self.source.name, self.output.name, record, self.log.name}
 
 
 @pytest.mark.parametrize("suffix", [".csv", pytest.param(".parquet", marks=pytest.mark.slow)])
@@ -441,7 +513,9 @@ def test_a_kill_at_any_moment_and_resume_give_the_same_file(suffix: str, tmp_pat
         "return put",
         "call write_scores",
         "return write_scores",
-        "return _sync",
+        "return sync",
+        "call note",
+        "call place_record",
         "return replace",  # the output is there, and so is the journal
         "return delete",
         "return unlink",
@@ -456,13 +530,52 @@ def test_a_kill_at_a_telling_moment_and_resume_give_the_same_file(moment: str, t
     job.finish(whole.output.read_bytes())
 
 
+def lose_parts(folder: Path) -> list[bytes]:
+    """Delete the second part and cut the fourth; return what all of them held."""
+    paths = sorted(folder.glob("part-*"))
+    contents = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    paths[3].write_bytes(contents[3][:-5])
+    return contents
+
+
+def test_parts_that_are_gone_are_scored_again(source: Path) -> None:
+    """They alone, and once; also where that is interrupted, and where the journal's end was cut off before."""
+    folder = source.with_name("parts")
+    scored: list[str] = []
+
+    def score(prompts: list[str]) -> Scores:
+        scored.extend(prompts)
+        return fake(prompts)
+
+    def job(limit: int = 99, **options: Any) -> JobSummary:
+        def limited(prompts: list[str]) -> Scores:
+            if len(scored) >= limit:
+                raise KeyboardInterrupt
+            return score(prompts)
+
+        return run(source, folder, resume=True, score=limited, part_rows=10, batch_size=5, **options)
+
+    job()
+    contents = lose_parts(folder)
+    scored.clear()
+    with pytest.raises(KeyboardInterrupt):
+        job(limit=5)
+    assert names(source.parent) == {"prompts.txt", "parts", "parts.partial"}
+    assert job().scored_now == 15 and scored == [f"prompt {i}" for i in [*range(10, 20), *range(30, 40)]]
+    assert [path.read_bytes() for path in sorted(folder.glob("part-*"))] == contents
+    assert names(source.parent) == {"prompts.txt", "parts"}
+    header = {"input": HELPERS["digest"](source), "engine": "k", "shard": "all"}
+    Journal(source.with_name("parts.partial"), header, resume=False).close()  # as a kill before its end leaves it
+    assert job().finished and names(source.parent) == {"prompts.txt", "parts"}
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_input(tmp_path: Path) -> None:
     """Held in memory, these 200 000 prompts would take 70 MB and more."""
     code = (
         CHILD
         + """
-from memedge.scoring.job import score_file
 def peak():  # of this process alone, unlike getrusage's
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) // 1024
@@ -496,7 +609,7 @@ def test_a_journal_that_is_no_plain_file_is_refused(name: str, kind: str, source
             target.write_text("mine")
         place.symlink_to(target)
     with pytest.raises(InputError, match=re.escape(f"{name} is no plain file, which a journal has to be")):
-        Journal(source.parent / "out.csv.partial", "0" * 64, "engine", resume=True)
+        Journal(source.parent / "out.csv.partial", {"input": "0", "engine": "k", "shard": "all"}, resume=True)
     assert kind == "pipe" or kind == "folder" or target.exists() == (kind == "link")
     assert kind != "link" or target.read_text() == "mine"
 
@@ -508,9 +621,9 @@ def test_places_that_cannot_be(source: Path, tmp_path: Path) -> None:
         (loop, "cannot be written to"),
         (loop / "out.csv", "cannot be written to"),
         (tmp_path / f"{'n' * 300}.csv", "cannot be written to (File name too long)"),
-        (tmp_path / f"{'n' * 245}.csv", "is too long for the files kept beside it: use 239 bytes at most"),
+        (tmp_path / f"{'n' * 245}.csv", "is too long for files beside it: use 232 bytes at most"),
         (tmp_path / "a\0b.csv", "cannot be written to"),
     ):
         with pytest.raises(InputError, match=re.escape(words)) as caught:
-            check_places(source, output)
+            Output.at(output).check([source], overwrite=False)
         assert str(caught.value).endswith(".")

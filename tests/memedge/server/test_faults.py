@@ -4,7 +4,7 @@ import asyncio
 import shutil
 
 import httpx
-import numpy as np
+from engines import spoil_second_prompt
 from servers import ask, serving
 
 from memedge.embedded import EMBEDDED_ENGINE
@@ -20,13 +20,7 @@ def test_predictions_that_are_not_finite_cost_that_request_alone(monkeypatch):
         state = app.state.memedge
         detector = (await state.reload()).detector
         measure = detector.engine.measure
-
-        def bad(states, prompt, row, operands):
-            found = measure(states, prompt, row, operands)
-            found[:, prompt == 1] = np.nan
-            return found
-
-        monkeypatch.setattr(detector.engine, "measure", bad)
+        spoil_second_prompt(detector.engine, monkeypatch)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
             asked = [client.post("/v1/verdicts", json={"prompts": [text]}) for text in ("cow icon", "a star")]

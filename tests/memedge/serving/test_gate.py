@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from engines import spoil_second_prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -125,6 +126,31 @@ def test_callers_share_calls(held):
     wait_for(lambda: len(rounds) == 2)  # it counts after it has answered
     assert [(one.rows, one.prompts, len(one.waited)) for one in rounds] == [(2, 1, 1), (14, 7, 7)]
     assert all(waited >= 0 for one in rounds for waited in one.waited)
+
+
+def test_who_was_answered_may_join_the_next_call(held, monkeypatch):
+    """And nobody waits for company that does not come, nor at an idle gate."""
+    gate, go, calls, _ = held
+    monkeypatch.setattr(gate._engine, "rows_per_call", 4)
+    monkeypatch.setattr("memedge.serving.gate.MOMENT", 1e6)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: [gate.detect(prompt, "off") for prompt in PROMPTS[:2]])
+        wait_for(lambda: not gate._waiting and gate.queued == 1)
+        second = pool.submit(gate.detect, PROMPTS[2], "off")
+        wait_for(lambda: gate.queued == 2)
+        go.set()
+        assert [one.prompt for one in (*first.result(), second.result())] == PROMPTS[:3]
+    assert calls == [2, 4]
+    monkeypatch.setattr("memedge.serving.gate.MOMENT", 0.05)
+    assert gate.detect(PROMPTS[3], "off").prompt == PROMPTS[3]
+    go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(gate.detect, PROMPTS[4], "off")]
+        wait_for(lambda: not gate._waiting and gate.queued == 1)
+        asked.append(pool.submit(gate.detect, PROMPTS[5], "off"))
+        wait_for(lambda: gate.queued == 2)
+        go.set()
+        assert [one.result().prompt for one in asked] == PROMPTS[4:6]
 
 
 def test_prompts_that_are_asked_for_twice_are_computed_once(held):
@@ -263,14 +289,7 @@ def test_callers_that_go_away_are_skipped(held):
 
 
 def test_what_is_not_finite_is_one_prompts_error(detector, monkeypatch):
-    measure = detector.engine.measure
-
-    def bad(states, prompt, row, operands):
-        found = measure(states, prompt, row, operands)
-        found[:, prompt == 1] = np.nan
-        return found
-
-    monkeypatch.setattr(detector.engine, "measure", bad)
+    spoil_second_prompt(detector.engine, monkeypatch)
     with Gate(detector) as gate:
         answers, _ = gate._admit(PROMPTS[:3], "off", None)
         assert [answer.exception(20) is None for answer in answers] == [True, False, True]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memedge.commands import failures, terminal
-from memedge.commands.plain import LONGEST, one_line, plain
+from memedge.plain import LONGEST, one_line, plain
 
 CPU = ("--provider", "cpu")
 NASTY = "a\x1b]0;title\x07\x1b[31mb\u009b2J\u202ec\ud800\n\r\x7fd"
@@ -118,11 +118,11 @@ def test_an_interrupt_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr("memedge.doctor.examine", raiser(KeyboardInterrupt()))
     done = memedge("doctor")
     assert (done.returncode, done.stderr) == (130, "memedge: interrupted\n")
-    monkeypatch.setattr("memedge.scoring.job.score_file", raiser(KeyboardInterrupt()))
+    monkeypatch.setattr("memedge.scoring.job.run", raiser(KeyboardInterrupt()))
     (tmp_path / "p.txt").write_text("a\n")
     done = memedge("score", tmp_path / "p.txt", "-o", tmp_path / "o.csv", *CPU)
     assert done.returncode == 130
-    assert done.stderr == "memedge: interrupted: what is scored is kept: go on with --resume\n"
+    assert done.stderr == "memedge: interrupted: what is scored is kept, go on with --resume\n"
 
 
 def test_a_reader_that_has_enough(monkeypatch):

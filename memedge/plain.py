@@ -1,4 +1,4 @@
-"""Text that is not ours, made fit for a terminal: prompts, file names, messages of libraries.
+"""Text that is not ours, made fit for a terminal or a page: prompts, file names, messages of libraries.
 
 Control characters move the cursor, change titles or hide text; direction overrides show it in another order. What is
 printable stays as it is, all else is written as an escape. It is an allow-list: unknown characters are escaped too.
