@@ -13,10 +13,10 @@ from memedge.commands.score_output import (
     ReportOption,
     SortOption,
     TopOption,
+    check_stdout,
     opened_output,
     say_at_the_end,
 )
-from memedge.engine.errors import InputError
 
 PartsArgument = Annotated[list[str], typer.Argument(metavar="PART...", help="What each shard wrote, in any order.")]
 
@@ -41,8 +41,7 @@ def merge(
     from memedge.scoring.report import check_report
     from memedge.scoring.tally import Tally
 
-    if output == STREAM and json:
-        raise InputError("The scores and --json cannot both go to stdout: name a file, or leave out --json.")
+    check_stdout(output, json)
     if report:
         check_report(report)
     shards = Shards.open(parts)

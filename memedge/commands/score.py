@@ -30,6 +30,7 @@ from memedge.commands.score_output import (
     ReportOption,
     SortOption,
     TopOption,
+    check_stdout,
     opened_output,
     say_at_the_end,
 )
@@ -140,7 +141,7 @@ def score(
     if report:
         check_report(report)
     with ExitStack() as stack:
-        files = stack.enter_context(opened_input(sources, input_format))
+        files = stack.enter_context(_opened_input(sources, input_format))
         place = stack.enter_context(opened_output(output, format))
         read = [*(one.file.path for one in files), *(path for path in map(Path, sources) if path.is_dir())]
         place.check(read, overwrite=overwrite or resume)  # before an engine is loaded
@@ -155,7 +156,7 @@ def score(
         job = Job(corpus, place, _judge(info), part, order, id_column)
         tally = Tally(job.judge.threshold, job.judge.kind)
         summary = _run(job, mapper, tokenize, tally, resume, overwrite)
-        if summary.finished and report:
+        if report and not tally.rows:  # of a job that had finished before
             for row in Finished.at(place).rows():
                 tally.add(row.scores, row.number)
         now = "finished before, nothing to do" if summary.finished else f"{summary.scored_now} scored in this run"
@@ -195,8 +196,7 @@ def _check_combination(output: str, sharded: bool, order: Any, resume: bool, jso
         raise InputError("Shards keep the input's order for `memedge merge`: give --sort and --top there.")
     if output == STREAM and resume:
         raise InputError("What goes to stdout cannot be gone on with: name a file, or leave out --resume.")
-    if output == STREAM and json:
-        raise InputError("The scores and --json cannot both go to stdout: name a file, or leave out --json.")
+    check_stdout(output, json)
     if sharded and Path(output).suffix == ".txt":
         raise InputError("A shard in .txt cannot be merged: name another format, such as .csv.")
 
@@ -213,7 +213,7 @@ def _columns(column: str | None, keep: str, id_column: str | None) -> "Columns":
 
 
 @contextmanager
-def opened_input(sources: list[str], input_format: str | None) -> Iterator[tuple["InputFile", ...]]:
+def _opened_input(sources: list[str], input_format: str | None) -> Iterator[tuple["InputFile", ...]]:
     """Yield the files that the arguments stand for."""
     from memedge.prompts.inputs import STDIN, find_files, standard_input
     from memedge.prompts.kinds import file_kind

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memedge.commands import terminal
+from memedge.engine.errors import InputError
 
 if TYPE_CHECKING:
     from memedge.scoring.job import JobSummary
@@ -35,12 +36,16 @@ FormatOption = Annotated[
     Literal["txt", "csv", "tsv", "jsonl", "parquet"] | None,
     typer.Option("--format", help="Of a folder's parts or of stdout.", show_default="parquet; jsonl on stdout"),
 ]
-
-
 ReportOption = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE.html", help="A page on the scores: how they lie, and lists."),
 ]
+
+
+def check_stdout(output: str, json: bool) -> None:
+    """Raise InputError if two things are to go to stdout."""
+    if output == STREAM and json:
+        raise InputError("The scores and --json cannot both go to stdout: name a file, or leave out --json.")
 
 
 @contextmanager

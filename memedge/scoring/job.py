@@ -116,7 +116,8 @@ def run(
         batch_size: prompts per batch.
         part_rows: rows of each file of a folder.
         progress: called with what is going on, rows done, and rows in all or None.
-        each: called with every row that was scored, in the input's order, before the output is there.
+        each: called with every row, in the input's order, before the output is there; with none of a job that had
+            finished before, even if a part of its output is scored again.
 
     Raises:
         InputError: a file, the output folder or the journal cannot be used.
@@ -161,12 +162,9 @@ class _Run:
                 rows = self._results(journal, keys, counts, None)
                 parts = output.write(self.layout, self.job.order.arrange(rows), self.part_rows)
                 record = self._record(parts, counts, len(journal))
-                if output.folder:
-                    output.place_record(record)
+                output.complete(record)
                 journal.note("written", _mark(output.unfinished))
-                output.finish()
-                if not output.folder:
-                    output.place_record(record)
+                output.finish(record)
             journal.delete()
         return JobSummary.of(record, output.place, scored_now)
 
@@ -282,8 +280,10 @@ class _Run:
         """Yield batches of prompts that the journal lacks."""
         batch: list[str] = []
         for block in _blocks(self._selected(self.job.corpus.bare().rows(), spans)):
-            numbers = {row.prompt: number for number, row in reversed(block)}  # of the first row of each
-            prompts = list(dict.fromkeys(row.prompt for _, row in block))
+            numbers: dict[str, int] = {}  # of the first row of each prompt
+            for number, row in block:
+                numbers.setdefault(row.prompt, number)
+            prompts = list(numbers)
             ids, truncated = self.tokenize(prompts)
             known = {prompt: (ids_key(one), cut) for prompt, one, cut in zip(prompts, ids, truncated, strict=True)}
             for _, row in block:
@@ -320,7 +320,8 @@ class _Run:
                 scores = ScoreRow(row.prompt, *found[key], cut)
                 counts.add(scores)
                 out = OutputRow(number, scores, row.kept)
-                self.each(out)
+                if spans is None:
+                    self.each(out)
                 yield out
             self.progress("writing", block[-1][0], total)
         if digest.hexdigest() != self.contents.sha256:

@@ -119,11 +119,8 @@ class Shards:
             shard=None,
             order=str(order),
         )
-        if output.folder:
-            output.place_record(record)
-        output.finish()
-        if not output.folder:
-            output.place_record(record)
+        output.complete(record)
+        output.finish(record)
         return JobSummary.of(record, output.place, 0)
 
     def _rows(self, counts: Counts, progress: Progress, each: Callable[[OutputRow], None]) -> Iterator[OutputRow]:

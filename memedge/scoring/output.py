@@ -165,16 +165,13 @@ class Output:
         sync(path)
         return Part(self.part_name(number), written, path.stat().st_size)
 
-    def place_record(self, record: Record) -> None:
-        """Write how it was made: into the folder before it is moved, beside the file after it was.
+    def complete(self, record: Record) -> None:
+        """Put all that belongs to it into what was written: a folder holds its record; raises OSError."""
+        if self.folder:
+            record.write(self.unfinished / f"_{RECORD}")
 
-        Raises:
-            OSError: it cannot be written.
-        """
-        record.write(self.unfinished / f"_{RECORD}" if self.folder else self.record_path)
-
-    def finish(self) -> None:
-        """Move what was written to its place; raises OSError."""
+    def finish(self, record: Record) -> None:
+        """Move what was written to its place, and a file's record beside it; raises OSError."""
         old = self.place.with_name(f"{self.place.name}{BESIDE}-old")
         remove(old)
         if self.folder and self.exists:  # a folder can replace an empty one only
@@ -182,6 +179,8 @@ class Output:
         self.unfinished.replace(self.place)
         sync(self.place.resolve().parent)
         remove(old)
+        if not self.folder:
+            record.write(self.record_path)
 
 
 def remove(path: Path) -> None:

@@ -8,6 +8,7 @@ import heapq
 from dataclasses import dataclass
 from typing import Literal
 
+from memedge.scoring.counts import Counts
 from memedge.scoring.distribution import Distribution
 from memedge.scoring.score_files import ScoreRow
 
@@ -40,24 +41,21 @@ class Tally:
     Attributes:
         threshold, kind: as given.
         rows: rows added.
-        truncated: those whose prompt was longer than the text encoder reads.
         distribution: of the score, or the norm.
     """
 
     def __init__(self, threshold: float | None, kind: Literal["score", "norm"]):
         self.threshold, self.kind = threshold, kind
-        self.rows = self.truncated = 0
+        self.rows = 0
         self.distribution = Distribution(threshold)
-        self._judged = self._memorized = 0
+        self._counts = Counts()
         self._highest, self._above, self._below, self._cut = (_Prompts(LISTED) for _ in range(4))
 
     def add(self, row: ScoreRow, number: int) -> None:
         """Add a row: the `number`-th of the input, from 1. Rows may come in any order."""
         value = self.value(row)
         self.rows += 1
-        if row.memorized is not None:
-            self._judged += 1
-            self._memorized += row.memorized
+        self._counts.add(row)
         self.distribution.add(value)
         if value >= self._highest.floor:
             self._highest.offer(value, row, number)
@@ -66,10 +64,8 @@ class Tally:
             side = self._above if value >= self.threshold else self._below
             if nearness >= side.floor:
                 side.offer(nearness, row, number)
-        if row.truncated:
-            self.truncated += 1
-            if value >= self._cut.floor:
-                self._cut.offer(value, row, number)
+        if row.truncated and value >= self._cut.floor:
+            self._cut.offer(value, row, number)
 
     def value(self, row: ScoreRow) -> float:
         """Return a row's score, or its norm."""
@@ -78,7 +74,12 @@ class Tally:
     @property
     def memorized(self) -> int | None:
         """Rows judged memorized; None if no row was judged."""
-        return self._memorized if self._judged else None
+        return self._counts.memorized
+
+    @property
+    def truncated(self) -> int:
+        """Rows whose prompt was longer than the text encoder reads."""
+        return self._counts.truncated
 
     @property
     def suspicious(self) -> list[ListedPrompt]:

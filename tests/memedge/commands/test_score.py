@@ -108,7 +108,9 @@ def test_a_folder_in_and_a_folder_out(corpus, tmp_path, detector):
     again = memedge(*command, "--resume")
     assert again.returncode == 0 and "26 different prompts, finished before, nothing to do" in again.stderr
     (output / "part-00001.jsonl").unlink()
-    mended = memedge(*command, "--resume", "--json")
+    report = tmp_path / "report.html"
+    mended = memedge(*command, "--resume", "--json", "--report", report)
+    assert "1 of 40 rows" in report.read_text()
     assert json.loads(mended.stdout)["scored_now"] == 26 and lines(output / "part-00001.jsonl") == rows
     fails(memedge(*command, "--resume", "--keep", "w"), "is the output of a job with another choice of columns")
     done = memedge(*command, "--overwrite", "--keep", "none")

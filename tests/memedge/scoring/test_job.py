@@ -515,7 +515,7 @@ def test_a_kill_at_any_moment_and_resume_give_the_same_file(suffix: str, tmp_pat
         "return write_scores",
         "return sync",
         "call note",
-        "call place_record",
+        "call complete",
         "return replace",  # the output is there, and so is the journal
         "return delete",
         "return unlink",
@@ -562,7 +562,9 @@ def test_parts_that_are_gone_are_scored_again(source: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         job(limit=5)
     assert names(source.parent) == {"prompts.txt", "parts", "parts.partial"}
-    assert job().scored_now == 15 and scored == [f"prompt {i}" for i in [*range(10, 20), *range(30, 40)]]
+    told: list[object] = []
+    assert job(each=told.append).scored_now == 15 and told == []  # of some rows a tally would be wrong
+    assert scored == [f"prompt {i}" for i in [*range(10, 20), *range(30, 40)]]
     assert [path.read_bytes() for path in sorted(folder.glob("part-*"))] == contents
     assert names(source.parent) == {"prompts.txt", "parts"}
     header = {"input": HELPERS["digest"](source), "engine": "k", "shard": "all"}

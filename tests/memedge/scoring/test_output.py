@@ -26,11 +26,8 @@ def write(output: Output, count: int, part_rows: int = 3) -> list[Part]:
     output.check([], overwrite=True)
     parts = output.write(Layout(), rows(count), part_rows)
     record = Record(**{name: getattr(RECORD, name) for name in RECORD.__struct_fields__} | {"parts": parts})
-    if output.folder:
-        output.place_record(record)
-    output.finish()
-    if not output.folder:
-        output.place_record(record)
+    output.complete(record)
+    output.finish(record)
     return parts
 
 
