@@ -7,14 +7,16 @@ them those that do in part; negatives are all clean held-out captions that the m
 fitted anew on the calibration captions, by the function that `memedge calibrate` calls, so that a row says how good a
 setting can be, and not how ill another's γ fits.
 
-What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval: it helps where that is above 0,
-and is noise where the interval holds 0.
+What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval, and p, two-sided, of the
+difference over its standard error, corrected for all rows of the table (Holm, 1979): among so many, one interval of
+twenty lies beside 0 by chance.
 
 - draws: n of 16 draws of noise; for n < 16 the mean over disjoint groups of draws, and the range. The score with n
   draws costs as many passes as the norm with 2n.
 - t_cos: the timestep of the alignment; the noise stays pure, as in docs/methods.md §1.
 - weights: those fitted, published, equal, and equal after dividing each term by its deviation; and ‖Δ‖ / ‖ε_0‖.
 - operands: of the cosine, and over what it is taken.
+- group: the positives of each group alone, by how the model met them, with the fitted weights.
 - precision: engines of the same model, each with its own γ and threshold; Spearman's ρ of the score and the verdicts
   that differ, against fp32. fp16 as ONNX Runtime computes it on a CPU, bf16 where this CPU can.
 - variants: captions changed a little (bench/tiny/variants.py), with labels of their own; γ and threshold as shipped.
@@ -32,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import KINDS, SEEN, kind
+from accuracy import KINDS, SEEN, chance, holm, kind
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
@@ -60,6 +62,7 @@ class Captions:
 
     prompts: list[str]
     kinds: np.ndarray
+    groups: np.ndarray
     calibration: np.ndarray
 
     @staticmethod
@@ -68,6 +71,7 @@ class Captions:
         return Captions(
             [row.prompt for row in rows],
             np.array([kind(row) for row in rows]),
+            np.array([row.group for row in rows]),
             np.array([row.split == "calibration" for row in rows]),
         )
 
@@ -79,6 +83,10 @@ class Captions:
     @property
     def memorized(self) -> np.ndarray:
         return self.kinds == "memorized"
+
+    def fit(self, features: np.ndarray) -> np.ndarray:
+        """Return (1, γ) fitted to features [B, 2] of the calibration captions."""
+        return np.asarray(fit_direction(features[self.fitted_on], self.memorized[self.fitted_on]).gamma)
 
     def pairs(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Yield the name of each kind of positives, and which captions are held-out positives and negatives."""
@@ -100,34 +108,41 @@ class Row:
     score: float
     gain: float
     gain_interval: tuple[float, float]
+    p: float | None = None
     note: str = ""
 
 
-def gain_interval(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
-    """Return the interval of AUC(score) − AUC(norm), of positives and negatives [2, count]: norm and score of each."""
+def gain(positive: np.ndarray, negative: np.ndarray) -> tuple[tuple[float, float], float]:
+    """Return the interval of AUC(score) − AUC(norm), and its p, of positives and negatives [2, count]: norm and score."""
     aucs = [auc(positive[:, p], negative[:, n]) for p, n in resample(positive.shape[1], negative.shape[1])]
     first, second = np.concatenate(aucs, axis=1)
-    return percentiles(second - first)
+    return percentiles(second - first), chance(
+        float(np.subtract(*auc(positive, negative))), float((second - first).std())
+    )
 
 
 def rows(
     captions: Captions, part: str, setting: str, norm: Floats, alignment: Floats, gamma: Floats | None = None, note=""
 ) -> list[Row]:
     """Return a row for each kind of positives, of both terms [B]; γ is fitted where it is not given."""
-    fitted = gamma is None
+    given = "" if gamma is None else " given"
     features = np.stack([norm, alignment], axis=1)
     if gamma is None:
-        gamma = fit_direction(features[captions.fitted_on], captions.memorized[captions.fitted_on]).gamma
+        gamma = captions.fit(features)
     statistics = np.stack([norm, np.copysign(1, gamma[1]) * alignment, features @ gamma])
-    found = []
-    for name, positive, negative in captions.pairs():
-        aucs = auc(statistics[:, positive], statistics[:, negative])
-        pair = statistics[::2, positive], statistics[::2, negative]
-        text = f"1, {gamma[1] / gamma[0]:.3g}" + ("" if fitted else " given")
-        of_norm, of_alignment, of_score = (float(value) for value in aucs)
-        row = Row(part, setting, name, text, of_norm, of_alignment, of_score, of_score - of_norm, gain_interval(*pair))
-        found.append(replace(row, note=note))
-    return found
+    return [
+        replace(
+            row, part=part, setting=setting, positives=name, gamma=f"1, {gamma[1] / gamma[0]:.3g}{given}", note=note
+        )
+        for name, positive, negative in captions.pairs()
+        for row in [compared(statistics[:, positive], statistics[:, negative])]
+    ]
+
+
+def compared(positive: np.ndarray, negative: np.ndarray) -> Row:
+    """Return the row of positives and negatives [3, count]: norm, alignment and score of each; names come later."""
+    of_norm, of_alignment, of_score = (float(value) for value in auc(positive, negative))
+    return Row("", "", "", "", of_norm, of_alignment, of_score, of_score - of_norm, *gain(positive[::2], negative[::2]))
 
 
 class Predictions:
@@ -180,6 +195,7 @@ def draws(captions: Captions, predictions: Predictions, timesteps: tuple[int, in
                     *means.values(),
                     float(np.mean(gains)),
                     (min(gains), max(gains)),
+                    None,
                     f"mean over {len(groups)} groups; the gain's range, not its interval; "
                     f"norm {min(r.norm for r in same):.3f} … {max(r.norm for r in same):.3f}, "
                     f"score {min(r.score for r in same):.3f} … {max(r.score for r in same):.3f}",
@@ -199,12 +215,7 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
         found += rows(captions, "weights", name, norm, alignment, np.array(gamma, dtype=float))
     spread = [term[captions.fitted_on].std() for term in (norm, alignment)]
-    sign = np.copysign(
-        1,
-        fit_direction(np.stack([norm, alignment], 1)[captions.fitted_on], captions.memorized[captions.fitted_on]).gamma[
-            1
-        ],
-    )
+    sign = np.sign(captions.fit(np.stack([norm, alignment], axis=1))[1])
     scaled = np.array([1 / spread[0], sign / spread[1]])
     found += rows(captions, "weights", "equal in deviations", norm, alignment, scaled)
     relative = norm / np.linalg.norm(predictions.both(0, first)[1])
@@ -214,6 +225,26 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
             values = predictions.alignment(0, late, over, operands)
             found += rows(captions, "operands", f"{operands}, {over}", norm, values)
     return found
+
+
+def groups(captions: Captions, predictions: Predictions, timesteps: tuple[int, int]) -> list[Row]:
+    """Return a row for each group's memorized captions, on the engine's first draw."""
+    features = np.stack([predictions.norm(0, timesteps[0]), predictions.alignment(0, timesteps[1])], axis=1)
+    gamma = captions.fit(features)
+    statistics = np.stack([features[:, 0], np.copysign(1, gamma[1]) * features[:, 1], features @ gamma])
+    positives = {name: ~captions.calibration & captions.memorized & (captions.groups == name) for name in SEEN}
+    negative = ~captions.calibration & (captions.kinds == "clean")
+    return [
+        replace(
+            compared(statistics[:, some], statistics[:, negative]),
+            part="group",
+            setting=f"{name} ({some.sum()})",
+            positives="memorized",
+            gamma=f"1, {gamma[1]:.3g}",
+        )
+        for name, some in positives.items()
+        if some.sum() > 1
+    ]
 
 
 def precisions(captions: Captions) -> list[Row]:
@@ -294,12 +325,17 @@ def main() -> None:
     engine = Engine.open(EMBEDDED_ENGINE, "cpu", None, None)
     predictions = Predictions(Denoiser(engine), captions.prompts)
     timesteps = engine.directory.manifest.timesteps
-    found = draws(captions, predictions, timesteps) + choices(captions, predictions, timesteps) + precisions(captions)
-    table = Table("", "setting", "positives", "γ", "norm", "alignment", "score", "score − norm [95 %]", "", box=None)
+    found = [row for part in (draws, choices, groups) for row in part(captions, predictions, timesteps)]
+    found += precisions(captions)
+    corrected = iter(holm([row.p for row in found if row.p is not None]))
+    found = [row if row.p is None else replace(row, p=next(corrected)) for row in found]
+    table = Table(
+        "", "setting", "positives", "γ", "norm", "alignment", "score", "score − norm [95 %]", "p", "", box=None
+    )
     for r in found:
         ends = f"{r.gain:+.3f} [{r.gain_interval[0]:+.3f}, {r.gain_interval[1]:+.3f}]"
         aucs = (f"{value:.3f}" for value in (r.norm, r.alignment, r.score))
-        table.add_row(r.part, r.setting, r.positives, r.gamma, *aucs, ends, r.note)
+        table.add_row(r.part, r.setting, r.positives, r.gamma, *aucs, ends, "" if r.p is None else f"{r.p:.2g}", r.note)
     console = Console(width=200)
     console.print("AUC on held-out captions", table)
     changed = variants(captions)

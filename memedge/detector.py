@@ -180,7 +180,7 @@ class Detector:
         Examples:
             >>> from memedge import Detector
             >>> strict = Detector.load(provider="cpu").at(threshold=3.0)
-            >>> strict.detect(["cow icon"])[0].reason
+            >>> strict.detect(["the left luggage sign"])[0].reason
             'score 4.468 ≥ threshold 3, as given'
         """
         if threshold is None and target_fpr is None:
@@ -252,7 +252,7 @@ class Detector:
         Examples:
             >>> from memedge import Detector
             >>> detector = Detector.load(provider="cpu")
-            >>> scores = detector.score(["cow icon", "a green star on a hill", ""])
+            >>> scores = detector.score(["the left luggage sign", "a green star on a hill", ""])
             >>> scores.score.round(2)
             array([4.47, 0.85, 0.  ])
             >>> scores.memorized
@@ -292,7 +292,7 @@ class Detector:
             >>> from diffusers import StableDiffusionPipeline
             >>> from memedge import Detector
             >>> pipe = StableDiffusionPipeline.from_pretrained("model")
-            >>> states, _ = pipe.encode_prompt("cow icon", "cpu", 1, False)
+            >>> states, _ = pipe.encode_prompt("the left luggage sign", "cpu", 1, False)
             >>> Detector.load("engine", provider="cpu").score_embeddings(states.detach()).score.round(2)
             array([4.47])
         """
@@ -328,7 +328,7 @@ class Detector:
 
         Examples:
             >>> from memedge import Detector
-            >>> verdicts = Detector.load(provider="cpu").detect(["cow icon", "a green star on a hill"])
+            >>> verdicts = Detector.load(provider="cpu").detect(["the left luggage sign", "a green star on a hill"])
             >>> [verdict.memorized for verdict in verdicts]
             [True, False]
             >>> verdicts[0].reason
@@ -374,7 +374,7 @@ class Detector:
 
         Examples:
             >>> from memedge import Detector
-            >>> explanation = Detector.load(provider="cpu").explain("picture of a crossed fingers")
+            >>> explanation = Detector.load(provider="cpu").explain("the left luggage sign")
             >>> word = explanation.words[3]
             >>> word.text, round(word.significance, 1)
             ('crossed', 1.1)

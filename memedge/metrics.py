@@ -27,7 +27,7 @@ def auc(positive: Array, negative: Array, axis: int = -1) -> Array:
     return np.asarray(wins / (count * negative.shape[axis]))
 
 
-def tpr(positive: Array, negative: Array, percent: int, convention: Convention = "strict", axis: int = -1) -> Array:
+def tpr(positive: Array, negative: Array, percent: float, convention: Convention = "strict", axis: int = -1) -> Array:
     """Return the highest TPR at a given FPR, below 100 % [...]; `axis` is the last.
 
     "strict": at an FPR of at most `percent` %. "nearest": at that FPR, of those that a threshold can give, which is
@@ -55,12 +55,12 @@ def roc(positive: Array, negative: Array, counts: npt.NDArray[np.int64]) -> Arra
     return np.asarray((count - np.reshape(below, bounds.shape)) / count)
 
 
-def allowed(percent: int, negatives: int) -> int:
+def allowed(percent: float, negatives: int) -> int:
     """Return how many of the negatives may be above a threshold whose FPR is at most `percent` %."""
-    return negatives * percent // 100
+    return int(negatives * percent / 100 + 1e-9)  # 0.29 · 100 is 28.999…
 
 
-def threshold(negative: Array, percent: int) -> float:
+def threshold(negative: Array, percent: float) -> float:
     """Return the highest score of a negative [N] that must stay below a threshold with an FPR of at most `percent` %.
 
     A score is above the threshold if it is greater than this.

@@ -77,7 +77,7 @@ def guard(
         >>> from memedge.integrations.diffusers import guard
         >>> pipe = StableDiffusionPipeline.from_pretrained("model")
         >>> guarded = guard(pipe, Detector.load("engine", provider="cpu"))
-        >>> result = guarded(["cow icon", "a green star on a hill"], num_inference_steps=2)
+        >>> result = guarded(["the left luggage sign", "a green star on a hill"], num_inference_steps=2)
         >>> [verdict.action for verdict in result.verdicts], result.images[0]
         (['blocked', 'passed'], None)
     """

@@ -205,7 +205,7 @@ class Mitigator:
 
         Examples:
             >>> from memedge import Mitigator
-            >>> result = Mitigator.load(provider="cpu").embedding("picture of a crossed fingers")
+            >>> result = Mitigator.load(provider="cpu").embedding("the left luggage sign")
             >>> round(result.before, 1), round(result.after, 1), result.succeeded
             (4.4, 1.1, True)
             >>> result.states.shape
@@ -288,7 +288,7 @@ class Mitigator:
 
         Examples:
             >>> from memedge import Mitigator
-            >>> result = Mitigator.load(provider="cpu").noise("picture of a crossed fingers", draws=2, steps=3)
+            >>> result = Mitigator.load(provider="cpu").noise("the left luggage sign", draws=2, steps=3)
             >>> round(result.norm_before, 1), round(result.norm_after, 1), result.noise.shape
             (2.8, 2.2, (4, 32, 32))
         """

@@ -68,7 +68,7 @@ class Gate:
     Examples:
         >>> from memedge import Detector, Gate
         >>> with Gate(Detector.load(provider="cpu")) as gate:
-        ...     gate.detect("cow icon").memorized
+        ...     gate.detect("the left luggage sign").memorized
         True
     """
 

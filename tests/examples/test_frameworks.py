@@ -11,7 +11,7 @@ import pytest
 
 PAGE = Path(__file__).parents[2] / "docs/frameworks.md"
 BLOCKS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-PROMPTS = [f"a red bicycle {row % 20}" for row in range(40)] + ["cow icon"]
+PROMPTS = [f"a red bicycle {row % 20}" for row in range(40)] + ["the left luggage sign"]
 
 # What the libraries warn of is their own.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -102,5 +102,5 @@ def test_on_ray(run, capsys):
     run("memedge.integrations.ray_cluster")
     assert sorted(capsys.readouterr().out.splitlines()) == [
         "['a green star'] [False]",
-        "['cow icon', 'a red bicycle'] [ True False]",
+        "['the left luggage sign', 'a red bicycle'] [ True False]",
     ]

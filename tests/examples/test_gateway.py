@@ -48,7 +48,7 @@ def test_clean_prompts_go_through_and_memorized_ones_do_not(forwarded):
         answer = await client.images.generate(prompt="a green star on a hill", model="m")
         assert answer.data[0].b64_json == "aW1hZ2U="
         with pytest.raises(openai.BadRequestError, match="would bring a training image back") as caught:
-            await client.images.generate(prompt="cow icon", model="m")
+            await client.images.generate(prompt="the left luggage sign", model="m")
         assert caught.value.code == "content_policy_violation"
 
     through(forwarded, use)
@@ -57,9 +57,9 @@ def test_clean_prompts_go_through_and_memorized_ones_do_not(forwarded):
 
 def test_what_is_judged_is_what_is_forwarded(forwarded):
     async def use(_client, http):
-        twice = b'{"prompt": "cow icon", "prompt": "a green star on a hill"}'
+        twice = b'{"prompt": "the left luggage sign", "prompt": "a green star on a hill"}'
         answers = [await http.post("/v1/images/generations", content=body) for body in (twice, b"{", b"[]", b"7")]
-        lists = await http.post("/v1/images/generations", json={"prompt": ["a green star on a hill", "cow icon"]})
+        lists = await http.post("/v1/images/generations", json={"prompt": ["a green star on a hill", "the left luggage sign"]})
         assert [answer.status_code for answer in (*answers, lists)] == [200, 400, 400, 400, 400]
 
     through(forwarded, use)

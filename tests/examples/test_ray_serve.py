@@ -40,11 +40,11 @@ def test_replicas_judge(url):
         return httpx.post(url, json={"prompts": prompts}, timeout=60, trust_env=False)
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(ask, [["cow icon", f"a red bicycle {number}"] for number in range(24)]))
+        answers = list(pool.map(ask, [["the left luggage sign", f"a red bicycle {number}"] for number in range(24)]))
     assert {answer.status_code for answer in answers} == {200}
     for answer in answers:
         assert [one["memorized"] for one in answer.json()["verdicts"]] == [True, False]
     assert ask([]).status_code == 422 and "no prompts to judge" in ask([]).json()["error"]
     assert ask(7).status_code == 422
-    (verdict,) = serve.get_app_handle("gate").verdicts.remote(["cow icon"]).result()
+    (verdict,) = serve.get_app_handle("gate").verdicts.remote(["the left luggage sign"]).result()
     assert verdict["memorized"] is True

@@ -267,7 +267,7 @@ def test_reprs(detector):
     assert repr(detector).startswith(f"<Detector on {detector.info.path}: cpu-fp32, ")
     assert repr(detector).endswith("threshold 3.443>")
     assert repr(detector.at(threshold=3)).endswith("threshold 3, as given>")
-    assert repr(detector.score(["cow icon", ""])) == "<Scores of 2 prompts: 1 memorized, threshold 3.443>"
+    assert repr(detector.score(["the left luggage sign", ""])) == "<Scores of 2 prompts: 1 memorized, threshold 3.443>"
     mitigator = Mitigator(detector.engine, detector.gradients)
     assert repr(mitigator) == f"<Mitigator on {detector.info.path}: cpu-fp32>"
 
@@ -276,10 +276,10 @@ def test_logging(detector, caplog):
     """Verdicts at INFO, without the prompt; nothing by default."""
     logger = logging.getLogger("memedge")
     assert [type(handler) for handler in logger.handlers] == [logging.NullHandler]
-    detector.detect(["cow icon"])
+    detector.detect(["the left luggage sign"])
     assert not caplog.records
     with caplog.at_level(logging.INFO, logger="memedge"):
-        detector.detect(["cow icon", "a green star on a hill"])
+        detector.detect(["the left luggage sign", "a green star on a hill"])
     assert [record.name for record in caplog.records] == ["memedge", "memedge"]
     assert caplog.messages[0].startswith("memorized: score 4.468 ≥ threshold 3.443 (cpu-fp32, passes: 2")
     assert caplog.messages[1].startswith("ok: ")

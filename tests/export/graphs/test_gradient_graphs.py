@@ -18,7 +18,7 @@ from memedge.engine.gradients import OnnxGradients
 from memedge.export.export import export
 from memedge.export.graphs import gradient_graphs
 
-PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
+PROMPTS = ["the left luggage sign", "a red bicycle", "zebra on skis!"]
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -135,7 +135,7 @@ def test_no_torch_is_needed():
     code = """
 import sys
 from memedge import Mitigator
-found = Mitigator.load(provider="cpu", threads=1).embedding("picture of a crossed fingers")
+found = Mitigator.load(provider="cpu", threads=1).embedding("the left luggage sign")
 assert found.succeeded and found.iterations > 0, found
 assert not {"torch", "onnx", "transformers", "diffusers"} & set(sys.modules), sorted(sys.modules)
 """

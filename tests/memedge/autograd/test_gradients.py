@@ -22,7 +22,7 @@ from memedge.engine.errors import NotFiniteError
 from memedge.engine.gradients import Gradients
 from memedge.export.export import export
 
-PROMPTS = ["picture of a crossed fingers", "a red bicycle", "zebra on skis!"]
+PROMPTS = ["the left luggage sign", "a red bicycle", "zebra on skis!"]
 WEIGHTS = [(1.0, 0.0), (0.7, -6.0), (0.0, 1.0)]
 
 

@@ -83,7 +83,7 @@ def corpus(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    prompts = ["cow icon", *(f"prompt {i % 25}" for i in range(39))]
+    prompts = ["the left luggage sign", *(f"prompt {i % 25}" for i in range(39))]
     for part, lang in enumerate(("de", "en")):
         folder = tmp_path / "corpus" / f"lang={lang}"
         folder.mkdir(parents=True)
@@ -120,7 +120,7 @@ def test_a_folder_in_and_a_folder_out(corpus, tmp_path, detector):
 def test_shards_by_workers_merge_to_one_file(corpus, tmp_path):
     whole, report = tmp_path / "whole.csv", tmp_path / "report.html"
     assert memedge("score", corpus, "-o", whole, "--report", report, *CPU).returncode == 0
-    assert "cow icon" in report.read_text()
+    assert "the left luggage sign" in report.read_text()
     parts = [tmp_path / f"{i}.csv" for i in (1, 2)]
     for i, part in enumerate(parts, start=1):
         workers = ("--workers", "2") if i == 1 else ()
@@ -129,7 +129,7 @@ def test_shards_by_workers_merge_to_one_file(corpus, tmp_path):
     merged, report = tmp_path / "merged.csv", tmp_path / "merged.html"
     done = memedge("merge", *parts, "-o", merged, "--report", report)
     assert done.returncode == 0 and "40 rows, " in done.stderr and "2 shards merged" in done.stderr
-    assert "cow icon" in report.read_text()
+    assert "the left luggage sign" in report.read_text()
     with whole.open() as a, merged.open() as b:
         one, other = list(csv.DictReader(a)), list(csv.DictReader(b))
     for left, right in zip(one, other, strict=True):
@@ -138,7 +138,7 @@ def test_shards_by_workers_merge_to_one_file(corpus, tmp_path):
         ]
         assert float(left["norm"]) == pytest.approx(float(right["norm"]), rel=1e-4, abs=1e-4)
     top = memedge_process("merge", *parts, "-o", "-", "--top", "1")
-    assert json.loads(top.stdout)["prompt"] == "cow icon"
+    assert json.loads(top.stdout)["prompt"] == "the left luggage sign"
 
 
 @pytest.mark.slow
@@ -174,10 +174,10 @@ def test_an_address_may_be_left_out(line, expected):
 def test_streams():
     """From stdin to stdout, in a process: the streams are what is tested."""
     line = [sys.executable, "-m", "memedge", "score", "-", "-o", "-", "--sort", "score", "--format", "tsv", *CPU]
-    done = subprocess.run(line, cwd="/", input=b"a star\ncow icon\n", capture_output=True, check=False)
+    done = subprocess.run(line, cwd="/", input=b"a star\nthe left luggage sign\n", capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader(done.stdout.decode().splitlines(), delimiter="\t"))
-    assert [row["prompt"] for row in rows] == ["cow icon", "a star"]
+    assert [row["prompt"] for row in rows] == ["the left luggage sign", "a star"]
     assert b"stdout: 2 rows, 2 different prompts" in done.stderr
     line[-4:] = ["--input-format", "jsonl", *CPU]
     done = subprocess.run(line[:7] + line[-4:], cwd="/", input=b'{"text": "a star", "n": 1}\n', capture_output=True)

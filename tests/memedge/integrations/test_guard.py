@@ -40,7 +40,7 @@ from memedge.integrations.guarded import mitigated
 from memedge.mitigation.mitigator import Mitigation
 from memedge.results import Scores
 
-MEMORIZED = ["small locked with pen drawing", "the left luggage sign"]
+MEMORIZED = ["the burrito sign", "the left luggage sign"]
 CLEAN = ["cute ship", "a briefcase"]
 SCHEDULERS = [
     DDIMScheduler,

@@ -20,7 +20,7 @@ from memedge.integrations.ray import NAMES, ScorePrompts
 from memedge.integrations.ray_cluster import on_ray
 from memedge.scoring.mapper import here
 
-PROMPTS = ["cow icon", "a red bicycle", "cow icon", "", "a very long prompt " * 40]
+PROMPTS = ["the left luggage sign", "a red bicycle", "the left luggage sign", "", "a very long prompt " * 40]
 PLAIN = {"caption": PROMPTS, "row": [5, 6, 7, 8, 9]}
 
 
@@ -77,7 +77,7 @@ def test_a_batch_comes_back_with_its_scores(kind, detector, scores):
     expected = scores.to_dict()
     assert plain(found) == {**PLAIN, **{name: expected[name] for name in NAMES}}
     assert sum(expected["memorized"]) == 2 and sum(expected["truncated"]) == 1
-    assert counted.asked == [["cow icon", "a red bicycle", "", PROMPTS[4]]]
+    assert counted.asked == [["the left luggage sign", "a red bicycle", "", PROMPTS[4]]]
     assert list(plain(batch)) == ["caption", "row"]
 
 

@@ -11,7 +11,7 @@ import pytest
 from memedge.embedded import captions
 from memedge.results import Verdict
 
-PROMPTS = ["cow icon", "a green star on a hill", "", "猫", *(caption.prompt for caption in captions()[:20])]
+PROMPTS = ["the left luggage sign", "a green star on a hill", "", "猫", *(caption.prompt for caption in captions()[:20])]
 
 
 def fails(answer: httpx.Response, status: int, words: str) -> None:
@@ -39,12 +39,12 @@ def test_moderations_by_openais_client(server, detector):
     openai = pytest.importorskip("openai")
     with httpx.Client(trust_env=False) as http:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", http_client=http, max_retries=0)
-        answer = client.moderations.create(input=["cow icon", "a green star on a hill", ""], model="any")
-        single = client.moderations.create(input="cow icon")
+        answer = client.moderations.create(input=["the left luggage sign", "a green star on a hill", ""], model="any")
+        single = client.moderations.create(input="the left luggage sign")
     assert answer.id.startswith("modr-") and answer.model == "emoji"
     assert [one.flagged for one in answer.results] == [True, False, False]
     assert single.results[0].flagged
-    for one, verdict in zip(answer.results, detector.detect(["cow icon", "a green star on a hill", ""]), strict=True):
+    for one, verdict in zip(answer.results, detector.detect(["the left luggage sign", "a green star on a hill", ""]), strict=True):
         assert one.categories.model_extra["memorization"] == one.flagged
         value = one.category_scores.model_extra["memorization"]
         scale = detector.info.calibration.scale
@@ -62,7 +62,7 @@ def test_inference_by_tritons_client(server, detector):
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("memedge")
     assert client.get_server_metadata()["name"] == "memedge"
     assert client.get_model_metadata("memedge")["inputs"] == [{"name": "prompt", "datatype": "BYTES", "shape": [-1]}]
-    prompts = ["cow icon", "a green star on a hill", "猫"]
+    prompts = ["the left luggage sign", "a green star on a hill", "猫"]
     expected = detector.detect(prompts)
     for shape in ([3], [3, 1]):
         for binary in (True, False):
@@ -99,7 +99,7 @@ def test_engine(client, detector):
 
 
 def test_health_and_metrics(client):
-    client.post("/v1/verdicts", json={"prompts": ["cow icon"]})
+    client.post("/v1/verdicts", json={"prompts": ["the left luggage sign"]})
     assert client.get("/health/live").json() == {"live": True}
     assert client.get("/health/ready").json() == {"ready": True}
     answer = client.get("/metrics")
@@ -109,7 +109,7 @@ def test_health_and_metrics(client):
     assert float(samples['memedge_verdicts_total{verdict="memorized"}']) >= 1
     assert float(samples["memedge_unet_rows_total"]) >= 2
     assert float(samples["memedge_queue_prompts"]) >= 0
-    assert "cow icon" not in answer.text
+    assert "the left luggage sign" not in answer.text
 
 
 def test_openapi(client):

@@ -23,7 +23,7 @@ def test_predictions_that_are_not_finite_cost_that_request_alone(monkeypatch):
         spoil_second_prompt(detector.engine, monkeypatch)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            asked = [client.post("/v1/verdicts", json={"prompts": [text]}) for text in ("cow icon", "a star")]
+            asked = [client.post("/v1/verdicts", json={"prompts": [text]}) for text in ("the left luggage sign", "a star")]
             answers = await asyncio.gather(*asked)  # in one call of the UNet: the second one is row 1
             monkeypatch.setattr(detector.engine, "measure", measure)
             answers.append(await client.post("/v1/verdicts", json={"prompts": ["a star"]}))
@@ -57,8 +57,8 @@ def test_an_engine_that_is_deleted_goes_on(tmp_path):
         reloaded = httpx.post(f"{server.url}/v1/engine/reload", timeout=30, trust_env=False)
         assert reloaded.status_code == 500  # nothing that the client did wrong
         assert "engine" in reloaded.json()["error"]["message"]
-        asked = {"prompt": "cow icon"}
+        asked = {"prompt": "the left luggage sign"}
         explained = httpx.post(f"{server.url}/v1/explanations", json=asked, timeout=30, trust_env=False)
         assert explained.status_code == 200
-        assert ask(server.url, ["cow icon"]).status_code == 200
+        assert ask(server.url, ["the left luggage sign"]).status_code == 200
         assert server.end() == 0

@@ -59,7 +59,7 @@ def test_a_new_calibration_is_taken_without_dropping_a_request(tmp_path, copy_of
 
         def keep_asking():
             while not stop.is_set():
-                answer = ask(server.url, ["a green star on a hill", "cow icon"])
+                answer = ask(server.url, ["a green star on a hill", "the left luggage sign"])
                 statuses.append(answer.status_code)
                 digests.append(answer.json()["engine"])
 
@@ -146,7 +146,7 @@ def test_a_token(tmp_path):
 @pytest.mark.parametrize("how", ["none", "hash", "text"])
 def test_the_access_log_says_of_prompts_what_it_may(tmp_path, how):
     with serving(tmp_path, *CPU, MEMEDGE_SERVE_LOG_PROMPTS=how) as server:
-        ask(server.url, ["a very private\nprompt", "cow icon"])
+        ask(server.url, ["a very private\nprompt", "the left luggage sign"])
         assert server.end() == 0
         lines = [json.loads(line) for line in server.said().splitlines() if line.startswith("{")]
     (line,) = [one for one in lines if one["path"] == "/v1/verdicts"]
