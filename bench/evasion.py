@@ -2,32 +2,31 @@
 
     python bench/evasion.py
 
-For every memorized caption that replicates as it is, with 8 seeds: how many pass `Detector.detect`, pass `first_step`,
+For 8 memorized captions, with 8 seeds: how many pass `Detector.detect`, pass `first_step`,
 and, of those that pass, how many still replicate in at least one picture. Prints the table of docs/servers.md.
 """
 
-import csv
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 
 from memedge import Detector
+from memedge.embedded import captions
 from memedge.integrations.diffusers import guard
 
-ROOT = Path(__file__).resolve().parents[1]
+TINY = Path(__file__).parent / "tiny"
+sys.path.insert(0, str(TINY))
+
+from copies import fields  # noqa: E402
+from label import COPY  # noqa: E402
 
 CAPTIONS, SEEDS, SCALE, STEPS = 8, 8, 4.0, 20
-REPLICA = 0.8  # cosine of latents, each channel centred
 FIRST_STEP = 1.9  # of the norm; few clean captions reach it
-
-
-def unit(latents: torch.Tensor) -> torch.Tensor:
-    """Return latents [N, C, H, W] as centred unit vectors [N, C · H · W]."""
-    flat = (latents - latents.mean((2, 3), keepdim=True)).flatten(1)
-    return flat / flat.norm(dim=1, keepdim=True)
 
 
 def arguments() -> dict[str, Any]:
@@ -35,7 +34,7 @@ def arguments() -> dict[str, Any]:
     generators = [torch.Generator().manual_seed(1000 + i) for i in range(SEEDS)]
     return {
         "num_inference_steps": STEPS,
-        "output_type": "latent",
+        "output_type": "pil",
         "num_images_per_prompt": SEEDS,
         "generator": generators,
     }
@@ -61,25 +60,26 @@ def evasions(pipe: Any, prompt: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def replicates(images: list[Any], memory: torch.Tensor) -> bool:
-    """Return whether one of the latents is the memory's."""
-    kept = [torch.as_tensor(image) for image in images if image is not None]
-    return bool(kept) and bool((unit(torch.stack(kept)) @ unit(memory[None]).T >= REPLICA).any())
+    """Return whether one of the pictures, of which None was not made, is a copy of the memory's field [D]."""
+    kept = [np.asarray(image) for image in images if image is not None]
+    return bool(kept) and bool((fields(np.stack(kept)) @ memory >= COPY).any())
 
 
 def main() -> None:
     """Print the table."""
     torch.set_num_threads(1)  # small products: more threads take longer
-    pipe = StableDiffusionPipeline.from_pretrained(ROOT / "bench" / "tiny" / "emoji")
+    pipe = StableDiffusionPipeline.from_pretrained(TINY / "emoji")
     pipe.set_progress_bar_config(disable=True)
     detector = Detector.load(provider="cpu")
     guards = [guard(pipe, detector), guard(pipe, detector, first_step=FIRST_STEP)]
-    with (ROOT / "memedge/data/captions.csv").open(encoding="utf-8") as file:
-        prompts = [row["caption"] for row in csv.DictReader(file) if row["memorized"] == "true"][:CAPTIONS]
+    prompts = [row.prompt for row in captions() if row.memorized and row.split == "held-out"][:CAPTIONS]
     counts: dict[str, list[int]] = {}
     for prompt in prompts:
-        bare = pipe(prompt, guidance_scale=SCALE, **arguments()).images
+        bare = fields(
+            np.stack([np.asarray(image) for image in pipe(prompt, guidance_scale=SCALE, **arguments()).images])
+        )
         # The picture that comes back most often is the memory.
-        memory = bare[int((unit(bare) @ unit(bare).T >= REPLICA).sum(0).argmax())]
+        memory = bare[int((bare @ bare.T >= COPY).sum(0).argmax())]
         with torch.no_grad():
             tried = list(evasions(pipe, prompt))
         for name, call in tried:

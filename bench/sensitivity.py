@@ -113,7 +113,7 @@ class Row:
 
 
 def gain(positive: np.ndarray, negative: np.ndarray) -> tuple[tuple[float, float], float]:
-    """Return the interval of AUC(score) − AUC(norm), and its p, of positives and negatives [2, count]: norm and score."""
+    """Return the interval of AUC(score) − AUC(norm), and its p, given norm and score of both kinds [2, count]."""
     aucs = [auc(positive[:, p], negative[:, n]) for p, n in resample(positive.shape[1], negative.shape[1])]
     first, second = np.concatenate(aucs, axis=1)
     return percentiles(second - first), chance(
