@@ -78,12 +78,13 @@ def test_embedded_engine(run, tmp_path, capsys):
     scores = Detector.load(provider="cpu").score(prompts)
     columns = [[p[key] for p in report["prompts"]] for key in ("norm", "alignment")]
     np.testing.assert_allclose(np.array(columns)[..., 0], [scores.norm, scores.alignment], rtol=1e-4, atol=1e-5)
-    calibration = Detector.load(provider="cpu").info.calibration
+    gamma = Detector.load(provider="cpu").info.calibration.gamma_alignment
+    sign = "+" if gamma > 0 else "−"
     expected = {
         "norm": scores.norm,
-        "−alignment": -scores.alignment,
+        "alignment" if sign == "+" else "−alignment": scores.alignment if sign == "+" else -scores.alignment,
         "1 · norm + 1 · alignment (γ not fitted)": scores.norm + scores.alignment,
-        f"1 · norm − {-calibration.gamma_alignment:.4g} · alignment (γ calibrated)": scores.score,
+        f"1 · norm {sign} {abs(gamma):.4g} · alignment (γ calibrated)": scores.score,
     }
     assert [line["statistic"]["name"] for line in report["lines"]] == list(expected)
     for line, values in zip(report["lines"], expected.values(), strict=True):
@@ -138,6 +139,8 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv.pop(1))
 import reproduce
+from memedge.engine import engine
+engine.VALUES_PER_CALL = 1 << 14  # two batches
 real, calls = reproduce._measure, 0
 def measure(*arguments):
     global calls

@@ -51,7 +51,9 @@ def test_its_steps(tmp_path):
         while subprocess.run(check, capture_output=True).returncode:
             assert server.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
             time.sleep(0.5)
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/verdicts", json={"prompts": ["the left luggage sign"]}, trust_env=False)
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/v1/verdicts", json={"prompts": ["the left luggage sign"]}, trust_env=False
+        )
         assert answer.json()["verdicts"][0]["memorized"] is True
         (inside,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()  # its own process 1
         status = Path(f"/proc/{inside}/status").read_text()

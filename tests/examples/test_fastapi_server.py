@@ -47,7 +47,7 @@ def test_block_mitigate_and_flag():
     assert [one["done"] for one in found] == ["blocked", "mitigated", "flagged", "passed"]
     assert found[0]["image"] is None and "threshold" in found[0]["reason"]
     pictures = [Image.open(io.BytesIO(base64.b64decode(one["image"]))) for one in found[1:]]
-    assert {picture.size for picture in pictures} == {(32, 32)}
+    assert {picture.size for picture in pictures} == {(64, 64)}
     assert pictures[0].tobytes() != pictures[1].tobytes()  # of the same seed
 
 

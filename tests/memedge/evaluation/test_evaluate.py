@@ -123,9 +123,10 @@ def test_folder(report, lists):
     for row, one in zip(rows, evaluation.prompts, strict=True):
         assert (row["prompt"], row["label"] == "memorized") == (one.prompt, one.memorized)
         assert float(row["anisotropy"]) == one.score("anisotropy", 1)
-        # The model's γ of the alignment is negative, and the cosine is shown as measured all the same.
+        # Whatever the sign of its γ, the cosine is shown as measured.
         assert float(row["alignment"]) == one.score("alignment", 1)
-    assert evaluation.lower == ("alignment",)
+    gamma = Detector.load(provider="cpu").info.calibration.gamma_alignment
+    assert evaluation.lower == (("alignment",) if gamma < 0 else ())
     assert "<html" in (output / "report.html").read_text()[:100]
 
 
@@ -207,7 +208,7 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, monkeypatch):
             return self.inner(prompts)
 
     output = tmp_path / "report"
-    monkeypatch.setattr(module, "make", lambda *a, **k: Counted(make(*a, **k), 3))
+    monkeypatch.setattr(module, "make", lambda *a, **k: Counted(make(*a, **k), 1))
     with pytest.raises(KeyboardInterrupt):
         run(output)
     assert names(tmp_path) == ["report.partial", "whole"]
@@ -215,11 +216,11 @@ def test_a_run_that_was_cut_off_goes_on(run, tmp_path, monkeypatch):
         run(output)
     with pytest.raises(InputError, match="another seed: run that job again with --resume"):
         run(output, seed=5, resume=True)
-    assert len(calls) == 3
+    assert len(calls) == 1
     monkeypatch.setattr(module, "make", lambda *a, **k: Counted(make(*a, **k), None))
     resumed = run(output, resume=True)
     assert names(tmp_path) == ["report", "whole"]
-    assert len(calls) == len(set(calls)) == 4  # 2 terms, 32 prompts, 16 prompts a call
+    assert len(calls) == len(set(calls)) == 2  # terms; all 32 prompts are one call
     assert resumed.prompts == whole.prompts
     assert resumed.findings.rocs == whole.findings.rocs
     assert resumed.findings.differences == whole.findings.differences

@@ -64,7 +64,7 @@ def test_repository(repository):
     assert all(f'name: "{name}" data_type: TYPE_' in config for name in OUTPUTS)
     for words in (
         'input [ { name: "prompt" data_type: TYPE_STRING dims: [ 1 ] } ]',
-        "max_batch_size: 16",
+        "max_batch_size: 64",
         "KIND_CPU",
         "timeout_action: REJECT",
         "max_queue_size: 1024",
@@ -76,7 +76,7 @@ def test_repository(repository):
 
 def test_says_what_it_wrote(tmp_path):
     done = memedge("triton", EMBEDDED_ENGINE, "-o", tmp_path / "a", "--provider", "openvino", "--precision", "fp32")
-    assert "model memedge, openvino, fp32, batches of up to 16 prompts" in done.stderr
+    assert "model memedge, openvino, fp32, batches of up to 64 prompts" in done.stderr
     done = memedge("triton", "-o", tmp_path / "b", "--provider", "cpu", "--early", "conformal", "--json")
     assert json.loads(done.stdout) == {
         "path": str(tmp_path / "b"),

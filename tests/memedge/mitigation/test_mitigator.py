@@ -23,7 +23,7 @@ from memedge.export.export import export
 from memedge.mitigation.adamw import AdamW
 from memedge.mitigation.sail import Sail
 
-MEMORIZED, CLEAN = "small smiling face with halo drawing", "a red bicycle"
+MEMORIZED, CLEAN = "the left luggage sign", "a red bicycle"
 
 
 class Fake:
@@ -123,7 +123,7 @@ def test_as_low_as_clean_prompts(mitigator, detector, own):
     assert 1 <= found.iterations <= 40
     assert found.distance == pytest.approx(distance(found.states, own), rel=1e-6)
     assert (found.passes, found.backward_passes) == (2 + 4 * found.iterations, 2 * found.iterations)
-    assert f"in {found.iterations} steps" in found.reason and "≤ target 1.09" in found.reason
+    assert f"in {found.iterations} steps" in found.reason and f"≤ target {calibration.clean_score:.4g}" in found.reason
     assert torch.from_dlpack(found.states[None]).shape == (1, 24, 96)
 
 
@@ -146,19 +146,22 @@ def test_steps_are_adamws(mitigator, gradients, own):
 
 
 def test_norm(mitigator, detector):
-    found = mitigator.embedding(MEMORIZED, target=2.0, loss="norm", steps=20)
+    target = 0.7 * detector.score([MEMORIZED]).norm[0]
+    found = mitigator.embedding(MEMORIZED, target=target, loss="norm", steps=20)
     scores = detector.score_embeddings(found.states[None])
     assert found.before == pytest.approx(detector.score([MEMORIZED]).norm[0], rel=1e-5)
     assert found.after == pytest.approx(scores.norm[0], rel=1e-5)
-    assert found.after <= 2 < found.before
+    assert found.after <= target < found.before
     assert found.succeeded and found.score == pytest.approx(scores.score[0], rel=1e-5)
     assert found.passes == 1 + 2 * found.iterations + 2
     assert found.backward_passes == found.iterations
 
 
-def test_a_loss_at_the_target_is_no_verdict(mitigator):
+def test_a_loss_at_the_target_is_no_verdict(mitigator, detector):
     """A target that leaves the prompt memorized succeeds, and it is said what that is worth."""
-    found = mitigator.embedding(MEMORIZED, target=4.8)
+    found = mitigator.embedding(
+        MEMORIZED, target=(detector.score([MEMORIZED]).score[0] + detector.info.rule.threshold) / 2
+    )
     assert found.succeeded and found.memorized
     assert "still that of a memorized prompt" in found.reason
 
@@ -188,7 +191,7 @@ def test_failure_is_said(mitigator, detector):
     assert (found.succeeded, found.memorized, found.iterations) == (False, True, 1)
     assert found.after == detector.score_embeddings(found.states[None]).score[0] > found.threshold
     assert found.after < found.before
-    assert "does not come down to target 1.09" in found.reason and "allow more steps" in found.reason
+    assert f"does not come down to target {found.target:.4g}" in found.reason and "allow more steps" in found.reason
 
 
 def test_best_is_returned(mitigator, gradients, embedded, own):
@@ -310,7 +313,7 @@ def test_noise(mitigator, embedded):
     denoiser = Denoiser(embedded)
     sail = Sail(denoiser, None, embedded.encode(embedded.tokenize([MEMORIZED])[0]), 0.05)
     start, end = sail.at(denoiser.noise(3)), sail.at(found.noise[None])
-    assert found.noise.shape == (4, 32, 32) and found.noise.dtype == np.float32
+    assert found.noise.shape == (4, 16, 16) and found.noise.dtype == np.float32
     assert found.before == pytest.approx(start.loss[found.draw], rel=1e-4)
     assert found.norm_before == pytest.approx(start.norm[found.draw], rel=1e-4)
     assert found.after == pytest.approx(end.loss[0], rel=1e-4)

@@ -11,7 +11,13 @@ import pytest
 from memedge.embedded import captions
 from memedge.results import Verdict
 
-PROMPTS = ["the left luggage sign", "a green star on a hill", "", "猫", *(caption.prompt for caption in captions()[:20])]
+PROMPTS = [
+    "the left luggage sign",
+    "a green star on a hill",
+    "",
+    "猫",
+    *(caption.prompt for caption in captions()[:20]),
+]
 
 
 def fails(answer: httpx.Response, status: int, words: str) -> None:
@@ -44,7 +50,9 @@ def test_moderations_by_openais_client(server, detector):
     assert answer.id.startswith("modr-") and answer.model == "emoji"
     assert [one.flagged for one in answer.results] == [True, False, False]
     assert single.results[0].flagged
-    for one, verdict in zip(answer.results, detector.detect(["the left luggage sign", "a green star on a hill", ""]), strict=True):
+    for one, verdict in zip(
+        answer.results, detector.detect(["the left luggage sign", "a green star on a hill", ""]), strict=True
+    ):
         assert one.categories.model_extra["memorization"] == one.flagged
         value = one.category_scores.model_extra["memorization"]
         scale = detector.info.calibration.scale

@@ -23,7 +23,9 @@ def test_predictions_that_are_not_finite_cost_that_request_alone(monkeypatch):
         spoil_second_prompt(detector.engine, monkeypatch)
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            asked = [client.post("/v1/verdicts", json={"prompts": [text]}) for text in ("the left luggage sign", "a star")]
+            asked = [
+                client.post("/v1/verdicts", json={"prompts": [text]}) for text in ("the left luggage sign", "a star")
+            ]
             answers = await asyncio.gather(*asked)  # in one call of the UNet: the second one is row 1
             monkeypatch.setattr(detector.engine, "measure", measure)
             answers.append(await client.post("/v1/verdicts", json={"prompts": ["a star"]}))
