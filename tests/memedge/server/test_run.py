@@ -36,10 +36,10 @@ def queued(url: str) -> float:
 
 def test_sigterm_finishes_what_is_under_way(tmp_path):
     with serving(tmp_path, *CPU, "--queue", 1000) as server, ThreadPoolExecutor(4) as pool:
-        lists = [[f"prompt {number} of {one}" for number in range(30)] for one in range(4)]
+        lists = [[f"prompt {number} of {one}" for number in range(100)] for one in range(4)]
         asked = [pool.submit(ask, server.url, prompts, "off") for prompts in lists]
         end = time.monotonic() + 30
-        while queued(server.url) < 91:  # all four are in
+        while queued(server.url) < 301:  # all four are in: at most 64 prompts have left
             assert time.monotonic() < end
         assert server.end() == 0
         assert {future.result().status_code for future in asked} == {200}
