@@ -90,6 +90,18 @@ class CrossValidation(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     fpr: Estimate
 
 
+class Gain(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What the alignment adds to the cross-validated AUC of the norm alone, and the standard error of that."""
+
+    value: Real
+    error: Difference
+
+    @property
+    def pays(self) -> bool:
+        """Whether the alignment is worth its passes: it adds more than chance alone commonly would."""
+        return self.value > self.error
+
+
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (docs/methods.md §1).
 
@@ -98,7 +110,8 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `clean_score`, None in engines that were calibrated before it was stored. `clean_scores` are the highest of their
     scores, descending, at most MOST_CLEAN_SCORES of them: thresholds for other rates come from these; None likewise.
     `strength` is scikit-learn's C, the inverse of the regularisation's. A score that is higher by `scale` has e-fold
-    the odds of "memorized"; None likewise. `date` is in UTC, as in ISO 8601.
+    the odds of "memorized"; None likewise. `gain` is why the alignment has a weight, or none; None likewise. `date` is
+    in UTC, as in ISO 8601.
     """
 
     gamma_norm: Real
@@ -117,6 +130,7 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     clean_score: Real | None = None
     clean_scores: tuple[Real, ...] | None = None
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e15)] | None = None
+    gain: Gain | None = None
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

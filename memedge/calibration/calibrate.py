@@ -221,6 +221,7 @@ def _describe(
         clean=clean,
         strength=fitted.strength,
         scale=fitted.scale,
+        gain=fitted.gain,
         cross_validation=fitted.cross_validation,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         fitted_by=f"memedge {memedge.__version__}",

@@ -1,5 +1,7 @@
 """γ and a threshold from the statistics of prompts whose answer is known, and how good they are on other prompts.
 
+The alignment has a weight only where it pays for its passes: where it adds more to the cross-validated AUC than the
+standard error of what it adds. Else the norm alone is the score, and half of the passes are spared.
 Logistic regression as in docs/methods.md §1, judged as in §6. Needs scikit-learn, of the extra `eval`.
 """
 
@@ -16,8 +18,8 @@ from sklearn.preprocessing import StandardScaler
 from memedge.decision.operating_point import allowed, middle_of_gap
 from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
-from memedge.engine.manifest import CrossValidation, Estimate
-from memedge.metrics import CONFIDENCE, auc, interval
+from memedge.engine.manifest import CrossValidation, Estimate, Gain
+from memedge.metrics import CONFIDENCE, auc, delong, interval
 
 FOLDS = 5
 SEED = 0
@@ -76,6 +78,7 @@ class Fit:
     strength: float
     scale: float
     cross_validation: CrossValidation
+    gain: Gain
 
 
 def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
@@ -86,11 +89,24 @@ def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
     Raises:
         InputError: all features are the same, or a larger norm does not speak for memorized.
     """
+    gain = alignment_gain(features, memorized, target_fpr)
+    if not gain.pays:
+        features = features * (1.0, 0.0)
     direction = fit_direction(features, memorized)
     gamma = direction.gamma
     threshold = fit_threshold(features @ gamma, memorized, target_fpr)
     validated = cross_validate(features, memorized, target_fpr)
-    return Fit(float(gamma[1]), threshold, direction.strength, float(1 / direction.weights[0]), validated)
+    return Fit(float(gamma[1]), threshold, direction.strength, float(1 / direction.weights[0]), validated, gain)
+
+
+def alignment_gain(features: Floats, memorized: Bools, target_fpr: float) -> Gain:
+    """Return what the alignment adds to the AUC of the norm alone, each prompt judged by the other folds' fit.
+
+    The standard error is DeLong's, of the same prompts' norms and distances (memedge/metrics.py).
+    """
+    pair = features[:, 0], out_of_fold(features, memorized, target_fpr)[0]
+    value, error, _ = delong(tuple(one[memorized] for one in pair), tuple(one[~memorized] for one in pair))  # type: ignore[arg-type]
+    return Gain(value, error)
 
 
 def fit_direction(features: Floats, memorized: Bools) -> Direction:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # numpy comes with it, which --help does not need
-    from memedge.engine.manifest import Calibration, Drift, Estimate, Manifest, PromptList
+    from memedge.engine.manifest import Calibration, Drift, Estimate, Gain, Manifest, PromptList
 
 
 def size(manifest: "Manifest") -> str:
@@ -37,6 +37,7 @@ def calibration_facts(calibration: "Calibration") -> list[tuple[str, str]]:
             f"memorized if {Rule.calibrated(c).formula} ≥ {c.threshold:.4g} ({c.alignment}, {c.operands}), "
             f"for a false-positive rate of {c.target_fpr:g}",
         ),
+        *([("alignment", _gain(c.gain))] if c.gain else []),
         (
             "fitted to",
             f"{_prompt_list(c.memorized, 'memorized')} and {_prompt_list(c.clean, 'clean')} by {c.fitted_by}, {c.date}",
@@ -47,6 +48,12 @@ def calibration_facts(calibration: "Calibration") -> list[tuple[str, str]]:
             f"{_estimate(found.fpr)}: judged by what was fitted to the other folds, 95 % intervals",
         ),
     ]
+
+
+def _gain(gain: "Gain") -> str:
+    """Say why the alignment is in the score, or is not."""
+    does = "is in the score" if gain.pays else "is left out, and its passes with it"
+    return f"{does}: it adds {gain.value:+.4f} ± {gain.error:.4f} (standard error) to the norm's cross-validated AUC"
 
 
 def _prompt_list(prompts: "PromptList", kind: str) -> str:

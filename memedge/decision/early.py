@@ -18,7 +18,8 @@ class Outcome:
     Attributes:
         norm: float64 [B].
         alignment: float64 [B]; NaN if passes were left out.
-        lowest, highest: float64 [B], bounds of the score; equal if nothing was left out.
+        lowest, highest: float64 [B], bounds of the score; equal if it is known: if nothing was left out, or nothing
+            that it is made of.
         passes: int64 [B], conditional UNet evaluations.
         proven: bool [B], whether no result of the passes that were left out could change the verdict.
     """

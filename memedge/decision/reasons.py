@@ -30,14 +30,14 @@ def make_verdicts(
     verdicts = []
     for row, prompt in enumerate(prompts):
         alignment = float(outcome.alignment[row])
-        whole = not math.isnan(alignment)
+        known = bool(outcome.lowest[row] == outcome.highest[row])  # of the norm alone, it is after the first passes
         verdicts.append(
             Verdict(
                 prompt=prompt,
                 memorized=None if memorized is None else bool(memorized[row]),
-                score=float(outcome.lowest[row]) if whole and rule.fitted else None,
+                score=float(outcome.lowest[row]) if known and rule.fitted else None,
                 norm=float(outcome.norm[row]),
-                alignment=alignment if whole else None,
+                alignment=None if math.isnan(alignment) else alignment,
                 threshold=rule.threshold,
                 truncated=bool(truncated[row]),
                 passes=int(outcome.passes[row]),
@@ -83,7 +83,7 @@ def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:
     threshold = threshold_in_words(rule)
     if outcome.norm[row] == 0:
         return "the empty prompt has no guidance"
-    if not math.isnan(outcome.alignment[row]):
+    if low == high:
         return f"score {low:.4g} {'≥' if low >= rule.threshold else '<'} {threshold}"
     bound = f"at least {low:.4g} ≥" if low >= rule.threshold else f"at most {high:.4g} <"
     if outcome.proven[row] or rule.conformal is None:

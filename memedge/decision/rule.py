@@ -100,7 +100,9 @@ class Rule:
 
     @property
     def formula(self) -> str:
-        """The score in words, such as "2 · norm − 6.1 · alignment"."""
+        """The score in words, such as "2 · norm − 6.1 · alignment", or "1 · norm"."""
+        if self.gamma_alignment == 0:
+            return f"{self.gamma_norm:.4g} · norm"
         sign = "−" if self.gamma_alignment < 0 else "+"
         return f"{self.gamma_norm:.4g} · norm {sign} {abs(self.gamma_alignment):.4g} · alignment"
 

@@ -122,6 +122,23 @@ def test_an_alignment_that_says_nothing():
     assert fit_direction(features, memorized).gamma[1] == pytest.approx(0, abs=1e-9)
 
 
+def test_the_alignment_has_a_weight_where_it_pays():
+    """Against scikit-learn's AUC of the same distances; of noise nothing is left, and the threshold is the norm's."""
+    features, memorized = made_up(60, 200, apart=1.5)
+    helps, noise = features.copy(), features.copy()
+    generator = np.random.default_rng(3)
+    helps[:, 1] = generator.normal(0.1 * memorized, 0.05)
+    noise[:, 1] = generator.normal(0, 0.05, len(noise))
+    for given, pays in ((helps, True), (noise, False)):
+        found = fit(given, memorized, 0.05)
+        distance = out_of_fold(given, memorized, 0.05)[0]
+        added = roc_auc_score(memorized, distance) - roc_auc_score(memorized, given[:, 0])
+        assert found.gain.value == pytest.approx(added) and 0 < found.gain.error < 0.1
+        assert found.gain.pays == pays == (found.gamma_alignment != 0)
+    assert found.threshold == fit_threshold(noise[:, 0], memorized, 0.05)
+    assert found.cross_validation.auc.value == pytest.approx(roc_auc_score(memorized, noise[:, 0]), abs=0.02)
+
+
 def test_what_cannot_be_fitted():
     features, memorized = made_up(30, 100)
     with pytest.raises(InputError, match="All prompts have the same norm and alignment"):

@@ -45,6 +45,20 @@ def test_proven_is_score(calibrated, gamma, quantile):
         assert any("whatever the rest" in v.reason for v in detector.detect(PROMPTS))
 
 
+def test_the_norm_alone_takes_no_second_pass(calibrated):
+    plain = calibrated(0.0, 0.0)
+    threshold = float(np.median(plain.score(PROMPTS).norm)) + 1e-3
+    detector = calibrated(0.0, threshold)
+    scores = detector.score(PROMPTS)
+    np.testing.assert_array_equal(scores.score, scores.norm)
+    for verdict, norm in zip(detector.detect(PROMPTS), scores.norm, strict=True):
+        assert (verdict.passes, verdict.memorized) == (1, norm >= threshold)
+        assert verdict.score == verdict.norm == pytest.approx(norm, rel=1e-5)
+        assert verdict.alignment is None or norm == 0
+        assert norm == 0 or verdict.reason.startswith(f"score {norm:.3g}"[:9])
+    assert detector.info.rule.formula == "1 · norm"
+
+
 def test_on_the_threshold(calibrated):
     """A score that equals the threshold to the last bit gets one verdict, in any batch, by any way."""
     score = calibrated(-2.0, 0.0).score(["two cats"]).score[0]
