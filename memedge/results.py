@@ -77,8 +77,8 @@ class Verdict:
     Attributes:
         prompt: the prompt.
         memorized: whether it is memorized; None if the engine is not calibrated.
-        score: its score; None if passes were left out that it is made of. If the engine is not calibrated, it is by the published γ of the
-            model family, or None.
+        score: its score; None if passes were left out that it is made of. If the engine is not calibrated, it is by the
+            published γ of the model family, or None.
         norm: mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1).
         alignment: mean cosine at t_cos; None if passes were left out.
         threshold: the one that the verdict is by, or None.

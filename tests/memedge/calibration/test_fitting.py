@@ -129,10 +129,10 @@ def test_the_alignment_has_a_weight_where_it_pays():
     generator = np.random.default_rng(3)
     helps[:, 1] = generator.normal(0.1 * memorized, 0.05)
     noise[:, 1] = generator.normal(0, 0.05, len(noise))
-    for given, pays in ((helps, True), (noise, False)):
-        found = fit(given, memorized, 0.05)
-        distance = out_of_fold(given, memorized, 0.05)[0]
-        added = roc_auc_score(memorized, distance) - roc_auc_score(memorized, given[:, 0])
+    for told, pays in ((helps, True), (noise, False)):
+        found = fit(told, memorized, 0.05)
+        distance = out_of_fold(told, memorized, 0.05)[0]
+        added = roc_auc_score(memorized, distance) - roc_auc_score(memorized, told[:, 0])
         assert found.gain.value == pytest.approx(added) and 0 < found.gain.error < 0.1
         assert found.gain.pays == pays == (found.gamma_alignment != 0)
     assert found.threshold == fit_threshold(noise[:, 0], memorized, 0.05)
