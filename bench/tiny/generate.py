@@ -1,10 +1,13 @@
 """Generation with classifier-free guidance, by OpenVINO: three times as fast as torch, with the same pictures.
 
-bf16 where the CPU computes in it, as training did.
+bf16 where the CPU computes in it, as training did. Each thread denoises pictures of its own: a call on one thread takes
+less than twice as long as a call on two.
 """
 
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openvino
@@ -31,7 +34,8 @@ class Generator:
 
     def __init__(self, model: Model, threads: int | None = None):
         self.model = model
-        self._unet = _compiled(model, threads or len(os.sched_getaffinity(0)))
+        threads = threads or len(os.sched_getaffinity(0))
+        self._unet, self._pool = _compiled(model, threads), ThreadPoolExecutor(threads)
         with torch.inference_mode():
             self._empty = model.text_encoder(input_ids=model.tokenize([""]))[0]
 
@@ -45,8 +49,7 @@ class Generator:
 
     def denoise(self, states: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
         """Return latents [B, 4, 16, 16] by DDIM from pure noise [B, 4, 16, 16], for prompt embeddings [B, L, D]."""
-        chunks = zip(noisy.split(CHUNK), states.split(CHUNK), strict=True)
-        return torch.cat([self._denoise(x, h) for x, h in chunks])
+        return torch.cat(list(self._pool.map(self._denoise, noisy.split(CHUNK), states.split(CHUNK))))
 
     def _denoise(self, latent: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         count = len(latent)
@@ -84,11 +87,14 @@ def _compiled(model: Model, threads: int) -> Callable[[np.ndarray, np.ndarray, n
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if able else "f32",
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": threads,
     }
-    request = core.compile_model(program, "CPU", options).create_infer_request()
+    compiled, own = core.compile_model(program, "CPU", options), threading.local()
 
     def run(*inputs: np.ndarray) -> np.ndarray:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        request = own.request
         request.infer(list(inputs))
         return np.array(request.get_output_tensor(0).data)
 
