@@ -64,7 +64,8 @@ class Target:
                 f"{path} is calibrated for another alignment than {DEFAULT_ALIGNMENT!r} of {DEFAULT_OPERANDS!r}, which "
                 "alone has derivatives: use loss='norm' with a target."
             )
-        self.rows, self.weights = engine.passes, (rule.gamma_norm, rule.gamma_alignment)
+        self.rows = engine.passes if rule.gamma_alignment else engine.draws
+        self.weights = rule.gamma_norm, rule.gamma_alignment
         if value is None:
             if rule.clean_score is None:
                 raise InputError(
@@ -87,16 +88,20 @@ class Target:
         if not self.rule.fitted:
             return None, None, 0
         norm, score, passes = np.array([iterate.norm]), np.array([iterate.loss]), 0
-        if self._is_norm:
+        if self._is_norm and self.rule.gamma_alignment == 0:
+            score = self.rule.gamma_norm * norm
+        elif self._is_norm:
             (norm, score), passes = self._score(iterate.states), self._engine.passes
         memorized = self.rule.memorized(norm, score)
         return float(score[0]), None if memorized is None else bool(memorized[0]), passes
 
     def _score(self, states: Singles) -> tuple[Floats, Floats]:
         """Return norm and score, float64 [1] each, of embeddings [K, D]."""
-        norm, aligned = self._engine.statistics(
-            self._engine.embed(states[None]), self.rule.alignment, self.rule.operands
-        )
+        embedded = self._engine.embed(states[None])
+        if self.rule.gamma_alignment == 0:
+            norm = self._engine.norm(embedded)
+            return norm, self.rule.gamma_norm * norm
+        norm, aligned = self._engine.statistics(embedded, self.rule.alignment, self.rule.operands)
         return norm, self.rule.score(norm, aligned)
 
     def reason(self, before: Iterate, after: Iterate, steps: int, memorized: bool | None) -> str:

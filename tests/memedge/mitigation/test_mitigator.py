@@ -157,6 +157,18 @@ def test_norm(mitigator, detector):
     assert found.backward_passes == found.iterations
 
 
+def test_a_score_of_the_norm_alone_takes_its_passes(copied, gradients):
+    edit_manifest(copied, lambda m: m["calibrations"]["cpu-fp32"].update(gamma_alignment=0.0, threshold=1.5))
+    engine = Engine.open(copied, "cpu", None, 1)
+    mitigator = Mitigator(engine, Fake(lambda states: gradients.statistics(states, 1.0, 0.0).states))
+    by_score = mitigator.embedding(MEMORIZED, target=1.4, steps=10)
+    assert by_score.score == by_score.after == pytest.approx(engine.norm(engine.embed(by_score.states[None]))[0])
+    assert (by_score.passes, by_score.backward_passes) == (1 + 2 * by_score.iterations, by_score.iterations)
+    by_norm = mitigator.embedding(MEMORIZED, target=1.4, loss="norm", steps=10)
+    np.testing.assert_array_equal(by_norm.states, by_score.states)
+    assert (by_norm.score, by_norm.memorized, by_norm.passes) == (by_score.score, by_score.memorized, by_score.passes)
+
+
 def test_a_loss_at_the_target_is_no_verdict(mitigator, detector):
     """A target that leaves the prompt memorized succeeds, and it is said what that is worth."""
     found = mitigator.embedding(
