@@ -10,7 +10,10 @@ from memedge.engine.arrays import Floats, Indices, Singles
 from memedge.engine.directory import GRADIENT, NOISE_GRADIENT
 from memedge.engine.engine import Engine
 from memedge.engine.errors import NotFiniteError, ProviderError
+from memedge.engine.manifest import Operands
 from memedge.engine.providers import check_gradients
+
+DIFFERENTIABLE: tuple[Operands, ...] = ("uncond_delta", "cond_uncond")
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class Gradient:
 
     Attributes:
         norm: float64 [B], the mean over the draws of ‖Δ(t_norm)‖₂, scaled for v-prediction as in Engine.statistics.
-        alignment: float64 [B], the mean over the draws of the cosine over channels of ε_0 and Δ at t_cos; NaN where
-            its weight is 0: then it was not computed.
+        alignment: float64 [B], the mean over the draws of the cosine over channels at t_cos; NaN where its weight is 0:
+            then it was not computed.
         states: float32 [B, K, D], ∂(norm_weight · norm + alignment_weight · alignment) / ∂(prompt embeddings).
     """
 
@@ -35,10 +38,13 @@ class Gradients(Protocol):
     (K, D) is manifest.states_shape; of a pooled row the padding's derivative is 0.
     """
 
-    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(
+        self, states: Singles, norm_weight: float, alignment_weight: float, operands: Operands = "uncond_delta"
+    ) -> Gradient:
         """Return the statistics of prompt embeddings [B, K, D], and the derivative of their weighted sum.
 
-        A forward and a backward pass per row: n rows per prompt where alignment_weight is 0, else 2n.
+        A forward and a backward pass per row: n rows per prompt where alignment_weight is 0, else 2n. The cosine's
+        operands are one of DIFFERENTIABLE.
 
         Raises:
             NotFiniteError: something of it is NaN or infinity.
@@ -86,7 +92,9 @@ class OnnxGradients:
         self._uncond = backend.memory.download(engine.uncond)
         self._empty = backend.memory.download(engine.encode(engine.tokenize([""])[0]).tensor)
 
-    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(
+        self, states: Singles, norm_weight: float, alignment_weight: float, operands: Operands = "uncond_delta"
+    ) -> Gradient:
         engine, draws = self._engine, self._engine.draws
         rows = draws if alignment_weight == 0 else 2 * draws
         per_row = np.zeros((2, rows), dtype=np.float32)
@@ -107,6 +115,7 @@ class OnnxGradients:
                     "uncond": self._uncond,
                     "norm_weight": per_row[0, row],
                     "cosine_weight": per_row[1, row],
+                    "shift": np.array([operands == "cond_uncond"], dtype=np.float32),
                     "selection": _one_hot(place - place[0]),
                 },
                 ("norm", "cosine", "gradient"),

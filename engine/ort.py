@@ -148,7 +148,7 @@ class OrtBackend(Backend):
     ) -> list[npt.NDArray[Any]]:
         session = self._further(name)
         asked, made = ({value.name for value in values} for values in (session.get_inputs(), session.get_outputs()))
-        if not (asked <= {*inputs, *self._cached} and set(outputs) <= made):
+        if not (set(inputs) <= asked <= {*inputs, *self._cached} and set(outputs) <= made):
             raise IntegrityError(f"{self._folder / name} is not the graph that it should be: export the engine again.")
         binding = session.io_binding()
         given = {**self._cached, **{value: self._memory.upload(array) for value, array in inputs.items()}}

@@ -39,8 +39,9 @@ def write(folder: Path) -> str | None:
 def _of_states(model: ir.Model) -> ir.Model:
     """Return the graph of the statistics of rows, and of the gradient of their weighted sum in the states.
 
-    Inputs beside the UNet's: uncond, ε_0 [2n, C, H, W] of all cached rows; norm_weight and cosine_weight [R]; selection
-    [B, R], the one-hot matrix of prompt. Outputs: norm and cosine [R] as in docs/methods.md §1, gradient [B, K, D].
+    Inputs beside the UNet's: uncond, ε_0 [2n, C, H, W] of all cached rows; norm_weight and cosine_weight [R]; shift
+    [1], 0 or 1: the cosine is that of ε_0 and Δ + shift · ε_0, so of Δ or of ε_c; selection [B, R], the one-hot matrix
+    of the prompt. Outputs: norm and cosine [R] as in docs/methods.md §1, gradient [B, K, D].
     """
     expand(model)
     graph = model.graph
@@ -49,17 +50,19 @@ def _of_states(model: ir.Model) -> ir.Model:
     rows, *latent = shape = shape_of(prediction)
     uncond = _add_input(graph, "uncond", ["cached", *latent])
     weights = [_add_input(graph, f"{name}_weight", [rows]) for name in ("norm", "cosine")]
+    shift = _add_input(graph, "shift", [1])
     selection = _add_input(graph, "selection", ["prompts", rows])
     loss = Terms(graph, "loss")
     zero = loss.node("Gather", [uncond, row], shape, axis=0)
     delta = loss.node("Sub", [prediction, zero])
     norm = _length(loss, delta, (1, 2, 3), 1e-30)
-    lengths = [_length(loss, value, (1,), 1e-8) for value in (zero, delta)]
+    other = loss.node("Add", [delta, loss.node("Mul", [zero, loss.reshaped(shift, [1, 1, 1, 1])])])
+    lengths = [_length(loss, value, (1,), 1e-8) for value in (zero, other)]
     area = loss.node("Mul", lengths)
-    cosine = loss.node("Div", [loss.reduced("ReduceSum", loss.node("Mul", [zero, delta]), (1,)), area])
-    # d norm / dΔ = Δ / ‖Δ‖; of one pixel's cosine: ε_0 / (‖ε_0‖ ‖Δ‖) − cosine · Δ / ‖Δ‖².
+    cosine = loss.node("Div", [loss.reduced("ReduceSum", loss.node("Mul", [zero, other]), (1,)), area])
+    # d norm / dΔ = Δ / ‖Δ‖; of one pixel's cosine with u = Δ or ε_c: ε_0 / (‖ε_0‖ ‖u‖) − cosine · u / ‖u‖².
     slope = loss.node("Div", [delta, norm])
-    along = loss.node("Mul", [delta, loss.node("Div", [cosine, loss.node("Mul", [lengths[1], lengths[1]])])])
+    along = loss.node("Mul", [other, loss.node("Div", [cosine, loss.node("Mul", [lengths[1], lengths[1]])])])
     turn = loss.node("Sub", [loss.node("Div", [zero, area]), along])
     per_norm, per_cosine = (loss.reshaped(weight, [rows, 1, 1, 1]) for weight in weights)
     pixels = loss.scalar(1 / (int(latent[1]) * int(latent[2])), delta)

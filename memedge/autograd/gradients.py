@@ -12,6 +12,7 @@ from memedge.engine.arrays import Singles
 from memedge.engine.engine import Engine
 from memedge.engine.errors import NotFiniteError
 from memedge.engine.gradients import Gradient
+from memedge.engine.manifest import Operands
 
 
 class TorchGradients:
@@ -44,15 +45,18 @@ class TorchGradients:
                 [self._predict(rows, self._empty.expand(len(rows), -1, -1)) for rows in self._blocks(2 * engine.draws)]
             )
 
-    def statistics(self, states: Singles, norm_weight: float, alignment_weight: float) -> Gradient:
+    def statistics(
+        self, states: Singles, norm_weight: float, alignment_weight: float, operands: Operands = "uncond_delta"
+    ) -> Gradient:
         leaf = torch.tensor(states, requires_grad=True)
         per_prompt = (2 if alignment_weight else 1) * self._draws
         found = torch.zeros(len(states) * per_prompt, dtype=torch.float64)
         for block in self._blocks(len(found)):
             row = block % per_prompt
-            delta = (self._predict(row, leaf[block // per_prompt]) - self._uncond[row]).double()
-            norm = self._factor * torch.linalg.vector_norm(delta, dim=(1, 2, 3))
-            cosine = F.cosine_similarity(self._uncond[row].double(), delta, dim=1, eps=1e-8).mean((1, 2))
+            cond, uncond = self._predict(row, leaf[block // per_prompt]).double(), self._uncond[row].double()
+            norm = self._factor * torch.linalg.vector_norm(cond - uncond, dim=(1, 2, 3))
+            other = cond if operands == "cond_uncond" else cond - uncond
+            cosine = F.cosine_similarity(uncond, other, dim=1, eps=1e-8).mean((1, 2))
             first = row < self._draws
             values = torch.where(first, norm, cosine)
             weights = torch.where(first, norm_weight, alignment_weight) / self._draws

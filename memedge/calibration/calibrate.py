@@ -16,17 +16,25 @@ import numpy as np
 import memedge
 from memedge.calibration.conformal import conformal_interval
 from memedge.calibration.history import check_writable, replace_calibration
-from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
+from memedge.calibration.statistics import CHOICES, StatisticsJournal
+from memedge.decision.rule import DEFAULT_ALIGNMENT
 from memedge.detector import PROMPTS_PER_BATCH
 from memedge.engine.arrays import Floats
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, ManifestError, MemedgeError, ProviderError, not_installed, shown
-from memedge.engine.manifest import MOST_CLEAN_SCORES, Calibration, Manifest, PromptList, key_of, read_manifest
+from memedge.engine.manifest import (
+    MOST_CLEAN_SCORES,
+    Calibration,
+    Manifest,
+    Operands,
+    PromptList,
+    key_of,
+    read_manifest,
+)
 from memedge.engine.opening import runnable
 from memedge.prompts.labelled import Prompts, Sample, select
-from memedge.results import Scores
-from memedge.scoring.journal import Journal, ids_key
+from memedge.scoring.journal import ids_key
 
 if TYPE_CHECKING:
     from memedge.calibration.fitting import Fit
@@ -93,7 +101,7 @@ def calibrate(
         (1.0, ())
     """
     try:
-        from memedge.calibration.fitting import fit
+        from memedge.calibration.fitting import fit_best
     except ImportError as error:
         raise MemedgeError(not_installed("Calibrating", error, "eval")) from None
     if not 0 < target_fpr < 1:
@@ -108,12 +116,11 @@ def calibrate(
     sample = select(engine, *lists)
     manifest, key = engine.directory.manifest, engine.backend.key
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
-    # For any lists: a prompt's statistics are its own, and after a fit that failed they serve the corrected lists.
-    header = {"input": "any", "engine": identity, "shard": "all"}
-    with closing(Journal(_journal(folder, key), header, resume)) as journal:
-        features = _score(engine, sample, journal, progress)
-        fitted = fit(features, sample.memorized, target_fpr)
-        calibration = _describe(fitted, features, sample, lists, target_fpr)
+    with closing(StatisticsJournal(_journal(folder, key), identity, resume)) as journal:
+        statistics = _score(engine, sample, journal, progress)
+        chosen, fitted = fit_best(statistics, sample.memorized, target_fpr)
+        features = statistics[:, [0, 1 + chosen]]
+        calibration = _describe(fitted, CHOICES[chosen], features, sample, lists, target_fpr)
         now = read_manifest(folder)  # other providers may have been calibrated meanwhile
         if _bare(now) != _bare(manifest):
             raise ManifestError(f"{folder} was changed while its prompts were scored: calibrate it again.")
@@ -184,26 +191,35 @@ def _bare(manifest: Manifest) -> Manifest:
     return msgspec.structs.replace(manifest, calibrations={})
 
 
-def _score(engine: Engine, sample: Sample, journal: Journal, progress: Callable[[int, int], None] | None) -> Floats:
-    """Return norm and alignment of each prompt, float64 [B, 2], by the journal; what it lacks is computed and added."""
+def _score(
+    engine: Engine, sample: Sample, journal: StatisticsJournal, progress: Callable[[int, int], None] | None
+) -> Floats:
+    """Return norm and alignments of each prompt, float64 [B, 1 + len(CHOICES)]; what the journal lacks is computed."""
     keys = [ids_key(row) for row in sample.ids]
-    found = journal.find_all(keys)
-    missing = [row for row, key in enumerate(keys) if key not in found]
+    missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
     batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
     for start in range(0, len(missing), batch):
         if progress:
             progress(len(keys) - len(missing) + start, len(keys))
         rows = missing[start : start + batch]
-        norm, alignment = engine.statistics(engine.encode(sample.ids[rows]), DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
-        journal.put([keys[row] for row in rows], Scores(norm, alignment, None, None, sample.truncated[rows], None))
+        states, late = engine.encode(sample.ids[rows]), range(engine.draws)
+        alignments = [
+            np.mean([engine.alignments(states, states.all, draw, DEFAULT_ALIGNMENT, pair) for draw in late], axis=0)
+            for pair in CHOICES
+        ]
+        journal.put([keys[row] for row in rows], np.stack([engine.norm(states), *alignments], axis=1))
     if progress:
         progress(len(keys), len(keys))
-    found = journal.find_all(keys)
-    return np.array([found[key][:2] for key in keys])
+    return np.array([journal.get(key) for key in keys])
 
 
 def _describe(
-    fitted: "Fit", features: Floats, sample: Sample, lists: tuple[Prompts, Prompts], target_fpr: float
+    fitted: "Fit",
+    operands: Operands,
+    features: Floats,
+    sample: Sample,
+    lists: tuple[Prompts, Prompts],
+    target_fpr: float,
 ) -> Calibration:
     counts = int(sample.memorized.sum()), int((~sample.memorized).sum())
     memorized, clean = (PromptList(shown(p.name), p.sha256, n) for p, n in zip(lists, counts, strict=True))
@@ -215,7 +231,7 @@ def _describe(
         gamma_alignment=gamma,
         threshold=fitted.threshold,
         alignment=DEFAULT_ALIGNMENT,
-        operands=DEFAULT_OPERANDS,
+        operands=operands,
         target_fpr=target_fpr,
         memorized=memorized,
         clean=clean,

@@ -81,15 +81,35 @@ class Fit:
     gain: Gain
 
 
-def fit(features: Floats, memorized: Bools, target_fpr: float) -> Fit:
+def fit_best(statistics: Floats, memorized: Bools, target_fpr: float) -> tuple[int, Fit]:
+    """Fit the norm with each alignment; return which of them adds most to the norm's AUC, and its fit.
+
+    If it does not pay, the fit is that of the norm alone, and which one it is means nothing: then it is the first.
+
+    Args:
+        statistics: norm and k alignments of each prompt, float64 [B, 1 + k].
+        memorized: which prompts are memorized, bool [B].
+        target_fpr: as in `fit`.
+
+    Raises:
+        InputError: as `fit`.
+    """
+    pairs = [statistics[:, [0, place]] for place in range(1, statistics.shape[1])]
+    gains = [alignment_gain(pair, memorized, target_fpr) for pair in pairs]
+    best = max(range(len(gains)), key=lambda place: gains[place].value)
+    chosen = best if gains[best].pays else 0
+    return chosen, fit(pairs[chosen], memorized, target_fpr, gains[best])
+
+
+def fit(features: Floats, memorized: Bools, target_fpr: float, gain: Gain | None = None) -> Fit:
     """Fit γ and the threshold to norm and alignment, float64 [B, 2], of prompts known to be memorized or not, bool [B].
 
-    At least five are memorized, and at least five are not.
+    At least five are memorized, and at least five are not. `gain` is what the alignment adds, if it is known already.
 
     Raises:
         InputError: all features are the same, or a larger norm does not speak for memorized.
     """
-    gain = alignment_gain(features, memorized, target_fpr)
+    gain = gain or alignment_gain(features, memorized, target_fpr)
     if not gain.pays:
         features = features * (1.0, 0.0)
     direction = fit_direction(features, memorized)

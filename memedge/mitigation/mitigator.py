@@ -226,7 +226,7 @@ class Mitigator:
         optimizer = AdamW(learning_rate)
         # The empty prompt has no guidance, and so nothing to descend.
         while not now.reached and now.steps < steps and now.norm > 0:
-            gradient = self.gradients.statistics(now.states[None], *goal.weights).states[0]
+            gradient = self.gradients.statistics(now.states[None], *goal.weights, goal.rule.operands).states[0]
             moved = own.copy()
             moved[words] = optimizer.step(now.states[words], (gradient + slope * (now.states - own))[words])
             now = goal.measure(moved, now.steps + 1)

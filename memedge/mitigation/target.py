@@ -6,10 +6,11 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Rule
+from memedge.decision.rule import DEFAULT_ALIGNMENT, Rule
 from memedge.engine.arrays import Floats, Singles
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError
+from memedge.engine.gradients import DIFFERENTIABLE
 from memedge.wording import counted
 
 Loss = Literal["score", "norm"]
@@ -59,10 +60,10 @@ class Target:
                 f"{path} is not calibrated for {key}, so there is no score to lower: run `memedge calibrate`, or "
                 "use loss='norm' with a target."
             )
-        if (rule.alignment, rule.operands) != (DEFAULT_ALIGNMENT, DEFAULT_OPERANDS):
+        if rule.alignment != DEFAULT_ALIGNMENT or rule.operands not in DIFFERENTIABLE:
             raise InputError(
-                f"{path} is calibrated for another alignment than {DEFAULT_ALIGNMENT!r} of {DEFAULT_OPERANDS!r}, which "
-                "alone has derivatives: use loss='norm' with a target."
+                f"{path} is calibrated for another alignment than {DEFAULT_ALIGNMENT!r} of "
+                f"{' or '.join(DIFFERENTIABLE)}, which alone have derivatives: use loss='norm' with a target."
             )
         self.rows = engine.passes if rule.gamma_alignment else engine.draws
         self.weights = rule.gamma_norm, rule.gamma_alignment

@@ -24,6 +24,7 @@ from memedge.export.export import export
 
 PROMPTS = ["the left luggage sign", "a red bicycle", "zebra on skis!"]
 WEIGHTS = [(1.0, 0.0), (0.7, -6.0), (0.0, 1.0)]
+OPERANDS = ["uncond_delta", "cond_uncond"]
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class Model:
     gradients: Gradients
     states: np.ndarray
 
-    def statistics(self, states: np.ndarray, weights: tuple[float, float]) -> np.ndarray:
-        norm, aligned = self.engine.statistics(self.engine.embed(states), "channel", "uncond_delta")
+    def statistics(self, states: np.ndarray, weights: tuple[float, float], operands: str) -> np.ndarray:
+        norm, aligned = self.engine.statistics(self.engine.embed(states), "channel", operands)
         return weights[0] * norm + weights[1] * aligned
 
 
@@ -75,9 +76,10 @@ def halves(gradient: np.ndarray) -> list[np.ndarray]:
     return [part / np.linalg.norm(part) for part in kept]
 
 
-def test_statistics_are_the_engines(model):
-    norm, aligned = model.engine.statistics(model.engine.embed(model.states), "channel", "uncond_delta")
-    found = model.gradients.statistics(model.states, 1.0, 0.5)
+@pytest.mark.parametrize("operands", OPERANDS)
+def test_statistics_are_the_engines(model, operands):
+    norm, aligned = model.engine.statistics(model.engine.embed(model.states), "channel", operands)
+    found = model.gradients.statistics(model.states, 1.0, 0.5, operands)
     np.testing.assert_allclose(found.norm, norm, rtol=1e-4)
     np.testing.assert_allclose(found.alignment, aligned, atol=1e-4)
     assert (found.norm.dtype, found.alignment.dtype, found.states.dtype) == (np.float64, np.float64, np.float32)
@@ -92,16 +94,17 @@ def derivative(value: Callable[[float], float], step: float) -> float:
     return (4 * inner - outer) / 3
 
 
+@pytest.mark.parametrize("operands", OPERANDS)
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_states(model, weights):
+def test_states(model, weights, operands):
     """Against differences of the forward engine's statistics; those are in float32, and good to some parts in 1000."""
-    found = model.gradients.statistics(model.states, *weights).states
+    found = model.gradients.statistics(model.states, *weights, operands).states
     assert found.shape == model.states.shape
     for own, gradient in zip(model.states[:2], found, strict=False):
         for direction in halves(gradient):
 
             def value(h: float, own=own, direction=direction) -> float:
-                return float(model.statistics((own + h * direction).astype(np.float32)[None], weights)[0])
+                return float(model.statistics((own + h * direction).astype(np.float32)[None], weights, operands)[0])
 
             expected = derivative(value, 0.004 * np.linalg.norm(own))
             assert float((gradient * direction).sum()) == pytest.approx(expected, rel=0.01)

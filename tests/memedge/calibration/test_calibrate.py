@@ -46,21 +46,40 @@ def lists(tmp_path) -> tuple[Path, Path]:
 
 @pytest.fixture
 def scored(monkeypatch) -> SimpleNamespace:
-    """Statistics of these prompts made up by what they say, in `table`; `done` is what has been scored."""
+    """Statistics of these prompts made up by what they say, in `table`; `done` is what has been scored.
+
+    Norm, the alignment of Δ and ε_0, which says nothing, and that of ε_c and ε_0, lower for memorized prompts.
+    """
     done: list[str] = []
     generator = np.random.default_rng(0)
     tokenize = Engine.open(EMBEDDED_ENGINE, "cpu", None, None).tokenize
     texts = {ids.tobytes(): text for text in MEMORIZED + CLEAN for ids in tokenize([text])[0]}
-    table = {p: (generator.normal(3 if p in MEMORIZED else 1, 0.7), generator.normal(0, 0.1)) for p in texts.values()}
 
-    def statistics(_engine, ids, alignment, operands):
-        assert (alignment, operands) == ("channel", "uncond_delta")
-        batch = [texts[row.tobytes()] for row in ids]
-        done.extend(batch)
-        return tuple(np.array([table[text] for text in batch]).T)
+    def made_up(prompt):
+        high = prompt in MEMORIZED
+        return generator.normal(3 if high else 1, 0.7), generator.normal(0, 0.1), generator.normal(-high, 0.7)
 
-    monkeypatch.setattr(Engine, "encode", lambda _engine, ids: ids)
-    monkeypatch.setattr(Engine, "statistics", statistics)
+    table = {prompt: made_up(prompt) for prompt in texts.values()}
+
+    def look_up(states, place):
+        return np.array([table[texts[row.tobytes()]][place] for row in states.ids])
+
+    def norm(_engine, states):
+        done.extend(texts[row.tobytes()] for row in states.ids)
+        return look_up(states, 0)
+
+    def alignments(_engine, states, _prompts, _draw, alignment, operands):
+        assert alignment == "channel"
+        return look_up(states, 1 + ("uncond_delta", "cond_uncond").index(operands))
+
+    def encode(_engine, ids):
+        return SimpleNamespace(ids=ids, all=np.arange(len(ids)))
+
+    def statistics(engine, states, *which):
+        return norm(engine, states), alignments(engine, states, states.all, 0, *which)
+
+    for name, function in {"encode": encode, "norm": norm, "alignments": alignments, "statistics": statistics}.items():
+        monkeypatch.setattr(Engine, name, function)
     return SimpleNamespace(done=done, table=table)
 
 
@@ -126,6 +145,7 @@ def test_provenance(folder, lists, scored):
     assert found.fitted_by.startswith("memedge ")
     assert found.target_fpr == 0.01
     assert 0.9 < found.cross_validation.auc.value <= 1
+    assert (found.alignment, found.operands) == ("channel", "cond_uncond") and found.gain.pays  # what tells most
     assert (found.conformal.prompts, found.conformal.delta) == (124, pytest.approx(1 / 125))
     assert sorted(scored.done) == sorted(MEMORIZED + CLEAN)
     # From Python, prompts themselves: the same fit, and the .txt file's hash.
@@ -168,7 +188,7 @@ def test_few_prompts_are_warned_of(folder):
 def test_a_threshold_that_nothing_reaches_is_warned_of(folder, scored):
     """Three clean prompts score far above the memorized ones, and none of fifty may reach the threshold."""
     for prompt in CLEAN[:3]:
-        scored.table[prompt] = (9.0, 0.0)
+        scored.table[prompt] = (9.0, 0.0, -1.0)
     warnings = calibrate(folder, MEMORIZED, CLEAN[:50], 0.019, provider="cpu").warnings
     assert any(w.startswith("In cross-validation no memorized prompt reached the threshold") for w in warnings)
 
@@ -229,7 +249,7 @@ def test_what_happens_to_the_engine_meanwhile(folder, lists):
     assert set(read_manifest(folder).calibrations) == {"cpu-fp32", "cuda-fp32", "openvino-bf16"}
     with pytest.raises(ManifestError, match="was changed while its prompts were scored: calibrate it again"):
         calibrate(folder, *lists, provider="cpu", progress=lambda *_: edit_manifest(folder, lambda m: m.update(seed=7)))
-    with pytest.raises(InputError, match="a job with another engine, calibration, threshold, provider or precision"):
+    with pytest.raises(InputError, match="a job with another engine, provider or precision"):
         calibrate(folder, *lists, provider="cpu", resume=True)
 
 

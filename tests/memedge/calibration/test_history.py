@@ -24,7 +24,7 @@ from memedge.engine import opening
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import Engine
 from memedge.engine.errors import InputError, ManifestError, ProviderError
-from memedge.engine.manifest import read_manifest
+from memedge.engine.manifest import Gain, read_manifest
 
 LISTS = [f"memorized number {i}" for i in range(24)], [f"clean number {i}" for i in range(100)]
 
@@ -48,9 +48,11 @@ def quick(monkeypatch, detector):
         return engine
 
     monkeypatch.setattr(Engine, "open", open_engine)
-    monkeypatch.setattr(Engine, "encode", lambda _engine, ids: ids)
-    monkeypatch.setattr(Engine, "statistics", lambda _engine, ids, *_: (ids.sum(1) / 1e5, np.zeros(len(ids))))
-    monkeypatch.setattr(fitting, "fit", lambda *_: Fit(-2.0, 3.0, 1.0, 0.5, own.cross_validation))
+    monkeypatch.setattr(Engine, "encode", lambda _engine, ids: SimpleNamespace(ids=ids, all=None))
+    monkeypatch.setattr(Engine, "norm", lambda _engine, states: states.ids.sum(1) / 1e5)
+    monkeypatch.setattr(Engine, "alignments", lambda _engine, states, *_: np.zeros(len(states.ids)))
+    fitted = Fit(-2.0, 3.0, 1.0, 0.5, own.cross_validation, Gain(0.1, 0.01))
+    monkeypatch.setattr(fitting, "fit_best", lambda *_: (0, fitted))
 
 
 @pytest.fixture
