@@ -43,14 +43,19 @@ class Direction:
     strength: float
 
     @property
+    def speaks(self) -> bool:
+        """Whether a larger norm speaks for memorized, and not a thousand times less than the alignment."""
+        effect = self.weights * self.deviation
+        return bool(effect[0] > 1e-3 * np.abs(effect).max())
+
+    @property
     def gamma(self) -> Floats:
         """(γ_norm, γ_alignment) with γ_norm = 1.
 
         Raises:
             InputError: a larger norm does not speak for memorized, or less than a thousandth as much as the alignment.
         """
-        effect = self.weights * self.deviation
-        if not effect[0] > 1e-3 * np.abs(effect).max():
+        if not self.speaks:
             raise InputError(
                 "Among these prompts a larger norm does not speak for memorized: see whether the two lists are "
                 "swapped or wrong, then run again with --resume, which scores no prompt twice."
@@ -84,7 +89,8 @@ class Fit:
 def fit_best(statistics: Floats, memorized: Bools, target_fpr: float) -> tuple[int, Fit]:
     """Fit the norm with each alignment; return which of them adds most to the norm's AUC, and its fit.
 
-    If it does not pay, the fit is that of the norm alone, and which one it is means nothing: then it is the first.
+    A pair beside which a larger norm would speak for clean is none to choose. If none pays, the fit is that of the norm
+    alone, and which one is returned means nothing: it is the first.
 
     Args:
         statistics: norm and k alignments of each prompt, float64 [B, 1 + k].
@@ -96,7 +102,7 @@ def fit_best(statistics: Floats, memorized: Bools, target_fpr: float) -> tuple[i
     """
     pairs = [statistics[:, [0, place]] for place in range(1, statistics.shape[1])]
     gains = [alignment_gain(pair, memorized, target_fpr) for pair in pairs]
-    best = max(range(len(gains)), key=lambda place: gains[place].value)
+    best = max(range(len(gains)), key=lambda place: (fit_direction(pairs[place], memorized).speaks, gains[place].value))
     chosen = best if gains[best].pays else 0
     return chosen, fit(pairs[chosen], memorized, target_fpr, gains[best])
 
