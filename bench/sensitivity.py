@@ -1,6 +1,6 @@
 """What the embedded engine's accuracy hangs on: draws, late timestep, weights, operands, precision, changed captions.
 
-    python bench/sensitivity.py [--json FILE]
+    python bench/sensitivity.py [--captions N] [--json FILE]
 
 Positives are the held-out captions that replicate in most generations (labels of bench/tiny/label.py), and apart from
 them those that do in part; negatives are all clean held-out captions that the model was trained on. In each row γ is
@@ -34,14 +34,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import KINDS, SEEN, chance, holm, kind
+from accuracy import KINDS, SEEN, chance, holm, kind, spread
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import spearmanr
 
 from memedge import Detector
 from memedge.calibration.fitting import fit_direction, fit_threshold
-from memedge.embedded import EMBEDDED_ENGINE, captions
+from memedge.embedded import EMBEDDED_ENGINE
+from memedge.embedded import captions as every_caption
 from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
@@ -66,8 +67,13 @@ class Captions:
     calibration: np.ndarray
 
     @staticmethod
-    def read() -> "Captions":
-        rows = [row for row in captions() if row.group in SEEN]
+    def read(count: int | None) -> "Captions":
+        """Return all captions, or so many of each group and split."""
+        splits = [
+            [row for row in every_caption() if row.group in SEEN and row.split == s]
+            for s in ("calibration", "held-out")
+        ]
+        rows = [row for of_split in splits for row in spread(of_split, count)]
         return Captions(
             [row.prompt for row in rows],
             np.array([kind(row) for row in rows]),
@@ -282,13 +288,13 @@ def precisions(captions: Captions) -> list[Row]:
     return found
 
 
-def variants(captions: Captions) -> list[dict[str, Any]]:
+def variants() -> list[dict[str, Any]]:
     """Return, per kind of change and whether caption and variant replicate, how many, their scores and verdicts."""
     with (TINY / "variants.csv").open(newline="") as file:
         changed = list(csv.DictReader(file))
     detector = Detector.load(provider="cpu")
     scores = detector.score([row["prompt"] for row in changed])
-    replicates = dict(zip(captions.prompts, captions.memorized.tolist(), strict=True))
+    replicates = {row.prompt: row.memorized for row in every_caption()}
     before = np.array([replicates[row["caption"]] for row in changed])
     after = np.array([row["memorized"] == "true" for row in changed])
     changes = np.array([row["kind"] for row in changed])
@@ -319,9 +325,10 @@ def variants(captions: Captions) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--captions", type=int, help="of each group and split; default: all")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    captions = Captions.read()
+    captions = Captions.read(arguments.captions)
     engine = Engine.open(EMBEDDED_ENGINE, "cpu", None, None)
     predictions = Predictions(Denoiser(engine), captions.prompts)
     timesteps = engine.directory.manifest.timesteps
@@ -338,7 +345,7 @@ def main() -> None:
         table.add_row(r.part, r.setting, r.positives, r.gamma, *aucs, ends, "" if r.p is None else f"{r.p:.2g}", r.note)
     console = Console(width=200)
     console.print("AUC on held-out captions", table)
-    changed = variants(captions)
+    changed = variants()
     table = Table("changed captions", box=None)
     for name in list(changed[0])[1:]:
         table.add_column(name)
