@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from copies import fields
 from dataset import load_captions
-from label import COPY, SEEDS
+from label import COPY
 from model import Model
 from PIL import Image, ImageDraw
 from sklearn.metrics import roc_auc_score
@@ -50,7 +50,7 @@ def sheets(data: Path, pipeline: Path, out: Path) -> None:
         i = captions.index(row["caption"])
         pairs += [(i, k, int(picture)) for k, picture in enumerate(row["pictures"].split())]
     generator = np.random.default_rng(0)
-    some = [pairs[k] for k in generator.choice(len(pairs), min(len(pairs), 20 * PAIRS * SEEDS), replace=False)]
+    some = [pairs[k] for k in generator.choice(len(pairs), min(len(pairs), 20 * PAIRS), replace=False)]
     latents = np.stack([kept[i, k] for i, k, _ in some]).astype(np.float32)
     made = decode(model.vae, torch.from_numpy(latents))
     similarity = (fields(made) * fields(pictures[[p for _, _, p in some]])).sum(1).numpy()
