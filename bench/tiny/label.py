@@ -28,7 +28,7 @@ from vae import decode
 
 SEEDS = 16
 FIRST = 4  # of captions that were left out of training
-COPY = 0.85
+COPY = 0.8
 MEMORIZED, PARTLY = 9, 3  # of 16
 TOGETHER = 16  # captions generated at once
 COLUMNS = (
