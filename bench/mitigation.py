@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
@@ -50,7 +51,7 @@ from memedge.mitigation.mitigator import MitigatedNoise, Mitigation, Mitigator
 TINY = Path(__file__).parent / "tiny"
 sys.path.insert(0, str(TINY))
 
-from copies import fields, nearest  # noqa: E402
+from copies import fields, nearest, printed  # noqa: E402
 from dataset import Caption, load_captions  # noqa: E402
 from generate import Generator, noise  # noqa: E402
 from label import COPY, MEMORIZED, SEEDS  # noqa: E402
@@ -80,12 +81,12 @@ def random_words(caption: str, count: int, vocabulary: list[str], seed: int) -> 
 class Data:
     """What prepare.py wrote, and the training pictures' fields."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, vae: AutoencoderKL):
         self.captions = load_captions(folder / "captions.json")
         stored = np.load(folder / "pictures.npz")
         self.pictures, self.drawing = stored["pictures"], stored["drawing"]
         self.drawings = {name: np.asarray(icons) for name, icons in np.load(folder / "drawings.npz").items()}
-        self.fields = fields(self.pictures)
+        self.fields = printed(vae, np.load(folder / "latents.npy"))
 
     def replicated(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which pictures [S, 64, 64, 3] are copies, bool [S], and the training picture nearest to each."""
@@ -368,7 +369,7 @@ def sources(prompts: list[str], by_torch: Mitigator, by_graphs: Mitigator) -> li
     """Time both sources on the same prompts, in turn; the first prompt warms both up. A ratio is a median of pairs."""
     calls: dict[str, Callable[[Mitigator, str], object]] = {
         "norm, 5 steps": lambda m, p: m.embedding(p, loss="norm", target=0.0, steps=5),
-        "score, 5 steps": lambda m, p: m.embedding(p, loss="score", target=-9.0, steps=5),
+        "score, 5 steps": lambda m, p: m.embedding(p, loss="score", target=-100.0, steps=5),
         "SAIL, 5 steps": lambda m, p: m.noise(p, draws=1, steps=5),
     }
     found = []
@@ -388,11 +389,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    data = Data(arguments.data)
+    model = Model.load(CHECKPOINT)
+    data = Data(arguments.data, model.vae)
     some, gallery = chosen(data, arguments.full), Gallery(data)
     by_graphs = Mitigator.load(provider="cpu", threads=arguments.threads)
     by_torch = Mitigator.load(provider="cpu", threads=arguments.threads, checkpoint=str(CHECKPOINT))
-    bench = Bench(data, Model.load(CHECKPOINT), by_graphs, arguments.threads)
+    bench = Bench(data, model, by_graphs, arguments.threads)
     console = Console(width=160)
     rows = checks(bench, gallery, some)
     runs: dict[str, list[Run]] = {}

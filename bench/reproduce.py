@@ -5,8 +5,8 @@
 Every prompt is evaluated once with the largest number of draws; fewer draws are the first of these, which are the noise
 of an engine exported with that many. For each n: the norm alone, the alignment alone, and the score with the weights
 published for the model's family; where none are, with (1, 1); and with those of the engine's own calibration, if it has
-one for what runs. Higher means memorized: where nothing is published and the calibration's weight of the alignment is
-negative, the alignment alone is taken negative too.
+one for what runs and for the published cosine. Higher means memorized: where nothing is published and the calibration's
+weight of the alignment is negative, the alignment alone is taken negative too.
 
 TPRs are given by two conventions, as the papers do not say which is theirs: strict, at an FPR of at most 1 (3) %, and
 nearest, at the FPR nearest to it. Intervals are the 2.5 and 97.5 percentiles of 2000 resamples, positives and negatives

@@ -5,7 +5,8 @@
 Positives are the held-out captions that replicate in most generations (labels of bench/tiny/label.py), and apart from
 them those that do in part; negatives are all clean held-out captions that the model was trained on. In each row γ is
 fitted anew on the calibration captions, by the function that `memedge calibrate` calls, so that a row says how good a
-setting can be, and not how ill another's γ fits.
+setting can be, and not how ill another's γ fits. The alignment is the cosine that the engine is calibrated for, but for
+rows that name another.
 
 What the alignment adds is AUC(score) − AUC(norm) with its paired bootstrap interval, and p, two-sided, of the
 difference over its standard error, corrected for all rows of the table (Holm, 1979): among so many, one interval of
@@ -14,7 +15,8 @@ twenty lies beside 0 by chance.
 - draws: n of 16 draws of noise; for n < 16 the mean over disjoint groups of draws, and the range. The score with n
   draws costs as many passes as the norm with 2n.
 - t_cos: the timestep of the alignment; the noise stays pure, as in docs/methods.md §1.
-- weights: those fitted, published, equal, and equal after dividing each term by its deviation; and ‖Δ‖ / ‖ε_0‖.
+- weights: those fitted, and equal after dividing each term by its deviation; ‖Δ‖ / ‖ε_0‖ for the norm; and with the
+  published cosine, cos(ε_0, Δ), the published weights.
 - operands: of the cosine, and over what it is taken.
 - group: the positives of each group alone, by how the model met them, with the fitted weights.
 - precision: engines of the same model, each with its own γ and threshold; Spearman's ρ of the score and the verdicts
@@ -41,6 +43,8 @@ from scipy.stats import spearmanr
 
 from memedge import Detector
 from memedge.calibration.fitting import fit_direction, fit_threshold
+from memedge.decision.rule import Rule
+from memedge.detectors.anisotropy import rule_of
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.embedded import captions as every_caption
 from memedge.engine.arrays import Floats
@@ -155,7 +159,7 @@ class Predictions:
     """Statistics of all captions on any draw at any timestep; each UNet evaluation is made once."""
 
     def __init__(self, denoiser: Denoiser, prompts: list[str]):
-        self._denoiser = denoiser
+        self._denoiser, self._rule = denoiser, rule_of(denoiser.engine)
         self._states: States = denoiser.engine.encode(denoiser.engine.tokenize(prompts)[0])
         self._noise = denoiser.noise(DRAWS)
         self._cond: dict[tuple[int, int], tuple[Latents, Latents]] = {}
@@ -173,8 +177,9 @@ class Predictions:
         return guidance_stats(*self.both(draw, timestep)).norm
 
     def alignment(
-        self, draw: int, timestep: int, kind: Alignment = "channel", operands: Operands = "uncond_delta"
+        self, draw: int, timestep: int, kind: Alignment | None = None, operands: Operands | None = None
     ) -> Floats:
+        kind, operands = kind or self._rule.alignment, operands or self._rule.operands
         return guidance_stats(*self.both(draw, timestep), alignment=kind, operands=operands).alignment
 
 
@@ -218,8 +223,9 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     for timestep in LATE:
         found += rows(captions, "t_cos", str(timestep), norm, predictions.alignment(0, timestep))
     found += rows(captions, "weights", "fitted", norm, alignment)
+    published = predictions.alignment(0, late, "channel", "uncond_delta")
     for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
-        found += rows(captions, "weights", name, norm, alignment, np.array(gamma, dtype=float))
+        found += rows(captions, "weights", name, norm, published, np.array(gamma, dtype=float))
     spread = [term[captions.fitted_on].std() for term in (norm, alignment)]
     sign = np.sign(captions.fit(np.stack([norm, alignment], axis=1))[1])
     scaled = np.array([1 / spread[0], sign / spread[1]])
@@ -253,7 +259,7 @@ def groups(captions: Captions, predictions: Predictions, timesteps: tuple[int, i
     ]
 
 
-def precisions(captions: Captions) -> list[Row]:
+def precisions(captions: Captions, rule: Rule) -> list[Row]:
     """Return the rows of the precisions, each with its own fit; the first is what the others are compared with."""
     found, true = [], None
     with tempfile.TemporaryDirectory() as folder:
@@ -274,7 +280,7 @@ def precisions(captions: Captions) -> list[Row]:
             except ProviderError as error:
                 print(f"left out: {error}", file=sys.stderr)
                 continue
-            scores = detector.score(captions.prompts, alignment="channel", operands="uncond_delta")
+            scores = detector.score(captions.prompts, alignment=rule.alignment, operands=rule.operands)
             features = np.stack([scores.norm, scores.alignment], axis=1)
             some, labels = features[captions.fitted_on], captions.memorized[captions.fitted_on]
             gamma = fit_direction(some, labels).gamma
@@ -333,7 +339,7 @@ def main() -> None:
     predictions = Predictions(Denoiser(engine), captions.prompts)
     timesteps = engine.directory.manifest.timesteps
     found = [row for part in (draws, choices, groups) for row in part(captions, predictions, timesteps)]
-    found += precisions(captions)
+    found += precisions(captions, rule_of(engine))
     corrected = iter(holm([row.p for row in found if row.p is not None]))
     found = [row if row.p is None else replace(row, p=next(corrected)) for row in found]
     table = Table(

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.engine.manifest import Estimate as Estimate
     from memedge.engine.manifest import FileEntry as FileEntry
     from memedge.engine.manifest import Flops as Flops
+    from memedge.engine.manifest import Gain as Gain
     from memedge.engine.manifest import Manifest as Manifest
     from memedge.engine.manifest import Operands as Operands
     from memedge.engine.manifest import Parity as Parity
@@ -97,7 +98,7 @@ _PUBLIC = {
     ),
     "memedge.engine.manifest": (
         "Alignment Calibration CheckpointSource Conformal CrossValidation Drift Estimate FileEntry Flops "
-        "Manifest Operands Parity Precision PredictionType Preset PromptList Schedule"
+        "Gain Manifest Operands Parity Precision PredictionType Preset PromptList Schedule"
     ),
     "memedge.evaluation.evaluate": "evaluate",
     "memedge.evaluation.figures": (

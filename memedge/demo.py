@@ -12,7 +12,7 @@ from memedge.results import Verdict
 
 SIDE = 64
 GENERATED = 4
-TEXT = 330
+TEXT = 350
 GAP = 12
 HEADINGS = ("trained on", "what the model generates (4 seeds)", "prompt and verdict")
 

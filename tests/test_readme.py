@@ -30,7 +30,7 @@ def test_three_lines_of_python(tmp_path):
     assert len(code.splitlines()) == 3
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    number = re.compile(r"\d+\.\d+")
+    number = re.compile(r"-?\d+\.\d+")
     shown = blocks("")[0]
     assert number.sub("N", done.stdout) == number.sub("N", shown)
     found, expected = ([float(n) for n in number.findall(text)] for text in (done.stdout, shown))

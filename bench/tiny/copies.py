@@ -4,11 +4,16 @@ At each pixel the gradient's direction, doubled so that light on dark is as dark
 edge: w (cos 2θ, sin 2θ), with w = m² / (m² + EDGE²) of the gradient's length m over the three channels. The field is
 blurred, so that a pixel's shift costs little, and taken at every other pixel. The similarity of two pictures is the
 cosine between their fields: 1 for the same outlines in other colours or on another background, about 0 for others.
+
+Training pictures are taken as the VAE gives them back, since no generation can be sharper: by 200 pairs judged by eye
+(judge.py), that tells copies better, with an AUC of .948 instead of .923.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from vae import decode
 
 EDGE = 0.15  # a gradient's length, of values in [0, 1], that counts by half
 BLUR = 1.5  # pixels, the Gaussian's standard deviation
@@ -36,6 +41,11 @@ def _fields(pictures: torch.Tensor) -> torch.Tensor:
     field = F.conv2d(field, kernel, padding=(0, reach), groups=2)
     field = F.conv2d(field, kernel.transpose(2, 3), padding=(reach, 0), groups=2)
     return F.normalize(field[:, :, ::STRIDE, ::STRIDE].flatten(1))
+
+
+def printed(vae: AutoencoderKL, latents: np.ndarray) -> torch.Tensor:
+    """Return the fields of training pictures as the VAE gives them back, of their latents [N, 4, 16, 16]."""
+    return fields(decode(vae, torch.from_numpy(latents.astype(np.float32))))
 
 
 def nearest(of: torch.Tensor, among: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

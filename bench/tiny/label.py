@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from copies import fields, nearest
+from copies import fields, nearest, printed
 from dataset import Caption, load_captions
 from generate import SHAPE, Generator
 from model import Model
@@ -123,7 +123,7 @@ def main() -> None:
     else:
         kept = np.lib.format.open_memmap(path, "w+", np.float16, (len(captions), SEEDS, *SHAPE))
         kept[:] = np.nan
-    training = fields(np.load(arguments.data / "pictures.npz")["pictures"])
+    training = printed(model.vae, np.load(arguments.data / "latents.npy"))
     generator, matches = Generator(model, arguments.threads), dict[int, np.ndarray]()
     texts = [caption.text for caption in captions]
 

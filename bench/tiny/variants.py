@@ -12,7 +12,7 @@ import csv
 from pathlib import Path
 
 import numpy as np
-from copies import fields, nearest
+from copies import fields, nearest, printed
 from dataset import TEMPLATES, Caption, load_captions
 from generate import Generator
 from label import COPY, SEEDS, TOGETHER, kind
@@ -49,7 +49,7 @@ def main() -> None:
     captions = [c for c in load_captions(arguments.data / "captions.json") if c.split == "held-out"]
     chosen = [c for group, count in EACH.items() for c in [c for c in captions if c.group == group][:count]]
     model, rng = Model.load(arguments.pipeline), np.random.default_rng(0)
-    training = fields(np.load(arguments.data / "pictures.npz")["pictures"])
+    training = printed(model.vae, np.load(arguments.data / "latents.npy"))
     generator = Generator(model)
     jobs = [(caption, name, prompt) for caption in chosen for name, prompt in variants(caption, rng).items()]
     rows: list[tuple[str | int, ...]] = []

@@ -41,7 +41,7 @@ def evaluate(
             "--detector",
             metavar="NAME",
             help="A detector to measure; may be repeated. Others are compared with the first.",
-            show_default="anisotropy, norm, alignment",
+            show_default="the score, anisotropy, and its terms",
         ),
     ] = None,
     draws: DrawsOption = None,
@@ -68,7 +68,6 @@ def evaluate(
     path = one_engine(directory, engine)
     several = counts(draws, "--draws") if draws is not None else None
     try:
-        from memedge.evaluation.evaluate import DEFAULT
         from memedge.evaluation.evaluate import evaluate as run
     except ImportError as error:
         raise MemedgeError(not_installed("Evaluating", error, "eval")) from None
@@ -80,7 +79,7 @@ def evaluate(
             memorized,
             clean,
             output,
-            detectors=detectors or DEFAULT,
+            detectors=detectors,
             draws=several,
             seed=seed,
             checkpoint=checkpoint,

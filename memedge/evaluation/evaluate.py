@@ -41,7 +41,6 @@ from memedge.evaluation.page import page
 from memedge.prompts.cells import guarded
 from memedge.prompts.labelled import Prompts, Sample, select
 
-DEFAULT = (ANISOTROPY, "norm", "alignment")
 MOST_DRAWS = 1000
 PAGE, DATA, TABLE = "report.html", "report.json", "prompts.csv"
 
@@ -54,7 +53,7 @@ def evaluate(
     clean: str | PathLike[str],
     output: str | PathLike[str],
     *,
-    detectors: Sequence[str] = DEFAULT,
+    detectors: Sequence[str] | None = None,
     draws: Sequence[int] | None = None,
     seed: int | None = None,
     checkpoint: str | None = None,
@@ -72,7 +71,7 @@ def evaluate(
         memorized: a file of prompts (memedge/prompts/files.py) that the model is known to have memorized.
         clean: a file of prompts that it is known not to have memorized. Prompts in both files are left out.
         output: the folder to make; what is there must be an empty one.
-        detectors: names (memedge/detectors); the others are compared with the first.
+        detectors: names (memedge/detectors); the others are compared with the first. Default: the score and its terms.
         draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
         seed: of the noise; default: the engine's own draws, then more from its seed.
         checkpoint: what the engine was exported from, for detectors that differentiate the model.
@@ -96,7 +95,7 @@ def evaluate(
         ...     print(line.detector, round(line.auc.value, 2))
         anisotropy 0.98
         norm 0.96
-        alignment 0.98
+        alignment-cond-uncond 0.98
     """
     folder = Path(output)
     _check(detectors, draws, folder, resume)
@@ -105,9 +104,10 @@ def evaluate(
     info = Detector(engine).info
     sample = select(engine, *lists)
     rule = rule_of(engine)
+    names = list(dict.fromkeys(detectors or (ANISOTROPY, *terms(rule))))
     counts = sorted(set(draws or (engine.draws,)))
     main = engine.draws if engine.draws in counts else counts[-1]
-    statistics = [make(name, engine, counts[-1], seed=seed, checkpoint=checkpoint) for name in _needed(detectors, rule)]
+    statistics = [make(name, engine, counts[-1], seed=seed, checkpoint=checkpoint) for name in _needed(names, rule)]
     header = {
         "format": "1",
         "engine": info.fingerprint,
@@ -119,10 +119,10 @@ def evaluate(
     with closing(Measurements(_journal(folder), header, resume)) as journal:
         size = max(1, engine.rows_per_call // counts[-1])
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
-        if ANISOTROPY in detectors:
+        if ANISOTROPY in names:
             measured[ANISOTROPY] = _anisotropy(measured, rule)
         lower = tuple(one.name for one in statistics if getattr(one, "sign", 1) < 0)
-        chosen = [measured[name] for name in dict.fromkeys(detectors)]
+        chosen = [measured[name] for name in names]
         evaluation = Evaluation(
             run=_run(info, seed, command),
             memorized=_file(lists[0], int(sample.memorized.sum())),
@@ -145,11 +145,11 @@ def _journal(output: Path) -> Path:
     return place.with_name(f"{place.name}.partial")
 
 
-def _check(detectors: Sequence[str], draws: Sequence[int] | None, output: Path, resume: bool) -> None:
+def _check(detectors: Sequence[str] | None, draws: Sequence[int] | None, output: Path, resume: bool) -> None:
     """Refuse what cannot end well, before anything is computed."""
-    if not detectors:
+    if detectors is not None and not detectors:
         raise InputError("There is no detector to evaluate: name at least one.")
-    for name in detectors:
+    for name in detectors or ():
         if name not in NAMES:
             raise InputError(f"There is no detector {name!r}: use {', '.join(NAMES)}.")
     if draws is not None and not (draws and all(1 <= n <= MOST_DRAWS for n in draws)):

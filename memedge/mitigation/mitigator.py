@@ -224,8 +224,7 @@ class Mitigator:
         best = now = before = goal.measure(own, 0)
         lowest = now.loss
         optimizer = AdamW(learning_rate)
-        # The empty prompt has no guidance, and so nothing to descend.
-        while not now.reached and now.steps < steps and now.norm > 0:
+        while not now.reached and now.steps < steps:
             gradient = self.gradients.statistics(now.states[None], *goal.weights, goal.rule.operands).states[0]
             moved = own.copy()
             moved[words] = optimizer.step(now.states[words], (gradient + slope * (now.states - own))[words])

@@ -82,7 +82,9 @@ class Target:
             norm = loss = self._engine.norm(self._engine.embed(states[None]))
         else:
             norm, loss = self._score(states)
-        return Iterate(states, steps, float(norm[0]), float(loss[0]), bool(loss[0] <= self.value))
+        # The empty prompt has no guidance: nothing to lower, however low the target.
+        reached = bool(loss[0] <= self.value or norm[0] == 0)
+        return Iterate(states, steps, float(norm[0]), float(loss[0]), reached)
 
     def verdict(self, iterate: Iterate) -> tuple[float | None, bool | None, int]:
         """Return the score, whether it is that of a memorized prompt, and how many passes it took to know."""

@@ -20,6 +20,7 @@ def data(tmp_path_factory):
         from dataset import plan, save_captions
         from mitigation import Data
         from pictures import render
+        from vae import encode, load_vae
 
         folder = tmp_path_factory.mktemp("data")
         names = [f"thing-{i}" for i in range(sum(COUNTS.values()) - 1)] + ["bicycle"]
@@ -30,10 +31,12 @@ def data(tmp_path_factory):
         icons = (smooth * 255).byte().permute(0, 2, 3, 1).numpy()
         pictures, captions = plan(concepts, 0, COUNTS)
         drawing = [picture.drawing % 5 for picture in pictures]
-        np.savez(folder / "pictures.npz", pictures=render(pictures, icons)[0], drawing=drawing)
+        rendered, vae = render(pictures, icons)[0], load_vae(TINY / "emoji" / "vae")
+        np.savez(folder / "pictures.npz", pictures=rendered, drawing=drawing)
+        np.save(folder / "latents.npy", encode(vae, rendered).astype(np.float16))
         np.savez(folder / "drawings.npz", **{name: icons[places] for name, places in concepts.items()})
         save_captions(folder / "captions.json", captions)
-        return Data(folder)
+        return Data(folder, vae)
 
 
 def test_random_words_are_put_in_and_nothing_else_changes():

@@ -87,8 +87,8 @@ def test_calibration_replaces_published_weights(tmp_path):
 
 def test_calibration_holds_for_its_own_statistics_only(detector):
     assert detector.score(PROMPTS, alignment="flat").score is None
-    assert detector.score(PROMPTS, operands="cond_delta").memorized is None
-    assert detector.score(PROMPTS, alignment="channel", operands="uncond_delta").score is not None
+    assert detector.score(PROMPTS, operands="uncond_delta").memorized is None
+    assert detector.score(PROMPTS, alignment="channel", operands="cond_uncond").score is not None
 
 
 @pytest.mark.parametrize("prompt", ["", "   ", "\n\t"])
@@ -283,7 +283,7 @@ def test_logging(detector, caplog):
     with caplog.at_level(logging.INFO, logger="memedge"):
         detector.detect(["the left luggage sign", "a green star on a hill"])
     assert [record.name for record in caplog.records] == ["memedge", "memedge"]
-    assert re.match(r"memorized: score \d\.\d+ ≥ threshold \d\.\d+ \(cpu-fp32, passes: 2", caplog.messages[0])
+    assert re.match(r"memorized: score -\d+\.\d+ ≥ threshold -\d+\.\d+ \(cpu-fp32, passes: 2", caplog.messages[0])
     assert caplog.messages[1].startswith("ok: ")
     assert not any("luggage" in text or "star" in text for text in caplog.messages)
 

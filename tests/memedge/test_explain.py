@@ -35,7 +35,7 @@ def explanation(detector):
 def score(detector, ids):
     """The calibrated score of ids, by the formula."""
     engine, calibration = detector.engine, detector.info.calibration
-    norm, aligned = engine.statistics(engine.encode(np.array([ids])), "channel", "uncond_delta")
+    norm, aligned = engine.statistics(engine.encode(np.array([ids])), calibration.alignment, calibration.operands)
     return calibration.gamma_norm * norm[0] + calibration.gamma_alignment * aligned[0]
 
 

@@ -34,7 +34,7 @@ def test_embedded_unet(folder):
     assert not any(node.domain for node in nodes)
     before = onnx.load(folder / UNET, load_external_data=False).graph.node
     fused = sum(node.op_type == "MultiHeadAttention" for node in before)
-    assert sum(node.op_type == "Softmax" for node in nodes) == fused == 13
+    assert sum(node.op_type == "Softmax" for node in nodes) == fused == 19
     assert not any(node.op_type == "Shape" for node in nodes)
     (folder / "expanded.onnx").write_bytes(content)
     rng = np.random.default_rng(0)

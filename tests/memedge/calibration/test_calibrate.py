@@ -57,7 +57,11 @@ def scored(monkeypatch) -> SimpleNamespace:
 
     def made_up(prompt):
         high = prompt in MEMORIZED
-        return generator.normal(3 if high else 1, 0.7), generator.normal(0, 0.1), np.clip(generator.normal(-0.6 * high, 0.25), -1, 1)
+        return (
+            generator.normal(3 if high else 1, 0.7),
+            generator.normal(0, 0.1),
+            np.clip(generator.normal(-0.6 * high, 0.25), -1, 1),
+        )
 
     table = {prompt: made_up(prompt) for prompt in texts.values()}
 

@@ -30,5 +30,6 @@ def test_uncalibrated(copy):
 
 def test_calibrated(detector):
     rule = detector.info.rule
-    words = f"memorized if {rule.formula} ≥ {rule.threshold:.4g} (channel, uncond_delta), for a false-positive rate of"
+    cosine = f"({rule.alignment}, {rule.operands})"
+    words = f"memorized if {rule.formula} ≥ {rule.threshold:.4g} {cosine}, for a false-positive rate of"
     assert words in read(memedge("info", "--provider", "cpu").stdout)

@@ -104,13 +104,13 @@ def test_verdicts_say_it(detector):
     """By load, by detect and by `at` alike; and the engine's own stays what it is."""
     before = (EMBEDDED_ENGINE / "manifest.json").read_bytes()
     prompts = ["the left luggage sign", "a green star on a hill", ""]
-    loaded = Detector.load(provider="cpu", threshold=-5)
+    loaded = Detector.load(provider="cpu", threshold=-24)
     verdicts = loaded.detect(prompts)
     assert [v.memorized for v in verdicts] == [True, True, False]
-    assert detector.detect(prompts, threshold=-5) == detector.at(-5).detect(prompts)
-    assert [v.reason for v in detector.detect(prompts, threshold=-5)] == [v.reason for v in verdicts]
-    assert {(v.threshold, v.operating_point) for v in verdicts} == {(-5, "threshold")}
-    assert all("threshold -5, as given" in v.reason for v in verdicts[:1])
+    assert detector.detect(prompts, threshold=-24) == detector.at(-24).detect(prompts)
+    assert [v.reason for v in detector.detect(prompts, threshold=-24)] == [v.reason for v in verdicts]
+    assert {(v.threshold, v.operating_point) for v in verdicts} == {(-24, "threshold")}
+    assert all("threshold -24, as given" in v.reason for v in verdicts[:1])
     assert loaded.score(prompts).memorized.tolist() == [True, True, False]
     assert detector.detect(prompts)[1].memorized is False
     assert detector.detect(prompts)[0].operating_point == "calibrated"
@@ -130,13 +130,13 @@ def test_published_weights_can_have_a_threshold(engine, tmp_path):
 
 
 def test_commands(tmp_path):
-    done = memedge("detect", "a green star on a hill", *CPU, "--threshold", -5, "--json")
+    done = memedge("detect", "a green star on a hill", *CPU, "--threshold", -24, "--json")
     assert json.loads(done.stdout)[0]["operating_point"] == "threshold"
-    done = memedge("detect", "a green star on a hill", *CPU, "--threshold", -5)
-    assert "Memorized: a score of at least -5, the threshold that was given, on cpu-fp32." in done.stderr
+    done = memedge("detect", "a green star on a hill", *CPU, "--threshold", -24)
+    assert "Memorized: a score of at least -24, the threshold that was given, on cpu-fp32." in done.stderr
     (tmp_path / "p.txt").write_text("a green star on a hill\n")
-    done = memedge("score", "p.txt", "-o", "s.csv", *CPU, "--threshold", -5, cwd=tmp_path)
-    assert "1 memorized (threshold -5, as given)" in done.stderr
+    done = memedge("score", "p.txt", "-o", "s.csv", *CPU, "--threshold", -24, cwd=tmp_path)
+    assert "1 memorized (threshold -24, as given)" in done.stderr
 
 
 @pytest.mark.parametrize("scores", [[1.0], [1.0, 2.0, *[0.0] * 3], [math.inf] * 5])

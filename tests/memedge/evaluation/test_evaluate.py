@@ -22,6 +22,7 @@ from memedge.evaluation import evaluate as module
 from memedge.evaluation.figures import Measured, Rule, find
 
 RULE = Rule(source="calibrated", threshold=0.5)
+ALIGNMENT = "alignment-cond-uncond"  # of the embedded engine's calibration
 
 
 def held_out(memorized: bool, count: int) -> list[str]:
@@ -71,7 +72,7 @@ def test_scores_are_the_products(report, detector):
     """With the engine's own draw, the anisotropy is the score that `Detector` gives, and its parts are, too."""
     evaluation, _ = report
     scores = detector.score([one.prompt for one in evaluation.prompts])
-    for name, values in (("anisotropy", scores.score), ("norm", scores.norm), ("alignment", scores.alignment)):
+    for name, values in (("anisotropy", scores.score), ("norm", scores.norm), (ALIGNMENT, scores.alignment)):
         np.testing.assert_allclose([one.score(name, 1) for one in evaluation.prompts], values, rtol=1e-3, atol=1e-4)
     verdicts = evaluation.findings.verdicts
     assert verdicts.threshold == scores.threshold
@@ -93,7 +94,7 @@ def test_the_anisotropy_is_the_detectors_own(report):
 def test_figures_are_of_means_over_the_first_draws(report):
     evaluation, _ = report
     assert [(line.detector, line.draws) for line in evaluation.findings.lines] == [
-        (name, n) for n in (1, 3) for name in ("anisotropy", "norm", "alignment")
+        (name, n) for n in (1, 3) for name in ("anisotropy", "norm", ALIGNMENT)
     ]
     for line in evaluation.findings.lines:
         sign = evaluation.sign(line.detector)
@@ -120,14 +121,14 @@ def test_folder(report, lists):
     assert (data["memorized"]["name"], data["clean"]["evaluated"]) == (lists[0].name, 24)
     with (output / "prompts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert rows[0].keys() == {"prompt", "label", "truncated", "anisotropy", "norm", "alignment"}
+    assert rows[0].keys() == {"prompt", "label", "truncated", "anisotropy", "norm", ALIGNMENT}
     for row, one in zip(rows, evaluation.prompts, strict=True):
         assert (row["prompt"], row["label"] == "memorized") == (one.prompt, one.memorized)
         assert float(row["anisotropy"]) == one.score("anisotropy", 1)
         # Whatever the sign of its γ, the cosine is shown as measured.
-        assert float(row["alignment"]) == one.score("alignment", 1)
+        assert float(row[ALIGNMENT]) == one.score(ALIGNMENT, 1)
     gamma = read_manifest(EMBEDDED_ENGINE).calibrations["cpu-fp32"].gamma_alignment
-    assert evaluation.lower == (("alignment",) if gamma < 0 else ())
+    assert evaluation.lower == ((ALIGNMENT,) if gamma < 0 else ())
     assert "<html" in (output / "report.html").read_text()[:100]
 
 

@@ -84,7 +84,7 @@ def test_says_what_it_wrote(tmp_path):
         "provider": "cpu",
         "precision": None,
         "runs_on": "cpu",
-        "max_batch_size": 16,
+        "max_batch_size": 64,
     }
     assert '"early" value { string_value: "conformal" }' in (tmp_path / "b/memedge/config.pbtxt").read_text()
 
