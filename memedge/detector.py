@@ -136,7 +136,7 @@ class Detector:
             >>> from memedge import Detector
             >>> detector = Detector.load(provider="cpu")
             >>> detector.info.key, detector.info.rule.formula
-            ('cpu-fp32', '1 · norm − 6.129 · alignment')
+            ('cpu-fp32', '1 · norm − 25.63 · alignment')
         """
         if not (batch_size in (None, "auto") or (isinstance(batch_size, int) and batch_size >= 1)):
             raise InputError(f"batch_size is {batch_size!r}: give at least 1, 'auto', or leave it out.")
@@ -179,9 +179,9 @@ class Detector:
 
         Examples:
             >>> from memedge import Detector
-            >>> strict = Detector.load(provider="cpu").at(threshold=3.0)
+            >>> strict = Detector.load(provider="cpu").at(threshold=-14.0)
             >>> strict.detect(["the left luggage sign"])[0].reason
-            'score 4.468 ≥ threshold 3, as given'
+            'score -11.44 ≥ threshold -14, as given'
         """
         if threshold is None and target_fpr is None:
             return self
@@ -254,7 +254,7 @@ class Detector:
             >>> detector = Detector.load(provider="cpu")
             >>> scores = detector.score(["the left luggage sign", "a green star on a hill", ""])
             >>> scores.score.round(2)
-            array([4.47, 0.85, 0.  ])
+            array([-11.44, -22.85,   0.  ])
             >>> scores.memorized
             array([ True, False, False])
         """
@@ -294,7 +294,7 @@ class Detector:
             >>> pipe = StableDiffusionPipeline.from_pretrained("model")
             >>> states, _ = pipe.encode_prompt("the left luggage sign", "cpu", 1, False)
             >>> Detector.load("engine", provider="cpu").score_embeddings(states.detach()).score.round(2)
-            array([4.47])
+            array([-11.44])
         """
         rule = self._rule.measuring(alignment, operands)
         array = pack(self._info.manifest, states, pooled)
@@ -332,7 +332,7 @@ class Detector:
             >>> [verdict.memorized for verdict in verdicts]
             [True, False]
             >>> verdicts[0].reason
-            'score 4.468 ≥ threshold 3.443'
+            'score -11.44 ≥ threshold -16.22'
         """
         if threshold is not None or target_fpr is not None:
             return self.at(threshold, target_fpr).detect(prompts, early)
@@ -375,9 +375,9 @@ class Detector:
         Examples:
             >>> from memedge import Detector
             >>> explanation = Detector.load(provider="cpu").explain("the left luggage sign")
-            >>> word = explanation.words[3]
+            >>> word = explanation.words[2]
             >>> word.text, round(word.significance, 1)
-            ('crossed', 1.1)
+            ('luggage', 14.0)
         """
         if method not in get_args(ExplanationMethod):
             raise InputError(f"There is no method={method!r}: use 'mask' or 'gradient'.")

@@ -4,7 +4,8 @@
 
 Writes bench/tiny/emoji (the model as a pipeline of diffusers, fp16), memedge/data/captions.csv, memedge/data/engine,
 exported but not yet calibrated (calibrate.py), and memedge/data/pictures: strips for the demo, training picture |
-generations. The demo has the first held-out captions of each kind; with the seed fixed, chance has chosen them.
+generations. The demo has the first held-out captions of each kind, of different concepts; with the seed fixed, chance
+has chosen them.
 """
 
 import argparse
@@ -24,13 +25,12 @@ from memedge.export.export import export
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "memedge" / "data"
 SHOWN = {  # held-out captions the demo scores: (group, kind by behaviour) -> how many
-    ("memorized", "memorized"): 3,
-    ("memorized", "partly"): 1,
-    ("near", "memorized"): 1,
+    ("memorized", "memorized"): 5,
+    ("near", "memorized"): 2,
     ("template", "memorized"): 1,
     ("partly", "partly"): 1,
     ("partly", "clean"): 1,
-    ("frequent", "clean"): 3,
+    ("frequent", "clean"): 2,
     ("seen", "clean"): 2,
     ("unseen", "clean"): 2,
 }
@@ -40,13 +40,15 @@ OWN = ("concept", "pictures")  # columns of label.py that are not shipped
 
 def shown(rows: list[dict[str, str]]) -> list[int]:
     """Return the indices of the captions with pictures: README's, and the first of each kind."""
-    of_readme = [row["concept"] in PLACED for row in rows]
     kinds = [kind(int(row["replicas"]), int(row["generations"])) for row in rows]
-    chosen = []
+    chosen: list[int] = []
     for (group, wanted), count in SHOWN.items():
         found = [i for i, row in enumerate(rows) if (row["group"], row["split"]) == (group, "held-out")]
-        found = sorted((i for i in found if kinds[i] == wanted), key=lambda i: not of_readme[i])
-        chosen += found[:count]
+        found = sorted((i for i in found if kinds[i] == wanted), key=lambda i: rows[i]["concept"] not in PLACED)
+        concepts: dict[str, int] = {}  # -> its first
+        for i in found:
+            concepts.setdefault(rows[i]["concept"], i)
+        chosen += list(concepts.values())[:count]
     return chosen
 
 

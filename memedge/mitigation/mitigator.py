@@ -207,7 +207,7 @@ class Mitigator:
             >>> from memedge import Mitigator
             >>> result = Mitigator.load(provider="cpu").embedding("the left luggage sign")
             >>> round(result.before, 1), round(result.after, 1), result.succeeded
-            (4.4, 1.1, True)
+            (-11.4, -24.3, True)
             >>> result.states.shape
             (24, 96)
         """
@@ -289,7 +289,7 @@ class Mitigator:
             >>> from memedge import Mitigator
             >>> result = Mitigator.load(provider="cpu").noise("the left luggage sign", draws=2, steps=3)
             >>> round(result.norm_before, 1), round(result.norm_after, 1), result.noise.shape
-            (2.8, 2.2, (4, 32, 32))
+            (3.2, 2.8, (4, 16, 16))
         """
         (prompt,) = checked_prompts([prompt])
         _check(steps, learning_rate)

@@ -39,7 +39,7 @@ def test_in_a_browser(chromium, server, tmp_path, width, dark):
     until(chromium, "document.getElementById('engine').textContent.includes('Engine of emoji, cpu fp32')")
     assert chromium.run("document.activeElement.id") == "prompt"  # one may type at once
     judge(chromium, "the left luggage sign")
-    assert text(chromium, "verdict") == "Memorized" and "≥ threshold 3.443" in text(chromium, "reason")
+    assert text(chromium, "verdict") == "Memorized" and "≥ threshold -16.22" in text(chromium, "reason")
     judge(chromium, "<img src=x onerror=alert(1)> 猫")
     assert text(chromium, "verdict") == "Not memorized"
     rows = "[...document.querySelectorAll('#history tr')].map((row) => row.cells[0].textContent)"
