@@ -53,7 +53,7 @@ def main() -> None:
             sheet.paste(Image.fromarray(pictures[i]), (LABEL + place * side, row * side))
         for seed, picture in enumerate(of_caption):
             sheet.paste(Image.fromarray(picture), (LABEL + (TRAINING + seed) * side + GAP, row * side))
-    sheet.save(arguments.sheet, optimize=True)
+    sheet.quantize(256).save(arguments.sheet, optimize=True)
 
 
 if __name__ == "__main__":
