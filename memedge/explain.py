@@ -114,8 +114,8 @@ class Words:
 class Masks:
     """A prompt's ids, and its ids with each word and each token masked.
 
-    To mask is to put padding in a token's place. Measured on the embedded engine's 75 memorized captions, against
-    leaving the token out, by which all later ones move up, and against the neutral tokens "a" and ",":
+    To mask is to put padding in a token's place. Measured on 75 memorized captions of an earlier embedded engine,
+    against leaving the token out, by which all later ones move up, and against the neutral tokens "a" and ",":
 
     | mask     | concept's share | words before it | same word on other noise | sum of falls / score |
     |----------|-----------------|-----------------|--------------------------|----------------------|
