@@ -4,9 +4,10 @@
 
 AUC and TPR@1%FPR on held-out captions. Positives are those of whose generations at least 9 of 16 are copies of training
 pictures (labels of bench/tiny/label.py), and apart from them those of which 3 to 8 are; negatives, of which at most 2
-are. All of them are of groups that the model was trained on. --by-group also shows each group of positives and of
-negatives alone. A last table has TPR@0.1%FPR against all captions that the model was not trained on, those of the
-calibration split too, on which thresholds and γ have been fitted: a thousandth of fewer could not be told from nothing.
+are. All of them are of groups that the model was trained on. --by-group also shows each group of positives against all
+negatives, and all positives against each group of negatives. A last table has TPR@0.1%FPR against all captions that the
+model was not trained on, those of the calibration split too, on which thresholds and γ have been fitted: a thousandth
+of fewer could not be told from nothing.
 
 A seed is one draw of noise for all captions, or as many as "norm x 4" says, the first ones the engine's own, which γ
 was fitted on; figures are means over seeds. TPR at an FPR is by the strict convention: the highest at an FPR of at most
@@ -188,14 +189,17 @@ def main() -> None:
             measured.append(measure(name, engine, prompts, 3 if arguments.full and name in CHEAP else 1, draws))
             console.print(f"{measured[-1].detector}: {measured[-1].seconds:.3f} s per caption")
 
-    positives, negatives = {name: kinds == name for name in KINDS[:2]}, {"clean": kinds == "clean"}
+    memorized, clean = ((name, kinds == name) for name in ("memorized", "clean"))
+    pairs = [(memorized, clean), (("in part", kinds == "in part"), clean)]
     if arguments.by_group:
-        positives |= {f"memorized, {name}": (group == name) & (kinds == "memorized") for name in SEEN}
-        negatives |= {f"clean, {name}": (group == name) & (kinds == "clean") for name in SEEN}
+        pairs += [((f"memorized, {name}", (group == name) & memorized[1]), clean) for name in SEEN]
+        pairs += [(memorized, (f"clean, {name}", (group == name) & clean[1])) for name in SEEN]
     results = [
-        replace(compare(values, measured, positive, negative), positives=f"{of} ({positive.sum()})", negatives=against)
-        for of, positive in positives.items()
-        for against, negative in ((f"{name} ({some.sum()})", some) for name, some in negatives.items())
+        replace(
+            compare(values, measured, *some), positives=f"{of} ({some[0].sum()})", negatives=f"{to} ({some[1].sum()})"
+        )
+        for (of, positive), (to, negative) in pairs
+        for some in [(positive, negative)]
         if positive.any() and negative.any()
         for values in measured
     ]

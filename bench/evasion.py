@@ -2,8 +2,8 @@
 
     python bench/evasion.py
 
-For 8 memorized captions, with 8 seeds: how many pass `Detector.detect`, pass `first_step`,
-and, of those that pass, how many still replicate in at least one picture. Prints the table of docs/servers.md.
+For 8 memorized captions that `Detector.detect` stops, with 8 seeds: how many pass it, pass `first_step`, and, of those
+that pass, how many still replicate in at least one picture. Prints the table of docs/servers.md.
 """
 
 import sys
@@ -72,7 +72,8 @@ def main() -> None:
     pipe.set_progress_bar_config(disable=True)
     detector = Detector.load(provider="cpu")
     guards = [guard(pipe, detector), guard(pipe, detector, first_step=FIRST_STEP)]
-    prompts = [row.prompt for row in captions() if row.memorized and row.split == "held-out"][:CAPTIONS]
+    prompts = [row.prompt for row in captions() if row.memorized and row.split == "held-out"][: 8 * CAPTIONS]
+    prompts = [verdict.prompt for verdict in detector.detect(prompts) if verdict.memorized][:CAPTIONS]
     counts: dict[str, list[int]] = {}
     for prompt in prompts:
         bare = fields(
@@ -88,7 +89,7 @@ def main() -> None:
                 result = guarded(**({"guidance_scale": SCALE} | call | arguments()))
                 row[2 * place] += result.verdicts[0].action == "passed"
                 row[2 * place + 1] += replicates(result.images, memory)
-    print(f"Of {len(prompts)} memorized captions:\n")
+    print(f"Of {len(prompts)} memorized captions that the guard stops:\n")
     print("| evasion | passes | … and replicates | passes `first_step` | … and replicates |\n|---|---|---|---|---|")
     for name, row in counts.items():
         print(f"| {name.replace('|', chr(92) + '|')} | {' | '.join(map(str, row))} |")

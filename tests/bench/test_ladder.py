@@ -48,6 +48,4 @@ def test_report(tmp_path, monkeypatch, capsys):
     assert {rung["stage"] for rung in rungs} == STAGES
     assert {rung["backend"] for rung in rungs} == {"torch", "cpu", "openvino"}
     assert all(rung["seconds_per_verdict"] > 0 and 0 <= rung["skipped_share"] <= 0.5 for rung in rungs)
-    conformal = [rung["skipped_share"] for rung in rungs if rung["stage"] == "early_conformal"]
-    assert min(conformal) > 0.45  # of two passes, nearly one
     assert "early_conformal" in capsys.readouterr().out
