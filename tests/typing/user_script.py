@@ -84,6 +84,7 @@ def info(detector: memedge.Detector) -> str:
         assert_type(found.calibration.cross_validation, memedge.CrossValidation)
         assert_type(found.calibration.cross_validation.auc, memedge.Estimate)
         assert_type(found.calibration.conformal, memedge.Conformal | None)
+        assert_type(found.calibration.gain, memedge.Gain | None)
     return describe(found.manifest)
 
 

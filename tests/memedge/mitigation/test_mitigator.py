@@ -172,9 +172,8 @@ def test_a_score_of_the_norm_alone_takes_its_passes(copied, gradients):
 
 def test_a_loss_at_the_target_is_no_verdict(mitigator, detector):
     """A target that leaves the prompt memorized succeeds, and it is said what that is worth."""
-    found = mitigator.embedding(
-        MEMORIZED, target=(detector.score([MEMORIZED]).score[0] + detector.info.rule.threshold) / 2
-    )
+    halfway = (detector.score([MEMORIZED]).score[0] + detector.info.rule.threshold) / 2
+    found = mitigator.embedding(MEMORIZED, target=halfway, learning_rate=0.01)
     assert found.succeeded and found.memorized
     assert "still that of a memorized prompt" in found.reason
 
