@@ -273,8 +273,8 @@ def test_examples_run(page, detector, tmp_path, monkeypatch):
         np.testing.assert_allclose(names["stats"].norm, [16, 16, 16])
     if page.name == "remedies.md":
         assert names["result"].succeeded
-        assert names["noise"].shape == (4, 32, 32)
+        assert names["noise"].shape == (4, 16, 16)
     if "guarded" in names:
         assert [image is None for image in names["result"].images] == [True, False]
     if "done" in names:
-        assert names["done"].calibration.memorized.prompts == 32
+        assert names["done"].calibration.memorized.prompts == 359

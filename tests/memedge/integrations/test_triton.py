@@ -358,7 +358,7 @@ def test_triton_refuses_a_bad_request_alone(asked):
     for bad, words in [
         ((b"\xff",), "Prompt 1 is not valid UTF-8: correct or remove it."),
         (("a" * (1 << 21),), "give at most 1048576 in a request."),
-        (("a star",) * 17, "batch-size must be <= 16"),
+        (("a star",) * 65, "batch-size must be <= 64"),
     ]:
         with pytest.raises(InferenceServerException, match=re.escape(words)):
             caller.infer("memedge", tensor(client, *bad))
