@@ -119,7 +119,7 @@ def climb(model: str, precision: str, folder: Path, engines: list[tuple[Path, st
     detectors = {}
     for path, provider, own in engines:
         detector = Detector.load(path, provider=provider, precision=own, threads=threads)
-        scores = detector.score([PROMPT])
+        scores = detector.score([PROMPT], alignment="channel", operands="uncond_delta")
         agree(f"{provider} {own}", (scores.norm[0], scores.alignment[0]), expected, own)
         detectors[f"{provider}/{own}"] = detector
         for name, call in engine_calls(detector).items():
