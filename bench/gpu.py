@@ -47,7 +47,7 @@ TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
 def agreement(path: Path, provider: str) -> dict[str, float | None]:
     """Return the largest distance from provider `cpu`, and what the precision table allows."""
     own, true = Detector.load(path, provider), Detector.load(path, "cpu")
-    found, expected = own.score(PROMPTS), true.score(PROMPTS)
+    found, expected = (d.score(PROMPTS, operands="uncond_delta") for d in (own, true))  # calibrated or not
     allowed = ENGINE.get(own.info.precision)
     return {
         "norm_relative": float(np.abs(found.norm / expected.norm - 1).max()),

@@ -175,7 +175,7 @@ def main() -> None:
     for name, model in layouts.items():
         compare(f"torch fp16{name}", model(captions(4), own, 2), expected, None)
     if detector:
-        scores = detector.score(captions(4))
+        scores = detector.score(captions(4), operands="uncond_delta")
         compare(detector.info.key, (scores.norm, scores.alignment), expected, detector.info.precision)
 
     rungs: list[Rung] = []
