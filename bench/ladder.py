@@ -42,6 +42,7 @@ from memedge.engine.precision import ENGINE
 EMOJI = Path(__file__).parent / "tiny" / "emoji"
 ROUNDS = {"emoji": 9, "sd14": 2}
 MEMORIZED_SHARE = 0.01
+MOST = 200  # captions of each kind, for the share of verdicts that take one pass
 PROMPT = "skull icon"
 EARLY = ("proven", "conformal")
 
@@ -59,9 +60,11 @@ class Rung:
 
 
 def held_out() -> tuple[list[str], list[str]]:
-    """Return the clean and the memorized held-out captions of the embedded model."""
+    """Return so many clean and memorized held-out captions of the embedded model, evenly over the file."""
     rows = [row for row in captions() if row.split == "held-out"]
-    return tuple([row.prompt for row in rows if row.memorized == label] for label in (False, True))
+    kinds = ([row.prompt for row in rows if row.memorized == label] for label in (False, True))
+    clean, memorized = ([kind[i * len(kind) // MOST] for i in range(MOST)] for kind in kinds)
+    return clean, memorized
 
 
 def one_pass_share(detector: Detector, early: str) -> float:
