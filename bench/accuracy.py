@@ -189,18 +189,17 @@ def main() -> None:
             measured.append(measure(name, engine, prompts, 3 if arguments.full and name in CHEAP else 1, draws))
             console.print(f"{measured[-1].detector}: {measured[-1].seconds:.3f} s per caption")
 
-    memorized, clean = ((name, kinds == name) for name in ("memorized", "clean"))
-    pairs = [(memorized, clean), (("in part", kinds == "in part"), clean)]
+    some = {name: kinds == name for name in KINDS}
+    pairs = [("memorized", "clean"), ("in part", "clean")]
     if arguments.by_group:
-        pairs += [((f"memorized, {name}", (group == name) & memorized[1]), clean) for name in SEEN]
-        pairs += [(memorized, (f"clean, {name}", (group == name) & clean[1])) for name in SEEN]
+        some |= {f"{of}, {name}": some[of] & (group == name) for of in ("memorized", "clean") for name in SEEN}
+        pairs += [(f"memorized, {name}", "clean") for name in SEEN]
+        pairs += [("memorized", f"clean, {name}") for name in SEEN]
+    titled = {name: f"{name} ({rows.sum()})" for name, rows in some.items()}
     results = [
-        replace(
-            compare(values, measured, *some), positives=f"{of} ({some[0].sum()})", negatives=f"{to} ({some[1].sum()})"
-        )
-        for (of, positive), (to, negative) in pairs
-        for some in [(positive, negative)]
-        if positive.any() and negative.any()
+        replace(compare(values, measured, some[of], some[to]), positives=titled[of], negatives=titled[to])
+        for of, to in pairs
+        if some[of].any() and some[to].any()
         for values in measured
     ]
     corrected = iter(holm([row.p for row in results if row.p is not None]))

@@ -27,6 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from memedge import Detector, MemedgeError
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import probe
 from memedge.engine.engine import Engine
@@ -47,7 +48,9 @@ TIMES = (("first", "first"), ("median", "p50"), ("95 %", "p95"))
 def agreement(path: Path, provider: str) -> dict[str, float | None]:
     """Return the largest distance from provider `cpu`, and what the precision table allows."""
     own, true = Detector.load(path, provider), Detector.load(path, "cpu")
-    found, expected = (d.score(PROMPTS, operands="uncond_delta") for d in (own, true))  # calibrated or not
+    # Of one cosine, whatever either is calibrated for.
+    published = {"alignment": DEFAULT_ALIGNMENT, "operands": DEFAULT_OPERANDS}
+    found, expected = own.score(PROMPTS, **published), true.score(PROMPTS, **published)
     allowed = ENGINE.get(own.info.precision)
     return {
         "norm_relative": float(np.abs(found.norm / expected.norm - 1).max()),

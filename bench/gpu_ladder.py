@@ -33,6 +33,7 @@ from rich.table import Table
 from transformers import AutoTokenizer, CLIPTextModel
 
 from memedge import Detector
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.engine.precision import ENGINE
 from memedge.measure.latency import Meter, with_draws
 
@@ -175,7 +176,7 @@ def main() -> None:
     for name, model in layouts.items():
         compare(f"torch fp16{name}", model(captions(4), own, 2), expected, None)
     if detector:
-        scores = detector.score(captions(4), operands="uncond_delta")
+        scores = detector.score(captions(4), alignment=DEFAULT_ALIGNMENT, operands=DEFAULT_OPERANDS)
         compare(detector.info.key, (scores.norm, scores.alignment), expected, detector.info.precision)
 
     rungs: list[Rung] = []

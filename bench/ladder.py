@@ -35,6 +35,7 @@ from rich.table import Table
 from torch_stages import Torch
 
 from memedge import Detector
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS
 from memedge.embedded import captions
 from memedge.engine.openvino import precisions
 from memedge.engine.precision import ENGINE
@@ -122,7 +123,7 @@ def climb(model: str, precision: str, folder: Path, engines: list[tuple[Path, st
     detectors = {}
     for path, provider, own in engines:
         detector = Detector.load(path, provider=provider, precision=own, threads=threads)
-        scores = detector.score([PROMPT], alignment="channel", operands="uncond_delta")
+        scores = detector.score([PROMPT], alignment=DEFAULT_ALIGNMENT, operands=DEFAULT_OPERANDS)
         agree(f"{provider} {own}", (scores.norm[0], scores.alignment[0]), expected, own)
         detectors[f"{provider}/{own}"] = detector
         for name, call in engine_calls(detector).items():

@@ -43,7 +43,7 @@ from scipy.stats import spearmanr
 
 from memedge import Detector
 from memedge.calibration.fitting import fit_direction, fit_threshold
-from memedge.decision.rule import Rule
+from memedge.decision.rule import DEFAULT_ALIGNMENT, DEFAULT_OPERANDS, Rule
 from memedge.detectors.anisotropy import rule_of
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.embedded import captions as every_caption
@@ -223,7 +223,7 @@ def choices(captions: Captions, predictions: Predictions, timesteps: tuple[int, 
     for timestep in LATE:
         found += rows(captions, "t_cos", str(timestep), norm, predictions.alignment(0, timestep))
     found += rows(captions, "weights", "fitted", norm, alignment)
-    published = predictions.alignment(0, late, "channel", "uncond_delta")
+    published = predictions.alignment(0, late, DEFAULT_ALIGNMENT, DEFAULT_OPERANDS)
     for name, gamma in (("equal", (1, 1)), ("published, SD 1.x", (1, 2)), ("published, SD 2.x", (1, 0.1))):
         found += rows(captions, "weights", name, norm, published, np.array(gamma, dtype=float))
     spread = [term[captions.fitted_on].std() for term in (norm, alignment)]

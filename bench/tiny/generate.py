@@ -35,10 +35,8 @@ class Generator:
     def __init__(self, model: Model, threads: int | None = None):
         self.model = model
         threads = threads or len(os.sched_getaffinity(0))
-        self._unet, self._pool = (
-            _compiled(model, threads),
-            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)),
-        )
+        self._unet = _compiled(model, threads)
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         with torch.inference_mode():
             self._empty = model.text_encoder(input_ids=model.tokenize([""]))[0]
 

@@ -85,6 +85,9 @@ class Model:
         # transformers would load what it says here, diffusers loads the UNet in float32.
         config = partial / "text_encoder" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+        config = partial / "vae" / "config.json"  # says where it was loaded from on this machine
+        said = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+        config.write_text(json.dumps(said, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
 
