@@ -1,9 +1,9 @@
 """Does mitigation work, what does it leave of the prompt, what does it cost: the embedded model's memorized captions.
 
-    python bench/mitigation.py DATA_DIR [--full] [--sheet bench/mitigation.png] [--json FILE]
+    python bench/mitigation.py DATA_DIR [--captions N | --full] [--sheet bench/mitigation.png] [--json FILE]
 
-DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), a
-few of each group; with --full all of them. Each method is followed by 16 generations from 16 seeds that it has not seen
+DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), 12
+of them, evenly over their groups; with --full all of them, which takes some hours. Each method is followed by 16 generations from 16 seeds that it has not seen
 (bench/tiny/generate.py); those of SAIL start from the noise that it made from 16 other seeds, a draw each.
 
 - nothing: the caption as it is.
@@ -61,8 +61,7 @@ from vae import decode  # noqa: E402
 
 Results = list[Mitigation] | list[MitigatedNoise]
 CHECKPOINT = TINY / "emoji"
-FEW = {"memorized": 8, "near": 2, "template": 2}  # captions without --full
-WORDS = {False: (2,), True: (1, 2, 4)}  # by --full
+WORDS = (1, 2, 4)
 SAIL_STEPS = 10
 POSES = 16  # of each drawing, in the gallery
 POOL = 8  # pixels of a picture that the gallery takes the mean of, each way
@@ -281,14 +280,14 @@ def summarise(method: str, runs: list[Run], judged: list[Judged]) -> Row:
     )
 
 
-def methods(bench: Bench, full: bool) -> dict[str, Callable[[str], Run]]:
+def methods(bench: Bench) -> dict[str, Callable[[str], Run]]:
     """Return what is compared, by name."""
     vocabulary = sorted({word for caption in bench.data.captions for word in caption.text.split() if word.isalpha()})
 
     def with_words(count: int, prompt: str) -> Run:
         return bench.prompt(random_words(prompt, count, vocabulary, 0))
 
-    words = {f"{count} random word{'s' * (count > 1)}": partial(with_words, count) for count in WORDS[full]}
+    words = {f"{count} random word{'s' * (count > 1)}": partial(with_words, count) for count in WORDS}
     far, engine = {"distance_weight": 0.0}, bench.mitigator.engine
     rule = Rule.of(engine.directory.manifest, engine.backend.key)
     options: dict[str, dict[str, Any]] = {
@@ -302,13 +301,13 @@ def methods(bench: Bench, full: bool) -> dict[str, Callable[[str], Run]]:
     return {"nothing": bench.prompt, **words, **embeddings, "SAIL": bench.sail}
 
 
-def chosen(data: Data, full: bool) -> list[Caption]:
-    """Return which captions are mitigated: held-out ones that replicate and were trained on, or a few of them."""
+def chosen(data: Data, count: int | None) -> list[Caption]:
+    """Return held-out captions that replicate and were trained on: all, or `count`, evenly over their groups."""
     of = {caption.text: caption for caption in data.captions}
     rows = [row for row in captions() if row.memorized and row.group != "unseen" and row.split == "held-out"]
-    if full:
-        return [of[row.prompt] for row in rows]
-    return [of[row.prompt] for group, n in FEW.items() for row in [row for row in rows if row.group == group][:n]]
+    rows.sort(key=lambda row: row.group)  # stable: of one group in the file's order
+    picked = range(len(rows)) if count is None else np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    return [of[rows[place].prompt] for place in picked]
 
 
 def checks(bench: Bench, gallery: Gallery, some: list[Caption]) -> list[Row]:
@@ -383,7 +382,9 @@ def sources(prompts: list[str], by_torch: Mitigator, by_graphs: Mitigator) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--full", action="store_true", help="all captions, and not a few")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--captions", type=int, default=12)
+    size.add_argument("--full", action="store_true", help="all captions that replicate")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sheet", type=Path, help="write the contact sheet here")
     parser.add_argument("--json", type=Path)
@@ -391,14 +392,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     model = Model.load(CHECKPOINT)
     data = Data(arguments.data, model.vae)
-    some, gallery = chosen(data, arguments.full), Gallery(data)
+    some, gallery = chosen(data, None if arguments.full else arguments.captions), Gallery(data)
     by_graphs = Mitigator.load(provider="cpu", threads=arguments.threads)
     by_torch = Mitigator.load(provider="cpu", threads=arguments.threads, checkpoint=str(CHECKPOINT))
     bench = Bench(data, model, by_graphs, arguments.threads)
     console = Console(width=160)
     rows = checks(bench, gallery, some)
     runs: dict[str, list[Run]] = {}
-    for name, method in methods(bench, arguments.full).items():
+    for name, method in methods(bench).items():
         start = time.perf_counter()
         runs[name] = [method(caption.text) for caption in some]
         judged = [judge(data, gallery, caption, run.pictures) for caption, run in zip(some, runs[name], strict=True)]

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 from openvino import opset13 as ops
-from openvino.frontend.onnx import ConversionExtension
 
 from memedge.engine import cache
 from memedge.engine.arrays import Floats, Indices
@@ -19,6 +18,7 @@ from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensor
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Tensor, reduced
+from memedge.engine.openvino_core import CORE
 from memedge.engine.providers import Provider
 
 Run = Callable[[Tensors], npt.NDArray[np.float32]]
@@ -45,7 +45,7 @@ def precisions(own: str) -> tuple[str, ...]:
     """Return the precisions this CPU runs an engine of precision `own` in, the fastest first."""
     if own != "fp32":
         return ()
-    capable = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capable = "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("bf16", "fp32") if capable else ("fp32",)
 
 
@@ -81,9 +81,7 @@ class OpenVinoBackend(Backend):
             )
         self.threads = threads or usable_processors()
         self._memory = HostMemory(self.threads)
-        self._core = openvino.Core()
-        self._core.add_extension(ConversionExtension("MultiHeadAttention", "com.microsoft", _attention))
-        name = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        name = CORE.get_property("CPU", "FULL_DEVICE_NAME")
         self.identity = f"openvino {openvino.get_version()} on {name}"
         self._directory, self._cached = directory, directory.baseline.cached
         size = sum(entry.size for file, entry in directory.manifest.files.items() if file.startswith(UNET))
@@ -150,7 +148,7 @@ class OpenVinoBackend(Backend):
     def _read(self, name: str, shapes: dict[str, list[int]]) -> Any:
         path = self._directory.graph(name)
         try:
-            model = self._core.read_model(path)
+            model = CORE.read_model(path)
             model.reshape(shapes)
         except Exception as error:
             raise IntegrityError(f"OpenVINO cannot load {path} ({_reason(error)}): export the engine again.") from None
@@ -171,7 +169,7 @@ class OpenVinoBackend(Backend):
             if folder := next(folders, None):
                 options["CACHE_DIR"] = str(folder / "plans" / "openvino")
         try:
-            compiled = self._core.compile_model(model, "CPU", options)
+            compiled = CORE.compile_model(model, "CPU", options)
         except Exception as error:
             raise IntegrityError(
                 f"OpenVINO cannot compile a graph of {self._directory.path} ({_reason(error)}): export the engine "
@@ -234,13 +232,3 @@ def _reason(error: Exception) -> str:
     """Return what an error of OpenVINO says, a RuntimeError of many lines, in one: the last that says something."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return shown(lines[-1] if lines else type(error).__name__)
-
-
-def _attention(node: Any) -> list[Any]:
-    """Return `com.microsoft::MultiHeadAttention` of q, k, v [R, S, heads · d] in OpenVINO's operators."""
-    heads = node.get_attribute("num_heads")
-    order = ops.constant(np.array([0, 2, 1, 3]))
-    apart = ops.constant(np.array([0, 0, heads, -1]))
-    q, k, v = (ops.transpose(ops.reshape(node.get_input(i), apart, True), order) for i in range(3))
-    result = ops.transpose(ops.scaled_dot_product_attention(q, k, v), order)
-    return [ops.reshape(result, ops.constant(np.array([0, 0, -1])), True).output(0)]

@@ -15,6 +15,7 @@ import torch
 from model import Model, scheduler
 from vae import LATENT_CHANNELS, LATENT_SIZE
 
+from memedge.engine.openvino_core import CORE
 from memedge.export.quiet_libraries import quiet
 
 STEPS = 20
@@ -83,14 +84,13 @@ def _compiled(model: Model, threads: int) -> Callable[[np.ndarray, np.ndarray, n
     example = torch.randn(2 * CHUNK, *SHAPE), torch.tensor(500.0), torch.randn(2 * CHUNK, length, width)
     with quiet():
         program = openvino.convert_model(torch.export.export(_Positional(model.unet), example))
-    core = openvino.Core()
-    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options = {
         "INFERENCE_PRECISION_HINT": "bf16" if able else "f32",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
     }
-    compiled, own = core.compile_model(program, "CPU", options), threading.local()
+    compiled, own = CORE.compile_model(program, "CPU", options), threading.local()
 
     def run(*inputs: np.ndarray) -> np.ndarray:
         if not hasattr(own, "request"):

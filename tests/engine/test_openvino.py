@@ -204,3 +204,21 @@ def test_threads_are_not_tied_to_processors():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
     assert done.stdout == "True\n"
+
+
+def test_signals_reach_a_process_that_has_let_go_of_engines():
+    """A server that has reloaded its engine ends as SIGTERM asks it to, also with a stack for signals of its own."""
+    program = f"""
+import faulthandler, signal
+from memedge import Detector
+faulthandler.enable()
+first, second = (Detector.load({str(EMBEDDED)!r}, provider="openvino", threads=1) for _ in range(2))
+first.score(["a star"])
+del first
+second.score(["a star"])
+del second
+signal.signal(signal.SIGTERM, lambda *_: print("ended as asked"))
+signal.raise_signal(signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd="/", capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "ended as asked\n"), done.stderr
