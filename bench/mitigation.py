@@ -3,8 +3,9 @@
     python bench/mitigation.py DATA_DIR [--captions N | --full] [--sheet bench/mitigation.png] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), 12
-of them, evenly over their groups; with --full all of them, which takes some hours. Each method is followed by 16 generations from 16 seeds that it has not seen
-(bench/tiny/generate.py); those of SAIL start from the noise that it made from 16 other seeds, a draw each.
+of them, evenly over their groups; with --full all of them, which takes some hours. Each method is followed by 16
+generations from 16 seeds that it has not seen (bench/tiny/generate.py); those of SAIL start from the noise that it made
+from 16 other seeds, a draw each.
 
 - nothing: the caption as it is.
 - k random words: at random places of the caption (Somepalli et al., 2023).
