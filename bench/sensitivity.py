@@ -50,7 +50,7 @@ from memedge.embedded import captions as every_caption
 from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
-from memedge.engine.errors import ProviderError
+from memedge.engine.errors import InputError, ProviderError
 from memedge.engine.manifest import Alignment, Operands
 from memedge.guidance import guidance_stats
 from memedge.metrics import auc, interval, percentiles, resample
@@ -134,11 +134,18 @@ def gain(positive: np.ndarray, negative: np.ndarray) -> tuple[tuple[float, float
 def rows(
     captions: Captions, part: str, setting: str, norm: Floats, alignment: Floats, gamma: Floats | None = None, note=""
 ) -> list[Row]:
-    """Return a row for each kind of positives, of both terms [B]; γ is fitted where it is not given."""
+    """Return a row for each kind of positives, of both terms [B]; γ is fitted where it is not given.
+
+    There is none where it cannot be: among few captions a larger norm may speak for clean beside some cosine.
+    """
     given = "" if gamma is None else " given"
     features = np.stack([norm, alignment], axis=1)
     if gamma is None:
-        gamma = captions.fit(features)
+        try:
+            gamma = captions.fit(features)
+        except InputError as error:
+            print(f"left out: {part} {setting}: {error}", file=sys.stderr)
+            return []
     statistics = np.stack([norm, np.copysign(1, gamma[1]) * alignment, features @ gamma])
     return [
         replace(
@@ -190,8 +197,9 @@ def draws(captions: Captions, predictions: Predictions, timesteps: tuple[int, in
     for n in (1, 2, 4, DRAWS):
         groups = [slice(start, start + n) for start in range(0, DRAWS, n)]
         each = [rows(captions, "draws", f"n = {n}", norm[g].mean(0), alignment[g].mean(0)) for g in groups]
+        each = [fitted for fitted in each if fitted]
         if n == DRAWS:
-            found += each[0]
+            found += each[0] if each else []
             continue
         for same in zip(*each, strict=True):
             means = {name: float(np.mean([getattr(r, name) for r in same])) for name in ("norm", "alignment", "score")}
@@ -207,7 +215,7 @@ def draws(captions: Captions, predictions: Predictions, timesteps: tuple[int, in
                     float(np.mean(gains)),
                     (min(gains), max(gains)),
                     None,
-                    f"mean over {len(groups)} groups; the gain's range, not its interval; "
+                    f"mean over {len(each)} groups; the gain's range, not its interval; "
                     f"norm {min(r.norm for r in same):.3f} … {max(r.norm for r in same):.3f}, "
                     f"score {min(r.score for r in same):.3f} … {max(r.score for r in same):.3f}",
                 )
