@@ -160,7 +160,7 @@ def test_the_access_log_says_of_prompts_what_it_may(tmp_path, how):
 @pytest.mark.slow
 def test_slow_and_half_open_clients(tmp_path):
     """A connection without a request is closed; a body that does not come is refused; others are served meanwhile."""
-    with serving(tmp_path, *CPU, "--timeout", 1) as server:
+    with serving(tmp_path, *CPU, "--timeout", 5) as server:
         host, port = server.url.removeprefix("http://").split(":")
         silent, half, slow = (socket.create_connection((host, int(port)), 30) for _ in range(3))
         half.sendall(b"POST /v1/verdicts HTTP/1.1\r\nHost: x\r\n")
