@@ -3,7 +3,7 @@
     python bench/mitigation.py DATA_DIR [--captions N | --full] [--sheet bench/mitigation.png] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py writes. Captions are held-out ones that replicate (memedge/data/captions.csv), 12
-of them, evenly over their groups; with --full all of them, which takes some hours. Each method is followed by 16
+of them, of each group in proportion; with --full all of them, which takes some hours. Each method is followed by 16
 generations from 16 seeds that it has not seen (bench/tiny/generate.py); those of SAIL start from the noise that it made
 from 16 other seeds, a draw each.
 
@@ -303,7 +303,7 @@ def methods(bench: Bench) -> dict[str, Callable[[str], Run]]:
 
 
 def chosen(data: Data, count: int | None) -> list[Caption]:
-    """Return held-out captions that replicate and were trained on: all, or `count`, evenly over their groups."""
+    """Return held-out captions that replicate and were trained on: all, or `count`, of each group in proportion."""
     of = {caption.text: caption for caption in data.captions}
     rows = [row for row in captions() if row.memorized and row.group != "unseen" and row.split == "held-out"]
     rows.sort(key=lambda row: row.group)  # stable: of one group in the file's order

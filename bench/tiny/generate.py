@@ -15,6 +15,7 @@ import torch
 from model import Model, scheduler
 from vae import LATENT_CHANNELS, LATENT_SIZE
 
+from memedge.engine.openvino import HINTS, precisions
 from memedge.engine.openvino_core import CORE
 from memedge.export.quiet_libraries import quiet
 
@@ -84,9 +85,8 @@ def _compiled(model: Model, threads: int) -> Callable[[np.ndarray, np.ndarray, n
     example = torch.randn(2 * CHUNK, *SHAPE), torch.tensor(500.0), torch.randn(2 * CHUNK, length, width)
     with quiet():
         program = openvino.convert_model(torch.export.export(_Positional(model.unet), example))
-    able = "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     options = {
-        "INFERENCE_PRECISION_HINT": "bf16" if able else "f32",
+        "INFERENCE_PRECISION_HINT": HINTS[precisions("fp32")[0]],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
     }
