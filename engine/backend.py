@@ -24,6 +24,7 @@ class Backend(ABC):
         identity: the runtime, its version, and what else its rounding depends on.
         most_rows: the most rows of one call, or None where only memory limits it.
         one_shape: whether calls should all have the same number of rows, because a change of it costs much.
+        screens: whether it has `change` and `at_tap`.
         forks: whether a forked child may go on with it. Runtimes are not made for it: OpenVINO hangs, CUDA fails.
     """
 
@@ -34,6 +35,7 @@ class Backend(ABC):
     most_rows: int | None = None
     one_shape: bool = False
     forks: bool = False
+    screens: bool = True
 
     @property
     def key(self) -> str:
@@ -65,6 +67,22 @@ class Backend(ABC):
 
         As `predict`, with ε_0 [2n, C, H, W] of all cached rows.
         """
+
+    def change(self, tap: int, states: Tensor, prompt: Indices, row: Indices, reference: Tensor) -> Floats:
+        """Return how far a tap's channels are from a reference, float64 [R, C]: the L2 norm over the pixels.
+
+        Args:
+            tap: which of the manifest's taps, from 1.
+            states: as in `predict`.
+            prompt: as in `predict`.
+            row: as in `predict`, each below n.
+            reference: float32 [n, ...], of each row; see `at_tap`.
+        """
+        raise NotImplementedError
+
+    def at_tap(self, tap: int, states: Tensor) -> Tensor:
+        """Return a tap's value on the first n rows, float32 [n, ...], for the first prompt of `states`."""
+        raise NotImplementedError
 
     def predict_at(
         self,

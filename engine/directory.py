@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from memedge.engine.errors import IntegrityError, shown
 from memedge.engine.graphs import check_graph
-from memedge.engine.manifest import FileEntry, Manifest, read_manifest
+from memedge.engine.manifest import MOST_TAPS, FileEntry, Manifest, read_manifest
 
 TOKENIZER = "tokenizer.json"
 TOKENIZERS = (TOKENIZER, "tokenizer_2.json")  # one for each text encoder
@@ -24,6 +24,7 @@ PREFIX = "prefix.onnx"  # not in int8 engines, whose UNet is made for the engine
 # Not in int8 engines either, nor where the model has an operator that export/graphs/differentiate.py has no rule for.
 GRADIENT = "gradient.onnx"
 NOISE_GRADIENT = "noise_gradient.onnx"
+SCREENS = tuple(f"screen_{number}.onnx" for number in range(1, MOST_TAPS + 1))  # the UNet up to each tap, if any
 BASELINE = "baseline.safetensors"
 Tensors = dict[str, npt.NDArray[Any]]
 FILE_NAMES = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # so that a path is nothing else than it says

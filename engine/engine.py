@@ -75,6 +75,7 @@ class Engine:
                 f"{list(manifest.states_shape)} as its manifest says: export the engine again."
             )
         self._empty_states = backend.memory.download(empty)[0]
+        self._references: dict[int, Tensor] = {}  # of the screen, by tap
         self._tolerance = EMPTY_TOLERANCE * float(np.abs(self._empty_states).max())
         if uncond is None:
             array = unconditional(directory, backend, empty).reshape(2 * self.draws, *manifest.latent_shape)
@@ -127,6 +128,10 @@ class Engine:
             empty[prompt] = self._is_near(array[prompt], self._empty_states).all()
         return States(self.backend.memory.upload(array), empty)
 
+    def select(self, states: States, prompts: Indices) -> States:
+        """Return the embeddings of K prompts, ascending indices, of some."""
+        return States(take(self.backend.memory, states.tensor, prompts), states.empty[prompts])
+
     def _check_process(self) -> None:
         if not self.backend.forks and os.getpid() != self._process:
             raise ProviderError(
@@ -138,6 +143,37 @@ class Engine:
         """Return whether each vector [..., D] is the empty prompt's, but for rounding."""
         near: Bools = np.abs(states - empty).max(axis=-1) <= self._tolerance
         return near
+
+    def changes(self, states: States, tap: int) -> Floats:
+        """Return how far a tap's channels are from the empty prompt's, float64 [B, C]: the mean over the draws at t_norm.
+
+        Of each channel, the L2 norm over the pixels, NaN where it is not finite; n × `manifest.tap_share(tap)` passes
+        per prompt.
+
+        Args:
+            states: of B prompts.
+            tap: which of the manifest's taps, from 1.
+        """
+        place, row = np.divmod(np.arange(len(states.empty) * self.draws), self.draws)
+        reference, parts = self._reference(tap), []
+        for start in range(0, len(row), self.rows_per_call):
+            block = slice(start, start + self.rows_per_call)
+            some, prompt = np.unique(place[block], return_inverse=True)
+            with CALLS:
+                tensor = take(self.backend.memory, states.tensor, some)
+                found = self.backend.change(tap, tensor, self.filled(prompt), self.filled(row[block]), reference)
+            parts.append(found[: len(prompt)])
+        return np.asarray(np.concatenate(parts).reshape(len(states.empty), self.draws, -1).mean(axis=1))
+
+    def _reference(self, tap: int) -> Tensor:
+        """Return a tap's value for the empty prompt, [n, ...]; computed once."""
+        if tap not in self._references:  # by several threads at once it is computed more than once, and the same
+            memory = self.backend.memory
+            with CALLS:
+                found = self.backend.at_tap(tap, memory.upload(self._empty_states[None]))
+                memory.wait()  # from here on it is for all threads
+            self._references.setdefault(tap, found)
+        return self._references[tap]
 
     def norm(self, states: States) -> Floats:
         """Return the norm, float64 [B]: n passes per prompt."""

@@ -14,6 +14,7 @@ FILE_NAME = "manifest.json"
 LARGEST_SEED = (1 << 63) - 1
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is some kilobytes, and it is read before anything is verified
 MOST_CLEAN_SCORES = 1000  # of a calibration: some 30 kilobytes
+MOST_TAPS = 4
 
 Precision = Literal["fp32", "fp16", "int8"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -102,6 +103,52 @@ class Gain(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return self.value > self.error
 
 
+class Tap(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Where the screen may read a prompt's first effects (export/graphs/screen.py).
+
+    Attributes:
+        value: its name in the UNet's graph.
+        shape: of one row: tokens and channels, or channels, height and width.
+        flops: of one row up to it, after the cached prefix.
+    """
+
+    value: Text
+    shape: Annotated[tuple[int, ...], msgspec.Meta(min_length=2, max_length=3)]
+    flops: Count
+
+    @property
+    def channels(self) -> int:
+        """How many channels it has."""
+        return self.shape[-1] if len(self.shape) == 2 else self.shape[0]
+
+
+class Screen(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A prompt is clean if weights · change + intercept < cut, with its change at a tap (docs/methods.md §5).
+
+    Of memorized prompts like the calibration's that the full rule finds, at most a share `alpha` is passed as clean.
+
+    Attributes:
+        tap: which of the manifest's, from 1.
+        weights: one for each channel.
+        intercept: in the score's unit, as the read-out is.
+        cut: the lowest read-out that is not passed.
+        alpha: the share, k / (memorized + 1) for the k-th lowest read-out.
+        memorized: m, the prompts that the cut was set by.
+        auc: how well the read-out tells the tenth of the clean prompts with the highest scores from the others, each
+            by what was fitted to the other folds.
+        decided: the share of clean prompts below the cut, each by the other folds' fit, with its exact 95 % interval.
+    """
+
+    tap: Count
+    weights: tuple[Real, ...]
+    intercept: Real
+    cut: Real
+    alpha: Real
+    memorized: Count
+    auc: Real
+    decided: Estimate
+
+
 class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """score = gamma_norm · norm + gamma_alignment · alignment; memorized if score ≥ threshold (docs/methods.md §1).
 
@@ -110,8 +157,8 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `clean_score`, None in engines that were calibrated before it was stored. `clean_scores` are the highest of their
     scores, descending, at most MOST_CLEAN_SCORES of them: thresholds for other rates come from these; None likewise.
     `strength` is scikit-learn's C, the inverse of the regularisation's. A score that is higher by `scale` has e-fold
-    the odds of "memorized"; None likewise. `gain` is why the alignment has a weight, or none; None likewise. `date` is
-    in UTC, as in ISO 8601.
+    the odds of "memorized"; None likewise. `gain` is why the alignment has a weight, or none; None likewise. `screen`
+    is None where there is none, and `no_screen` says in a sentence why. `date` is in UTC, as in ISO 8601.
     """
 
     gamma_norm: Real
@@ -131,6 +178,8 @@ class Calibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     clean_scores: tuple[Real, ...] | None = None
     scale: Annotated[float, msgspec.Meta(gt=0, le=1e15)] | None = None
     gain: Gain | None = None
+    screen: Screen | None = None
+    no_screen: Text = ""
 
 
 class Preset(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -198,7 +247,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
     cached inputs and the shape of one row of each (export/graphs/prefix_split.py). `drift` is there in int8 engines.
     `preset` is there if γ was published for this kind of model. `notes` says in sentences what the export chose for
-    this checkpoint that is not usual. `pooled_width` is that of the pooled states, 0 in models that have none.
+    this checkpoint that is not usual. `pooled_width` is that of the pooled states, 0 in models that have none. `taps` are where the
+    screen may read, the cheapest first; each has a graph.
     """
 
     schema: int
@@ -224,11 +274,16 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     preset: Preset | None = None
     notes: tuple[Text, ...] = ()
     pooled_width: int = 0
+    taps: Annotated[tuple[Tap, ...], msgspec.Meta(max_length=MOST_TAPS)] = ()
 
     @property
     def states_shape(self) -> tuple[int, int]:
         """One prompt's embeddings: a row per token, and one more for the pooled state, padded with zeros, if any."""
         return (self.tokens + (self.pooled_width > 0), self.state_width)
+
+    def tap_share(self, number: int) -> float:
+        """Return the work up to a tap, counted from 1, as a share of a row's after the prefix."""
+        return self.taps[number - 1].flops / max(1, self.flops.remaining)
 
     @property
     def norm_factor(self) -> float:
@@ -321,6 +376,7 @@ def check_values(manifest: Manifest, path: Path) -> None:
     calibrations = manifest.calibrations.values()
     kept = [(c.clean_scores, c.clean.prompts) for c in calibrations if c.clean_scores is not None]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
+    shares += [c.screen.decided for c in calibrations if c.screen]
     intervals = [c.conformal for c in calibrations if c.conformal]
     if not all(0 < v <= 1 << 16 for v in positive):
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
@@ -342,5 +398,19 @@ def check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} holds an interval of alignments outside [-1, 1]: calibrate the engine again.")
     if not all(0 <= s.lowest <= s.highest <= 1 and 0 <= s.value <= 1 for s in shares):
         raise ManifestError(f"{path} holds a share of prompts outside [0, 1]: calibrate the engine again.")
+    if not all(0 < v <= 1 << 16 for tap in manifest.taps for v in tap.shape):
+        raise ManifestError(f"{path} names a tap of a size outside 1 … 65536: export the engine again.")
+    if not all(_fits(c.screen, manifest) for c in calibrations if c.screen):
+        raise ManifestError(f"{path} holds a screen that fits none of its taps: calibrate the engine again.")
     if not all(0 < c.target_fpr < 1 for c in calibrations):
         raise ManifestError(f"{path} names a false-positive rate outside (0, 1): calibrate the engine again.")
+
+
+def _fits(screen: Screen, manifest: Manifest) -> bool:
+    """Return whether a screen has a tap, a weight for each of its channels, and shares that are some."""
+    return (
+        1 <= screen.tap <= len(manifest.taps)
+        and len(screen.weights) == manifest.taps[screen.tap - 1].channels
+        and 0 < screen.alpha < 1
+        and screen.memorized > 0
+    )

@@ -4,7 +4,7 @@ import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,14 @@ from openvino import opset13 as ops
 from memedge.engine import cache
 from memedge.engine.arrays import Floats, Indices
 from memedge.engine.backend import Backend
-from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory, Tensors
+from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory, Tensors
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Tensor, reduced
 from memedge.engine.openvino_core import CORE
 from memedge.engine.providers import Provider
 
+Key = TypeVar("Key")
 Run = Callable[[Tensors], npt.NDArray[np.float32]]
 HINTS = {"bf16": "bf16", "fp32": "f32"}
 # A small UNet computes up to this many rows at once. A large one gains nothing from more than one (docs/benchmarks.md),
@@ -93,6 +94,7 @@ class OpenVinoBackend(Backend):
         text_encoder = self._read(TEXT_ENCODER, {"ids": [1, directory.ids_width]})
         self._text_encoder = self._compile(text_encoder, "fp32", {})
         self._unets = {1: self._compile_unet(1)}
+        self._screens: dict[tuple[int, int], Run] = {}  # by tap and rows
         self._compiling = threading.Lock()
 
     @property
@@ -111,6 +113,27 @@ class OpenVinoBackend(Backend):
         return self._memory.upload(states)
 
     def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
+        return self._memory.upload(self._in_shapes(self._unet, states, prompt, row, {}))
+
+    def change(self, tap: int, states: Tensor, prompt: Indices, row: Indices, reference: Tensor) -> Floats:
+        against = {"reference": self._memory.download(reference)}
+        found = self._in_shapes(lambda rows: self._screen(tap, rows), states, prompt, row, against)
+        return found.astype(np.float64)
+
+    def at_tap(self, tap: int, states: Tensor) -> Tensor:
+        graph = self._compile_screen(tap, 1, "tap")  # once, so it isn't kept
+        state = self._memory.download(states)[:1]
+        nothing = np.zeros((self._directory.manifest.draws, *self._directory.manifest.taps[tap - 1].shape), np.float32)
+        rows = [
+            graph({"states": state, "prompt": np.zeros(1, np.int64), "row": np.array([row]), "reference": nothing})
+            for row in range(len(nothing))
+        ]
+        return self._memory.upload(np.concatenate(rows))
+
+    def _in_shapes(
+        self, graph: Callable[[int], Run], states: Tensor, prompt: Indices, row: Indices, further: Tensors
+    ) -> npt.NDArray[np.float32]:
+        """Return a graph's output for R rows, in calls of the numbers of rows that it is compiled for."""
         embeddings = self._memory.download(states)
         parts = []
         start = 0
@@ -120,20 +143,39 @@ class OpenVinoBackend(Backend):
             part = np.minimum(np.arange(start, start + rows), len(row) - 1)  # the last row fills up
             # As many prompts as rows, whatever they are, so that one compiled shape serves all.
             inputs: Tensors = {"states": embeddings[prompt[part]], "prompt": np.arange(rows), "row": row[part]}
-            parts.append(self._unet(rows)(inputs)[:left])
+            parts.append(graph(rows)(inputs | further)[:left])
             start += rows
-        return self._memory.upload(np.concatenate(parts))
+        return np.concatenate(parts)
 
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         prediction = self.predict(states, prompt, row)
         return reduced(self._memory, prediction, uncond, self._memory.upload(row), operands)
 
     def _unet(self, rows: int) -> Run:
-        if rows not in self._unets:
+        return self._kept(self._unets, rows, lambda: self._compile_unet(rows))
+
+    def _screen(self, tap: int, rows: int) -> Run:
+        return self._kept(self._screens, (tap, rows), lambda: self._compile_screen(tap, rows, "change"))
+
+    def _kept(self, compiled: dict[Key, Run], key: Key, compile_it: Callable[[], Run]) -> Run:
+        if key not in compiled:
             with self._compiling:
-                if rows not in self._unets:
-                    self._unets[rows] = self._compile_unet(rows)
-        return self._unets[rows]
+                if key not in compiled:
+                    compiled[key] = compile_it()
+        return compiled[key]
+
+    def _compile_screen(self, tap: int, rows: int, output: str) -> Run:
+        """Return a tap's graph with one output, in fp32 as the text encoder: it is as little work."""
+        manifest = self._directory.manifest
+        shapes = {"states": [rows, *manifest.states_shape], "prompt": [rows], "row": [rows]}
+        shapes["reference"] = [manifest.draws, *manifest.taps[tap - 1].shape]
+        model = self._read(SCREENS[tap - 1], shapes)
+        for result in model.get_results():
+            if output not in result.input_value(0).get_names():
+                model.remove_result(result)
+        asked = {name for value in model.inputs for name in value.get_names()}
+        constant = {name: array for name, array in self._cached.items() if name in asked}
+        return self._compile(model, "fp32", constant)
 
     def _compile_unet(self, rows: int) -> Run:
         manifest = self._directory.manifest

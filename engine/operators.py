@@ -7,6 +7,8 @@ from a library.
 
 from typing import Final
 
+from memedge.engine.manifest import MOST_TAPS
+
 MICROSOFT: Final = "com.microsoft"
 # A runtime may look for an operator in each version before the one that is named, so 2⁴⁰ would take for ever.
 OPSETS: Final = {"": range(18, 31), MICROSOFT: range(1, 2)}
@@ -29,13 +31,15 @@ _FUSED = {f"{MICROSOFT}::MultiHeadAttention"}
 
 _EVERYWHERE = _ARITHMETIC | _ACTIVATIONS | _PRODUCTS | _NORMS | _REDUCTIONS | _SHAPES
 _UNET = _EVERYWHERE | _CHOICES | _TIMESTEP | _PIXELS
+_WHOLE = frozenset(_UNET | _FUSED | _INT8 | {f"{MICROSOFT}::DynamicQuantizeMatMul"})
 _GRADIENT = _UNET | {"ConvTranspose"}
 
 # By the names of engine/directory.py.
 OPERATORS: Final[dict[str, frozenset[str]]] = {
     "text_encoder.onnx": frozenset(_EVERYWHERE | _CHOICES | _TEXT),
     "prefix.onnx": frozenset(_UNET | _FUSED),
-    "unet.onnx": frozenset(_UNET | _FUSED | _INT8 | {f"{MICROSOFT}::DynamicQuantizeMatMul"}),
+    "unet.onnx": _WHOLE,
+    **dict.fromkeys((f"screen_{number}.onnx" for number in range(1, MOST_TAPS + 1)), _WHOLE),
     "gradient.onnx": frozenset(_GRADIENT),
     "noise_gradient.onnx": frozenset(_GRADIENT),
 }

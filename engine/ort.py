@@ -15,6 +15,7 @@ from memedge.engine.directory import (
     GRADIENT,
     NOISE_GRADIENT,
     PREFIX,
+    SCREENS,
     TEXT_ENCODER,
     UNET,
     EngineDirectory,
@@ -106,6 +107,7 @@ class OrtBackend(Backend):
         self._folder, self._graph = folder, graph or folder.joinpath
         self._text_encoder = self._session(self._graph(TEXT_ENCODER))
         self._unet = self._session(self._graph(UNET))
+        self._draws = len(next(iter(cached.values()))) // 2
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
         self._sessions: dict[str, Any] = {}  # of other graphs, by file name
         self._loading = threading.Lock()
@@ -127,6 +129,33 @@ class OrtBackend(Backend):
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         rows = self._memory.upload(row)
         return reduced(self._memory, self._predict(states, prompt, rows), uncond, rows, operands)
+
+    def change(self, tap: int, states: Tensor, prompt: Indices, row: Indices, reference: Tensor) -> Floats:
+        given = {"states": states, "prompt": self._memory.upload(prompt), "row": self._memory.upload(row)}
+        found = self._screen(tap, "change", {**given, "reference": reference}, len(row))
+        return self._memory.download(found).astype(np.float64)
+
+    def at_tap(self, tap: int, states: Tensor) -> Tensor:
+        session = self._further(SCREENS[tap - 1])
+        (shape,) = (value.shape[1:] for value in session.get_inputs() if value.name == "reference")
+        rows, memory = np.arange(self._draws), self._memory
+        nothing = memory.upload(np.zeros((len(rows), *shape), np.float32))
+        given = {"prompt": memory.upload(np.zeros_like(rows)), "row": memory.upload(rows), "reference": nothing}
+        return self._screen(tap, "tap", {"states": states, **given}, len(rows))
+
+    def _screen(self, tap: int, output: str, inputs: dict[str, Tensor], rows: int) -> Tensor:
+        """Return one output of a tap's graph; this thread's binding has the cached inputs in it."""
+        session = self._further(SCREENS[tap - 1])
+        bindings: dict[tuple[int, str], Any] = self._own.__dict__.setdefault("screens", {})
+        if (tap, output) not in bindings:
+            binding = bindings[tap, output] = session.io_binding()
+            asked = {value.name for value in session.get_inputs()}
+            for name in asked & self._cached.keys():
+                self._bind(binding.bind_input, name, self._cached[name])
+        (shape,) = (value.shape[1:] for value in session.get_outputs() if value.name == output)
+        result = self._memory.empty((rows, *shape), np.float32)
+        self._call(bindings[tap, output], session, inputs, {output: result}, rows)
+        return result
 
     def predict_at(
         self, states: Tensor, prompt: Indices, row: Indices, latents: npt.NDArray[np.float32], timestep: int

@@ -61,6 +61,7 @@ class TensorRtBackend(Backend):
     """
 
     threads = 1  # the processor only queues work
+    screens = False
 
     def __init__(self, directory: EngineDirectory, provider: PlanProvider, make_memory: MakeMemory, gpu: Gpu):
         """Load the plans for this GPU.

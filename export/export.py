@@ -23,7 +23,7 @@ from memedge.engine.operators import OPERATORS
 from memedge.engine.ort import OrtBackend
 from memedge.engine.places import check_new_folder
 from memedge.export.from_checkpoint import Job, Model, write_graphs
-from memedge.export.graphs import gradient_graphs
+from memedge.export.graphs import gradient_graphs, screen
 from memedge.export.graphs.prefix_split import run_prefix
 from memedge.export.parity import Statistics, check, compare, engine_epsilon, excess, worse
 from memedge.export.precision.convert import to_precision
@@ -112,7 +112,7 @@ def export(
 
 def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
     """Write the engine, and a manifest that says how far it is from the checkpoint."""
-    model, opset, flops = write_graphs(job, load)
+    model, unet = write_graphs(job, load)
     # Nobody holds the checkpoint any more, whose weights are as large as the engine's. But graphs refer to themselves,
     # and keep theirs until they are collected: now, because the sessions to come need the room.
     gc.collect()
@@ -121,6 +121,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
     converted = to_precision(job, model, cached)
     cached = converted.cached
     notes = (*model.notes, *_write_gradients(job), *converted.notes)
+    screen.write(job.folder, unet.taps)
     check_graphs(job.folder)
     prediction = _write_baseline(job, model, cached)
     parity, accepted = _compare(job, model, prediction, converted.simulated)
@@ -137,8 +138,8 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
         draws=job.draws,
         seed=job.seed,
         precision=job.precision,
-        opset=opset,
-        flops=flops,
+        opset=unet.opset,
+        flops=unet.flops,
         cached={name: array.shape[1:] for name, array in cached.items()},
         tools={tool: version(tool) for tool in TOOLS} | probe.distributions("onnxruntime"),
         parity=parity,
@@ -148,6 +149,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
         preset=model.preset,
         notes=(*notes, *accepted),
         pooled_width=model.pooled_width,
+        taps=unet.taps,
     )
     write_manifest(job.folder, manifest)
     Engine.open(job.folder, "cpu", None, None)  # what was written must be what can be read

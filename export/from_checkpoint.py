@@ -10,9 +10,9 @@ import torch
 
 from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
 from memedge.engine.errors import shown
-from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset
+from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset, Tap
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear
+from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, screen
 from memedge.export.graphs.prefix_split import split
 from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
@@ -56,8 +56,17 @@ class Model:
     reference: Statistics
 
 
-def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, int, Flops]:
-    """Write all that is made of the checkpoint; return the model, the graphs' opset and their work.
+@dataclass(frozen=True)
+class UNet:
+    """The opset of the graphs that were written, the work of all of them, and where a screen may read the UNet's."""
+
+    opset: int
+    flops: Flops
+    taps: tuple[Tap, ...]
+
+
+def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, UNet]:
+    """Write all that is made of the checkpoint; return what it and the engine tell of it.
 
     The checkpoint is held here and nowhere else, and is let go of with the return.
     """
@@ -65,7 +74,7 @@ def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, int, 
     model = _ask(job, checkpoint)
     # Only now, with the reference computed, may modules change their attention.
     text_encoder = _write_text_encoder(job, checkpoint)
-    return model, *_write_unet(job, checkpoint, text_encoder)
+    return model, _write_unet(job, checkpoint, text_encoder)
 
 
 def _ask(job: Job, checkpoint: Checkpoint) -> Model:
@@ -115,8 +124,8 @@ def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:
     return sum(map(cost.flops, graph.graph))
 
 
-def _write_unet(job: Job, checkpoint: Checkpoint, text_encoder: int) -> tuple[int, Flops]:
-    """Write the UNet in two graphs; return their opset, and the work of all graphs, given the text encoder's."""
+def _write_unet(job: Job, checkpoint: Checkpoint, text_encoder: int) -> UNet:
+    """Write the UNet in two graphs; `text_encoder` is that one's work."""
     job.progress("exporting the UNet")
     graph = checkpoint.unet_graph()
     job.progress("splitting off what no prompt changes")
@@ -127,4 +136,4 @@ def _write_unet(job: Job, checkpoint: Checkpoint, text_encoder: int) -> tuple[in
     files.save(parts.unet, job.folder / UNET, external_data=True)
     files.save(parts.prefix, job.folder / PREFIX, external_data=files.weight_bytes(parts.prefix) > files.LARGE)
     flops = Flops(text_encoder=text_encoder, unet=parts.flops, prefix=parts.flops_cached, remaining=remaining)
-    return graph.opset_imports[""], flops
+    return UNet(graph.opset_imports[""], flops, screen.find_taps(parts.unet.graph))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.calibration.calibrate import calibrate as calibrate
     from memedge.decision.rule import Rule as Rule
     from memedge.detector import Detector as Detector
-    from memedge.detector import Early as Early
     from memedge.detector import EngineInfo as EngineInfo
     from memedge.engine.errors import EngineError as EngineError
     from memedge.engine.errors import ExportError as ExportError
@@ -91,14 +90,16 @@ logging.getLogger("memedge").addHandler(logging.NullHandler())
 # The public names, by the module that they come from.
 _PUBLIC = {
     "memedge.calibration.calibrate": "Calibrated calibrate",
+    "memedge.decision.early": "Early",
     "memedge.decision.rule": "Rule",
-    "memedge.detector": "Detector Early EngineInfo",
+    "memedge.detector": "Detector EngineInfo",
     "memedge.engine.errors": (
         "EngineError ExportError InputError IntegrityError ManifestError MemedgeError NotFiniteError ProviderError"
     ),
     "memedge.engine.manifest": (
         "Alignment Calibration CheckpointSource Conformal CrossValidation Drift Estimate FileEntry Flops "
-        "Gain Manifest Operands Parity Precision PredictionType Preset PromptList Schedule"
+        "Gain Manifest Operands Parity Precision PredictionType Preset PromptList Schedule "
+        "Screen Tap"
     ),
     "memedge.evaluation.evaluate": "evaluate",
     "memedge.evaluation.figures": (

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from memedge.decision.early import Outcome, decide_early
+from memedge.decision.early import Early, Outcome, check_early, decide_early
 from memedge.decision.operating_point import operating_at
 from memedge.decision.reasons import log, make_verdicts, threshold_in_words
 from memedge.decision.rounding import Alone, settle, settle_outcome
 from memedge.decision.rule import Rule
+from memedge.decision.screen import decide_screened
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.embeddings import pack
@@ -32,7 +33,6 @@ from memedge.results import Scores, Verdicts
 from memedge.wording import counted
 
 PROMPTS_PER_BATCH = 16  # tokenized and encoded together, or as many as the UNet takes rows at once
-Early = Literal["proven", "conformal", "off"]
 
 
 @dataclass(frozen=True)
@@ -317,13 +317,16 @@ class Detector:
             prompts: any iterable of prompts.
             early: which passes may be left out. "proven": those that cannot change the verdict, whatever the alignment
                 is; verdicts are those of `score`. "conformal": also those that change the verdict for at most a share δ
-                of prompts like the calibration's; the calibration and the reason state δ. "off": none.
+                of prompts like the calibration's; the calibration and the reason state δ. "screen": a prompt whose
+                first effects on the UNet are as a clean one's is clean, for a small part of a pass; at most a share α
+                of the memorized prompts that the full rule finds is passed so. All others go on as in "conformal".
+                "off": none.
             threshold: another operating point for this call: see `at`.
             target_fpr: likewise.
 
         Raises:
-            InputError: an unknown `early`, or "conformal" with a calibration that stores no interval; and as `score`
-                and `at`.
+            InputError: an unknown `early`; "conformal" with a calibration that stores no interval, "screen" with one
+                that stores no screen, or at another threshold than the calibrated one; and as `score` and `at`.
             NotFiniteError: the model produced NaN or infinity.
 
         Examples:
@@ -333,16 +336,13 @@ class Detector:
             [True, False]
             >>> verdicts[0].reason
             'score -11.44 ≥ threshold -16.22'
+            >>> screened = Detector.load(provider="cpu").detect(["a green star on a hill"], early="screen")
+            >>> screened[0].passes, screened[0].norm
+            (0.0068, None)
         """
         if threshold is not None or target_fpr is not None:
             return self.at(threshold, target_fpr).detect(prompts, early)
-        if early not in get_args(Early):
-            raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
-        if early == "conformal" and self._rule.conformal is None:
-            raise InputError(
-                f"{self._info.path} stores no conformal interval for {self._info.key}: calibrate it with at least 99 "
-                "prompts, or use early='proven'."
-            )
+        check_early(self._rule, early, self._info.path, self._info.key)
         verdicts = Verdicts()
         for batch in _batches(prompts, self._batch):
             ids, truncated = self._engine.tokenize(batch)
@@ -439,6 +439,8 @@ class Detector:
         if early == "off" or rule.threshold is None:
             norm, aligned = engine.statistics(batch.states, rule.alignment, rule.operands)
             outcome = Outcome.whole(rule, norm, aligned, engine.passes)
+        elif early == "screen":
+            outcome = decide_screened(engine, rule, batch.states, batch.alone)
         else:
             outcome = decide_early(engine, rule if early == "conformal" else rule.without_conformal(), batch.states)
         settle_outcome(engine, self._rule, batch.alone, outcome)

@@ -21,10 +21,10 @@ def _or_nan(value: float | None) -> float:
 OUTPUTS: dict[str, tuple[str, str, Callable[[Verdict], Any]]] = {
     "memorized": ("BOOL", "?", lambda one: bool(one.memorized)),
     "score": ("FP64", "<f8", lambda one: _or_nan(one.score)),
-    "norm": ("FP64", "<f8", lambda one: one.norm),
+    "norm": ("FP64", "<f8", lambda one: _or_nan(one.norm)),
     "alignment": ("FP64", "<f8", lambda one: _or_nan(one.alignment)),
     "threshold": ("FP64", "<f8", lambda one: _or_nan(one.threshold)),
     "truncated": ("BOOL", "?", lambda one: one.truncated),
-    "passes": ("INT64", "<i8", lambda one: one.passes),
+    "passes": ("FP64", "<f8", lambda one: one.passes),
     "reason": ("BYTES", "O", lambda one: one.reason),
 }

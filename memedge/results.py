@@ -79,12 +79,13 @@ class Verdict:
         memorized: whether it is memorized; None if the engine is not calibrated.
         score: its score; None if passes were left out that it is made of. If the engine is not calibrated, it is by the
             published γ of the model family, or None.
-        norm: mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1).
+        norm: mean over draws of ‖Δ(t_norm)‖₂ (docs/methods.md §1); None if the screen passed the prompt.
         alignment: mean cosine at t_cos; None if passes were left out.
         threshold: the one that the verdict is by, or None.
         truncated: whether the prompt is longer than the text encoder reads.
         passes: conditional UNet evaluations; 2 · draws if nothing was left out, and as many again if the score was so
-            near the threshold that the prompt was evaluated alone.
+            near the threshold that the prompt was evaluated alone. With early="screen" no whole number: the screen's
+            share of a pass is in it.
         reason: in words, why the verdict is what it is.
         operating_point: where the threshold comes from: "calibrated", "threshold" (it was given), or "target_fpr=R"
             (for that rate of false positives, by the calibration's clean scores); "" if there is none.
@@ -93,11 +94,11 @@ class Verdict:
     prompt: str
     memorized: bool | None
     score: float | None
-    norm: float
+    norm: float | None
     alignment: float | None
     threshold: float | None
     truncated: bool
-    passes: int
+    passes: float
     reason: str
     operating_point: str = ""
 

@@ -60,9 +60,10 @@ def _replace(
 ) -> None:
     """Compute `value` as Gemm(data [R · S, K], weight, bias), in its three-dimensional shape."""
     assert value.shape is not None
+    count = f"{value.shape[1]}*{value.shape[0]}"
     flat = constant(graph, f"{name}.flat", np.array([-1, len(weight)]))
-    rows = add(graph, "Reshape", [data, flat], f"{name}.in", value, before=before, shape=[None, len(weight)])
+    rows = add(graph, "Reshape", [data, flat], f"{name}.in", value, before=before, shape=[count, len(weight)])
     layer = [rows, constant(graph, f"{name}.weight", weight), constant(graph, f"{name}.bias", bias)]
-    product = add(graph, "Gemm", layer, f"{name}.out", value, before=before, shape=[None, weight.shape[1]])
+    product = add(graph, "Gemm", layer, f"{name}.out", value, before=before, shape=[count, weight.shape[1]])
     target = constant(graph, f"{name}.shape", np.array([-1, *(int(d) for d in value.shape[1:])]))  # type: ignore[arg-type]
     replace(value, add(graph, "Reshape", [product, target], name, value, before=before))

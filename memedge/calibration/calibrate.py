@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,6 +29,7 @@ from memedge.engine.manifest import (
     Manifest,
     Operands,
     PromptList,
+    Tap,
     key_of,
     read_manifest,
 )
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from memedge.calibration.fitting import Fit
 
 FEW = 20  # memorized prompts: as few as the paper calibrates on
+_NO_TAPS = "The engine has no taps that a screen could read here: export the model again, or use another provider."
 OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may change
 
 
@@ -67,9 +69,12 @@ def calibrate(
     precision: str | None = None,
     threads: int | None = None,
     resume: bool = False,
+    screen_alpha: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Calibrated:
-    """Fit γ and a threshold (fitting.py) and write them into the engine's manifest. Nothing else in it changes.
+    """Fit γ, a threshold (fitting.py) and a screen (screening.py), and write them into the engine's manifest.
+
+    Nothing else in it changes. Where no screen can be had, the calibration says why.
 
     The statistics of prompts are kept in a journal in the engine directory until then. A calibration that is replaced
     is kept beside the manifest (history.py).
@@ -84,6 +89,8 @@ def calibrate(
         precision: as in `Detector.load`. What runs in another is not calibrated by this.
         threads: as in `Detector.load`.
         resume: go on from the journal of a run that was cut off, if there is one. The lists may have changed.
+        screen_alpha: the largest share of the memorized prompts which the full rule finds that the screen may pass, in
+            (0, 1). Default: 1 / (m + 1) with m such prompts in the list, the least that these can promise.
         progress: called with (prompts scored, prompts in all).
 
     Raises:
@@ -102,10 +109,13 @@ def calibrate(
     """
     try:
         from memedge.calibration.fitting import fit_best
+        from memedge.calibration.screening import fit_screen
     except ImportError as error:
         raise MemedgeError(not_installed("Calibrating", error, "eval")) from None
     if not 0 < target_fpr < 1:
         raise InputError(f"A false-positive rate of {target_fpr:g} is none to aim at: give one between 0 and 1.")
+    if screen_alpha is not None and not 0 < screen_alpha < 1:
+        raise InputError(f"A share of {screen_alpha:g} is none that a screen can pass: give one between 0 and 1.")
     folder, lists = Path(path), (Prompts.of(memorized), Prompts.of(clean))
     read_manifest(folder)  # a folder that is no engine is called that, writable or not
     check_writable(folder)
@@ -118,9 +128,16 @@ def calibrate(
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
     with closing(StatisticsJournal(_journal(folder, key), identity, resume)) as journal:
         statistics = _score(engine, sample, journal, progress)
-        chosen, fitted = fit_best(statistics, sample.memorized, target_fpr)
+        chosen, fitted = fit_best(statistics[:, : 1 + len(CHOICES)], sample.memorized, target_fpr)
         features = statistics[:, [0, 1 + chosen]]
         calibration = _describe(fitted, CHOICES[chosen], features, sample, lists, target_fpr)
+        scores = features @ (calibration.gamma_norm, calibration.gamma_alignment)
+        changes = _by_tap(statistics[:, 1 + len(CHOICES) :], manifest.taps if engine.backend.screens else ())
+        found = fit_screen(changes, scores, sample.memorized, calibration.threshold, screen_alpha) if changes else ""
+        if isinstance(found, str):
+            calibration = msgspec.structs.replace(calibration, no_screen=found or _NO_TAPS)
+        else:
+            calibration = msgspec.structs.replace(calibration, screen=found)
         now = read_manifest(folder)  # other providers may have been calibrated meanwhile
         if _bare(now) != _bare(manifest):
             raise ManifestError(f"{folder} was changed while its prompts were scored: calibrate it again.")
@@ -141,6 +158,7 @@ def calibrate_all(
     precision: str | None = None,
     threads: int | None = None,
     resume: bool = False,
+    screen_alpha: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Calibrated]:
     """Calibrate an engine for every provider that can run it here, in each of its precisions; as `calibrate`.
@@ -153,6 +171,7 @@ def calibrate_all(
         precision: only those that run in this one.
         threads: as in `Detector.load`.
         resume: go on where a run was cut off: what it had calibrated stays as it is.
+        screen_alpha: as in `calibrate`.
         progress: called with (prompts scored, prompts in all) of each in turn.
 
     Raises:
@@ -176,6 +195,7 @@ def calibrate_all(
             precision=own,
             threads=threads,
             resume=resume,
+            screen_alpha=screen_alpha,
             progress=progress,
         )
         for provider, own in here[min(cut_off, default=0) :]
@@ -194,7 +214,11 @@ def _bare(manifest: Manifest) -> Manifest:
 def _score(
     engine: Engine, sample: Sample, journal: StatisticsJournal, progress: Callable[[int, int], None] | None
 ) -> Floats:
-    """Return norm and alignments of each prompt, float64 [B, 1 + len(CHOICES)]; what the journal lacks is computed."""
+    """Return norm, alignments and changes of each prompt, float64 [B, 1 + len(CHOICES) + C], C channels of all taps.
+
+    What the journal lacks is computed.
+    """
+    taps = range(1, 1 + len(engine.directory.manifest.taps)) if engine.backend.screens else range(0)
     keys = [ids_key(row) for row in sample.ids]
     missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
     batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
@@ -207,10 +231,18 @@ def _score(
             np.mean([engine.alignments(states, states.all, draw, DEFAULT_ALIGNMENT, pair) for draw in late], axis=0)
             for pair in CHOICES
         ]
-        journal.put([keys[row] for row in rows], np.stack([engine.norm(states), *alignments], axis=1))
+        changes = [engine.changes(states, tap) for tap in taps]
+        own = np.stack([engine.norm(states), *alignments], axis=1)
+        journal.put([keys[row] for row in rows], np.concatenate([own, *changes], axis=1))
     if progress:
         progress(len(keys), len(keys))
     return np.array([journal.get(key) for key in keys])
+
+
+def _by_tap(changes: Floats, taps: Sequence[Tap]) -> list[Floats]:
+    """Return the changes of each tap's channels, [B, C]."""
+    ends = np.cumsum([tap.channels for tap in taps])[:-1]
+    return np.split(changes, ends, axis=1) if taps else []
 
 
 def _describe(

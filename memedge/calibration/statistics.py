@@ -1,4 +1,4 @@
-"""The journal of a calibration: each prompt's norm, and its alignment of each pair that may be chosen."""
+"""The journal of a calibration: each prompt's norm, its alignment of each pair that may be chosen, its changes at taps."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ _HEADER = {
     "format": "version of memedge",
     "engine": "engine, provider or precision",
 }
-_FORMAT = "1"
+_FORMAT = "2"
 
 
 class StatisticsJournal(JobFile):
@@ -22,16 +22,18 @@ class StatisticsJournal(JobFile):
 
     def __init__(self, path: Path, engine: str, resume: bool):
         """Open the journal at `path`, or make it where there is none; raises as JobFile."""
-        columns = ", ".join(f"{name} NOT NULL" for name in ("norm", *CHOICES))
+        columns = ", ".join(f"{name} NOT NULL" for name in ("norm", *CHOICES, "changes"))
         table = f"CREATE TABLE results (prompt PRIMARY KEY, {columns}) WITHOUT ROWID"
         super().__init__(path, {"format": _FORMAT, "engine": engine}, _HEADER, table, resume)
 
-    def get(self, key: bytes) -> tuple[float, ...] | None:
-        """Return a prompt's norm and alignments, in the order of CHOICES, or None if it has none yet."""
-        return self.find(f"SELECT {', '.join(('norm', *CHOICES))} FROM results WHERE prompt = ?", key)
+    def get(self, key: bytes) -> Floats | None:
+        """Return a prompt's norm, alignments in the order of CHOICES, and changes; or None if it has none yet."""
+        found = self.find(f"SELECT {', '.join(('norm', *CHOICES, 'changes'))} FROM results WHERE prompt = ?", key)
+        return None if found is None else np.concatenate([found[:-1], np.frombuffer(found[-1])])
 
     def put(self, keys: Sequence[bytes], statistics: Floats) -> None:
-        """Commit the statistics [B, 1 + len(CHOICES)] of B prompts."""
-        marks = ", ".join("?" * (statistics.shape[1] + 1))
-        rows = [(key, *map(float, np.asarray(row))) for key, row in zip(keys, statistics, strict=True)]
+        """Commit the statistics of B prompts, [B, 1 + len(CHOICES) + C] with the changes of C channels of all taps."""
+        own = 1 + len(CHOICES)
+        marks = ", ".join("?" * (own + 2))
+        rows = [(key, *map(float, row[:own]), row[own:].tobytes()) for key, row in zip(keys, statistics, strict=True)]
         self.insert(f"INSERT INTO results VALUES ({marks})", rows)

@@ -40,6 +40,14 @@ def calibrate(
     restore: Annotated[
         str | None, typer.Option("--restore", metavar="DATE", help="Bring that one back: `memedge info` lists them.")
     ] = None,
+    screen_alpha: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Most of the memorized prompts, of those found, that --early screen may pass.",
+            show_default="the least that they can promise",
+        ),
+    ] = None,
     resume: ResumeOption = False,
     engine: Annotated[
         Path | None, typer.Option("--engine", metavar="DIR", help="Engine directory.", show_default=False)
@@ -80,6 +88,7 @@ def calibrate(
                 precision=precision,
                 threads=threads,
                 resume=resume,
+                screen_alpha=screen_alpha,
                 progress=progress,
             )
         else:
@@ -93,6 +102,7 @@ def calibrate(
                     precision=precision,
                     threads=threads,
                     resume=resume,
+                    screen_alpha=screen_alpha,
                     progress=progress,
                 )
             ]

@@ -50,7 +50,7 @@ def print_verdicts(verdicts: Sequence["Verdict"], info: "EngineInfo") -> None:
         prompt = terminal.cell(v.prompt) if v.prompt else "[dim](empty)[/]"
         note = " [yellow](truncated)[/]" if v.truncated else ""
         numbers = ("—" if value is None else f"{value:.4f}" for value in (v.score, v.norm, v.alignment))
-        table.add_row(prompt + note, LABELS[v.memorized], *numbers, str(v.passes))
+        table.add_row(prompt + note, LABELS[v.memorized], *numbers, f"{v.passes:.4g}")
     terminal.print_table(table)
     first = verdicts[0]
     if first.memorized is None:

@@ -72,9 +72,11 @@ DrawsOption = Annotated[
 ]
 PlotOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="A .png or .svg to draw.")]
 EarlyOption = Annotated[
-    Literal["proven", "conformal", "off"],
+    Literal["proven", "conformal", "screen", "off"],
     typer.Option(
-        "--early", help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, or none."
+        "--early",
+        help="Passes to leave out: those that cannot change the verdict, those that hardly ever do, whole passes of "
+        "prompts that a screen finds clean, or none.",
     ),
 ]
 ThresholdOption = Annotated[

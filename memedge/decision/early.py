@@ -1,6 +1,8 @@
 """Verdicts with the fewest passes: the noisy timestep first, the other one only for prompts that are still open."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +10,10 @@ import numpy.typing as npt
 from memedge.decision.rule import Rule
 from memedge.engine.arrays import Bools, Floats, Indices
 from memedge.engine.engine import Engine, States
+from memedge.engine.errors import InputError
 from memedge.engine.precision import BATCH_NOISE, Tolerance
+
+Early = Literal["proven", "conformal", "screen", "off"]
 
 
 @dataclass(frozen=True)
@@ -16,20 +21,22 @@ class Outcome:
     """What is known of B prompts after the passes they took.
 
     Attributes:
-        norm: float64 [B].
+        norm: float64 [B]; NaN if it was not computed.
         alignment: float64 [B]; NaN if passes were left out.
         lowest, highest: float64 [B], bounds of the score; equal if it is known: if nothing was left out, or nothing
             that it is made of.
-        passes: int64 [B], conditional UNet evaluations.
+        passes: int64 [B], conditional UNet evaluations; float64, with parts of one, after a screen.
         proven: bool [B], whether no result of the passes that were left out could change the verdict.
+        readout: float64 [B], the screen's; None without one. What it passed has no norm (NaN) and no bounds (±∞).
     """
 
     norm: Floats
     alignment: Floats
     lowest: Floats
     highest: Floats
-    passes: npt.NDArray[np.int64]
+    passes: npt.NDArray[np.int64] | Floats
     proven: Bools
+    readout: Floats | None = None
 
     @staticmethod
     def whole(rule: Rule, norm: Floats, alignment: Floats, passes: int) -> "Outcome":
@@ -37,6 +44,34 @@ class Outcome:
         low, high = rule.bounds(norm, alignment, alignment)
         count = len(norm)
         return Outcome(norm, alignment, low, high, np.full(count, passes), np.ones(count, dtype=bool))
+
+
+def check_early(rule: Rule, early: str, engine: Path, key: str) -> None:
+    """Raise InputError unless passes can be left out in this way.
+
+    Args:
+        rule: of what runs.
+        early: the way, one of Early.
+        engine: its path, for messages.
+        key: what runs it, likewise.
+    """
+    if early not in get_args(Early):
+        raise InputError(f"There is no early={early!r}: use 'proven', 'conformal', 'screen' or 'off'.")
+    if early == "conformal" and rule.conformal is None:
+        raise InputError(
+            f"{engine} stores no conformal interval for {key}: calibrate it with at least 99 prompts, or use "
+            "early='proven'."
+        )
+    if early == "screen" and rule.operating_point not in ("", "calibrated"):
+        raise InputError(
+            "The screen holds for the calibrated threshold: leave threshold and target_fpr out, or use "
+            "early='conformal'."
+        )
+    if early == "screen" and rule.screen is None:
+        why = f" ({rule.no_screen.rstrip('.')})" if rule.no_screen else ""
+        raise InputError(
+            f"{engine} stores no screen for {key}{why}: run `memedge calibrate`, or use early='conformal'."
+        )
 
 
 class Passes:

@@ -29,18 +29,18 @@ def make_verdicts(
     memorized = rule.memorized(outcome.norm, outcome.lowest)
     verdicts = []
     for row, prompt in enumerate(prompts):
-        alignment = float(outcome.alignment[row])
+        norm, alignment = float(outcome.norm[row]), float(outcome.alignment[row])
         known = bool(outcome.lowest[row] == outcome.highest[row])  # of the norm alone, it is after the first passes
         verdicts.append(
             Verdict(
                 prompt=prompt,
                 memorized=None if memorized is None else bool(memorized[row]),
                 score=float(outcome.lowest[row]) if known and rule.fitted else None,
-                norm=float(outcome.norm[row]),
+                norm=None if math.isnan(norm) else norm,
                 alignment=None if math.isnan(alignment) else alignment,
                 threshold=rule.threshold,
                 truncated=bool(truncated[row]),
-                passes=int(outcome.passes[row]),
+                passes=outcome.passes[row].item(),
                 reason=_reason(outcome, row, rule, key),
                 operating_point=rule.operating_point,
             )
@@ -52,7 +52,7 @@ def log(verdicts: Iterable[Verdict], key: str) -> None:
     """Log verdicts, without the prompts, which are the user's."""
     if LOG.isEnabledFor(logging.INFO):
         for one in verdicts:
-            LOG.info("%s: %s (%s, passes: %d)", SAID[one.memorized], one.reason, key, one.passes)
+            LOG.info("%s: %s (%s, passes: %.4g)", SAID[one.memorized], one.reason, key, one.passes)
 
 
 def threshold_in_words(rule: Rule) -> str:
@@ -81,6 +81,11 @@ def _reason(outcome: Outcome, row: int, rule: Rule, key: str) -> str:
         return f"no calibration for {key}, so no verdict ({known}): run `memedge calibrate`"
     low, high = outcome.lowest[row], outcome.highest[row]
     threshold = threshold_in_words(rule)
+    if rule.screen is not None and outcome.readout is not None and math.isnan(outcome.norm[row]):
+        return (
+            f"screened: read-out {outcome.readout[row]:.4g} < cut {rule.screen.cut:.4g}, as of a share "
+            f"α = {rule.screen.alpha:.2g} of memorized prompts at most"
+        )
     if outcome.norm[row] == 0:
         return "the empty prompt has no guidance"
     if low == high:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.arrays import Bools, Floats
-from memedge.engine.manifest import Alignment, Calibration, Conformal, Manifest, Operands
+from memedge.engine.manifest import Alignment, Calibration, Conformal, Manifest, Operands, Screen
 from memedge.engine.precision import Tolerance
 from memedge.engine.reduction import check_options
 
@@ -31,6 +31,8 @@ class Rule:
             "target_fpr=R": the calibration's clean scores, for that rate; "": there is none.
         conformal: where the alignment of prompts like the calibration's lies, or None.
         clean_score: the median score of the clean prompts of the calibration, or None.
+        screen: what passes prompts by their first effects on the UNet, or None. It belongs to the calibrated threshold.
+        no_screen: why there is none, in a sentence, if the calibration says so.
     """
 
     gamma_norm: float = 1.0
@@ -43,6 +45,8 @@ class Rule:
     operating_point: str = ""
     conformal: Conformal | None = None
     clean_score: float | None = None
+    screen: Screen | None = None
+    no_screen: str = ""
 
     @staticmethod
     def of(manifest: Manifest, key: str) -> "Rule":
@@ -71,6 +75,8 @@ class Rule:
             operating_point="calibrated",
             conformal=calibration.conformal,
             clean_score=calibration.clean_score,
+            screen=calibration.screen,
+            no_screen=calibration.no_screen,
         )
 
     def measuring(self, alignment: Alignment | None, operands: Operands | None) -> "Rule":

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from memedge.detector import PROMPTS_PER_BATCH, Early
+from memedge.decision.early import Early, check_early
+from memedge.decision.rule import Rule
+from memedge.detector import PROMPTS_PER_BATCH
 from memedge.engine import atomic, cache, plans
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.engine import rows_per_call
@@ -115,11 +117,8 @@ def _check_calibrated(directory: EngineDirectory, provider: str, precision: str 
         raise InputError(
             f"{directory.path} is not calibrated for {what}, so there are no verdicts: run `memedge calibrate`."
         )
-    if early == "conformal" and all(one.conformal is None for one in known):
-        raise InputError(
-            f"{directory.path} stores no conformal interval for {what}: calibrate it with at least 99 prompts, or use "
-            "--early proven."
-        )
+    for one in known:
+        check_early(Rule.calibrated(one), early, directory.path, what)
 
 
 def _copy(directory: EngineDirectory, target: Path, with_plans: bool) -> None:

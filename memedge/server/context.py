@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from memedge.detector import Early
+from memedge.decision.early import Early
 from memedge.results import Verdict
 from memedge.server import answers
 from memedge.server.answers import BadRequestError

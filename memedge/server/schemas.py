@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from memedge.detector import Early
+from memedge.decision.early import Early
 from memedge.explain import Explanation, ExplanationMethod
 from memedge.results import Verdict
 

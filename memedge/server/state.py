@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from memedge.detector import Detector, Early
+from memedge.decision.early import Early
+from memedge.detector import Detector
 from memedge.explain import Explanation, ExplanationMethod
 from memedge.results import Verdict
 from memedge.server.meters import Meters

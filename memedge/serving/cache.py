@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from dataclasses import replace
 
-from memedge.detector import Early
+from memedge.decision.early import Early
 from memedge.results import Verdict
 
 Key = tuple[bytes, Early]  # token ids, and which passes may be left out

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from types import TracebackType
-from typing import get_args
 
 import numpy as np
 
-from memedge.detector import Detector, Early
+from memedge.decision.early import Early, check_early
+from memedge.detector import Detector
 from memedge.engine.arrays import Indices
 from memedge.engine.errors import InputError, MemedgeError
 from memedge.prompts.text import checked_prompts
@@ -115,7 +115,7 @@ class Gate:
         self._prompts = self._bytes = 0  # in the gate
         self._closed = False
         self._pace = Pace()
-        self._verdicts = 0  # of the round that runs
+        self._verdicts = self._screened = 0  # of the round that runs
         self._thread = threading.Thread(target=self._run, name="memedge-gate", daemon=True)
         self._thread.start()
 
@@ -228,10 +228,8 @@ class Gate:
 
     def _admit(self, prompts: Sequence[str], early: Early, timeout: float | None) -> tuple[list[Answer], float]:
         """Queue the prompts, or refuse them all; return their answers and their deadline."""
-        if early not in get_args(Early):
-            raise InputError(f"There is no early={early!r}: use 'proven', 'conformal' or 'off'.")
-        if early == "conformal" and self._detector.info.rule.conformal is None:
-            raise InputError("The engine stores no conformal interval: use early='proven'.")
+        info = self._detector.info
+        check_early(info.rule, early, info.path, info.key)
         texts = list(checked_prompts(prompts))
         if not texts:
             raise InputError("There are no prompts to judge: give at least one.")
@@ -309,11 +307,11 @@ class Gate:
                 jobs = self._next(rows)
             start = time.monotonic()
             waited = [job.turn - job.waiters[0].since for job in jobs]
-            self._verdicts = 0
+            self._verdicts = self._screened = 0
             cohorts += self._begin(jobs)
             rows, prompts = self._round(cohorts)
             cohorts[:] = [cohort for cohort in cohorts if len(cohort.row)]
-            if not rows:
+            if not rows and not self._screened:
                 continue
             seconds = time.monotonic() - start
             if self._waiting:
@@ -367,10 +365,15 @@ class Gate:
                 continue
             some = [jobs[row] for row in rows]
             try:
-                cohorts.append(Cohort(self._engine, info.rule, info.key, some, ids[rows], truncated[rows]))
+                cohort = Cohort(self._engine, info.rule, info.key, some, ids[rows], truncated[rows])
             except Exception as error:
                 for job in some:
                     self._leave(job, error)
+                continue
+            for job, result in cohort.screened:
+                self._leave(job, result)
+            self._screened += len(cohort.screened)
+            cohorts += [cohort] if len(cohort.row) else []
         return cohorts
 
     def _known(self, job: Job, ids: Indices) -> bool:

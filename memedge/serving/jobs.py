@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from memedge.detector import Early
+from memedge.decision.early import Early
 from memedge.results import Verdict
 
 Answer = Future[Verdict]
