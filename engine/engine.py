@@ -145,10 +145,10 @@ class Engine:
         return near
 
     def changes(self, states: States, tap: int) -> Floats:
-        """Return how far a tap's channels are from the empty prompt's, float64 [B, C]: the mean over the draws at t_norm.
+        """Return how far a tap's channels are from the empty prompt's at t_norm, float64 [B, C].
 
-        Of each channel, the L2 norm over the pixels, NaN where it is not finite; n × `manifest.tap_share(tap)` passes
-        per prompt.
+        The mean over the draws. Of each channel, the L2 norm over the pixels, NaN where it is not finite; this takes
+        n × `manifest.tap_share(tap)` passes per prompt.
 
         Args:
             states: of B prompts.

@@ -247,8 +247,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     "<provider>-<precision>"; an engine without a calibration for what runs gives no verdicts. `cached` names the UNet's
     cached inputs and the shape of one row of each (export/graphs/prefix_split.py). `drift` is there in int8 engines.
     `preset` is there if γ was published for this kind of model. `notes` says in sentences what the export chose for
-    this checkpoint that is not usual. `pooled_width` is that of the pooled states, 0 in models that have none. `taps` are where the
-    screen may read, the cheapest first; each has a graph.
+    this checkpoint that is not usual. `pooled_width` is that of the pooled states, 0 in models that have none. `taps`
+    are where the screen may read, the cheapest first; each has a graph.
     """
 
     schema: int

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test compares the two
     from memedge.calibration.calibrate import Calibrated as Calibrated
     from memedge.calibration.calibrate import calibrate as calibrate
+    from memedge.decision.early import Early as Early
     from memedge.decision.rule import Rule as Rule
     from memedge.detector import Detector as Detector
     from memedge.detector import EngineInfo as EngineInfo
@@ -44,6 +45,8 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.engine.manifest import Preset as Preset
     from memedge.engine.manifest import PromptList as PromptList
     from memedge.engine.manifest import Schedule as Schedule
+    from memedge.engine.manifest import Screen as Screen
+    from memedge.engine.manifest import Tap as Tap
     from memedge.evaluation.evaluate import evaluate as evaluate
     from memedge.evaluation.figures import Confusion as Confusion
     from memedge.evaluation.figures import DetectorDifference as DetectorDifference
@@ -57,6 +60,7 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.evaluation.figures import PromptFile as PromptFile
     from memedge.evaluation.figures import RocCurve as RocCurve
     from memedge.evaluation.figures import ScoredPrompt as ScoredPrompt
+    from memedge.evaluation.figures import ScreenFigures as ScreenFigures
     from memedge.explain import Explanation as Explanation
     from memedge.explain import ExplanationMethod as ExplanationMethod
     from memedge.explain import ScoreKind as ScoreKind
@@ -104,7 +108,7 @@ _PUBLIC = {
     "memedge.evaluation.evaluate": "evaluate",
     "memedge.evaluation.figures": (
         "Confusion DetectorDifference DetectorFigures DetectorStability EvaluatedDetector Evaluation "
-        "EvaluationRun Figure Findings PromptFile RocCurve ScoredPrompt"
+        "EvaluationRun Figure Findings PromptFile RocCurve ScoredPrompt ScreenFigures"
     ),
     "memedge.explain": "Explanation ExplanationMethod ScoreKind Token Word",
     "memedge.guidance": "GuidanceStats guidance_stats",

@@ -5,7 +5,7 @@ cross-attention. Nothing goes by the names of layers. A graph is cut from the on
 precision, and reads its weights from the same file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -58,7 +58,7 @@ def _cut(model: ir.Model, name: str) -> None:
         single = terms.node("Cast", [value], dtype=SINGLE, to=SINGLE)
     reference = ir.Value(name="reference", shape=ir.Shape(["references", *value.shape[1:]]), type=ir.TensorType(SINGLE))
     graph.inputs.append(reference)
-    delta = terms.node("Sub", [single, terms.node("Gather", [reference, row], value.shape, axis=0)])
+    delta = terms.node("Sub", [single, terms.node("Gather", [reference, row], [*value.shape], axis=0)])
     pixels = [1] if len(value.shape) == 3 else [2, 3]
     squares = terms.reduced("ReduceSum", terms.node("Mul", [delta, delta]), pixels)
     change = terms.reshaped(terms.node("Sqrt", [squares]), [ROWS, _channels(value)])
@@ -78,15 +78,19 @@ def _residual_sums(graph: ir.Graph) -> list[ir.Value]:
         if not any(value in changed for value in node.inputs):
             continue
         changed.update(node.outputs)
-        shapes = [value.shape for value in (*node.inputs, *node.outputs) if value is not None]
-        computed = all(value is not None and value.const_value is None for value in node.inputs)
-        if node.op_type == "Add" and computed and shapes[0] is not None and _has_rows(shapes[0]):
-            if all(shape == shapes[0] for shape in shapes):
-                found.append(node.outputs[0])
+        if node.op_type == "Add" and _sums_computed(node):
+            found.append(node.outputs[0])
     return found
 
 
-def _has_rows(shape: Sequence[int | ir.SymbolicDim]) -> bool:
+def _sums_computed(node: ir.Node) -> bool:
+    """Return whether both of an Add's inputs are computed, and have its output's shape."""
+    shape = node.outputs[0].shape
+    alike = (value is not None and value.const_value is None and value.shape == shape for value in node.inputs)
+    return shape is not None and _has_rows(shape) and all(alike)
+
+
+def _has_rows(shape: ir.Shape) -> bool:
     return len(shape) in (3, 4) and str(shape[0]) == ROWS and all(isinstance(size, int) for size in shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""The journal of a calibration: each prompt's norm, its alignment of each pair that may be chosen, its changes at taps."""
+"""The journal of a calibration: each prompt's norm, alignment of each pair that may be chosen, and changes at taps."""
 
 from collections.abc import Sequence
 from pathlib import Path

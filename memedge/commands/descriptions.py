@@ -47,7 +47,19 @@ def calibration_facts(calibration: "Calibration") -> list[tuple[str, str]]:
             f"AUC {_estimate(found.auc)}, memorized found {_estimate(found.tpr)}, clean called memorized "
             f"{_estimate(found.fpr)}: judged by what was fitted to the other folds, 95 % intervals",
         ),
+        *([("screen", _screen(c))] if c.screen or c.no_screen else []),
     ]
+
+
+def _screen(calibration: "Calibration") -> str:
+    """Say what the screen does, or why there is none."""
+    screen = calibration.screen
+    if screen is None:
+        return f"none: {calibration.no_screen}"
+    return (
+        f"at tap {screen.tap}, passes {_estimate(screen.decided)} of clean prompts (judged by the other folds' fit), "
+        f"and at most α = {screen.alpha:.2g} of memorized ones that are found ({screen.memorized} set its cut)"
+    )
 
 
 def _gain(gain: "Gain") -> str:

@@ -108,6 +108,10 @@ def print_evaluation(evaluation: "Evaluation", output: Path, json: bool) -> None
             figures = (_figure(figure) for figure in (line.auc, line.tpr_1, line.tpr_3))
             table.add_row(line.detector, str(line.draws), *figures, f"{line.passes:.4g}", f"{line.seconds:.3g}")
         terminal.print_table(table)
+        if evaluation.screen:
+            from memedge.evaluation.page import screen_in_words
+
+            terminal.say(screen_in_words(evaluation.screen))
     for caution in evaluation.cautions:
         terminal.say(f"Warning: {caution}")
     terminal.say(f"{output / 'report.html'}: the report; report.json and prompts.csv beside it.")

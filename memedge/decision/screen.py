@@ -1,6 +1,7 @@
 """The screen: prompts that are clean by their first effects on the UNet take no whole pass (docs/methods.md §5)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -81,18 +82,14 @@ def screen(engine: Engine, rule: Rule, states: States, alone: Alone) -> Screenin
 def decide_screened(engine: Engine, rule: Rule, states: States, alone: Alone) -> Outcome:
     """Screen prompts, and run those that are not passed until each verdict is decided, as `decide_early`."""
     screening = screen(engine, rule, states, alone)
-    order = np.argsort(~screening.passed, kind="stable")  # the passed ones first
-    rest = np.flatnonzero(~screening.passed)
-    parts = [screening.outcome()]
-    if len(rest):
-        parts.append(screening.before(decide_early(engine, rule, engine.select(states, rest)), rest))
-    place = np.argsort(order)
+    passed, rest = np.flatnonzero(screening.passed), np.flatnonzero(~screening.passed)
+    outcome = screening.outcome()
+    if not len(rest):
+        return outcome
+    other = screening.before(decide_early(engine, rule, engine.select(states, rest)), rest)
+    place = np.argsort(np.concatenate([passed, rest]))
 
-    def column(name: str) -> Floats:
-        return np.concatenate([getattr(part, name) for part in parts])[place]
+    def column(name: str) -> Any:
+        return np.concatenate([getattr(outcome, name), getattr(other, name)])[place]
 
-    return Outcome(
-        *(column(name) for name in ("norm", "alignment", "lowest", "highest", "passes")),
-        proven=column("proven").astype(np.bool_),
-        readout=column("readout"),
-    )
+    return Outcome(**{field.name: column(field.name) for field in fields(Outcome)})

@@ -34,10 +34,12 @@ from memedge.evaluation.figures import (
     Measured,
     PromptFile,
     ScoredPrompt,
+    ScreenFigures,
     find,
 )
 from memedge.evaluation.measurements import Measurements
 from memedge.evaluation.page import page
+from memedge.evaluation.screening import screen_figures
 from memedge.prompts.cells import guarded
 from memedge.prompts.labelled import Prompts, Sample, select
 
@@ -134,6 +136,7 @@ def evaluate(
             findings=find(chosen, sample.memorized, counts, main, rule),
             prompts=_prompts(sample, measured, lower),
             lower=lower,
+            screen=_screen(engine, rule, sample, measured, main if seed is None else None),
         )
         _write(evaluation, folder)
         journal.delete()
@@ -178,6 +181,16 @@ def _anisotropy(measured: dict[str, Measured], rule: Rule) -> Measured:
         rule.gamma_norm * norm.values + abs(rule.gamma_alignment) * alignment.values,
         norm.seconds + alignment.seconds,
     )
+
+
+def _screen(
+    engine: Engine, rule: Rule, sample: Sample, measured: dict[str, Measured], draws: int | None
+) -> ScreenFigures | None:
+    """Return what the screen does, if the engine has one and was evaluated on its own noise: `draws` of it, or None."""
+    if rule.screen is None or rule.threshold is None or ANISOTROPY not in measured or draws != engine.draws:
+        return None
+    called = measured[ANISOTROPY].score(draws) >= rule.threshold
+    return screen_figures(engine, rule, sample, called)
 
 
 def _measure(

@@ -117,6 +117,28 @@ class Confusion:
 
 
 @dataclass(frozen=True)
+class ScreenFigures:
+    """What the calibrated screen does with the prompts. Intervals are exact binomial ones (Clopper and Pearson).
+
+    Attributes:
+        decided_prompts, clean, decided: how many of the clean prompts it passes, and their share.
+        missed_prompts, found, missed: how many of the memorized prompts that the full rule finds it passes, and their
+            share; None if the rule finds none.
+        alpha: the share that the calibration promises at most.
+        passes: what it takes per prompt, in UNet evaluations.
+    """
+
+    decided_prompts: int
+    clean: int
+    decided: Figure
+    missed_prompts: int
+    found: int
+    missed: Figure | None
+    alpha: float
+    passes: float
+
+
+@dataclass(frozen=True)
 class Findings:
     """All figures.
 
@@ -199,6 +221,7 @@ class Evaluation:
         rule: the engine's.
         terms: the detectors that the rule's two weights belong to.
         lower: the alignments of which a low value means memorized; of all other detectors a high one does.
+        screen: what the engine's screen does, if there are verdicts on the engine's own noise, and it has one.
     """
 
     run: EvaluationRun
@@ -211,6 +234,7 @@ class Evaluation:
     findings: Findings
     prompts: list[ScoredPrompt]
     lower: tuple[str, ...] = ()
+    screen: ScreenFigures | None = None
 
     def sign(self, detector: str) -> float:
         """Return 1 if a high value of a detector means memorized, and −1 if a low one does."""

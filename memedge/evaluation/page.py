@@ -11,7 +11,14 @@ from plotly.offline import get_plotlyjs
 
 from memedge.decision.reasons import rule_in_words
 from memedge.evaluation.charts import BANDS, KINDS, all_figures, bound
-from memedge.evaluation.figures import ANISOTROPY, DetectorDifference, Evaluation, Figure, ScoredPrompt
+from memedge.evaluation.figures import (
+    ANISOTROPY,
+    DetectorDifference,
+    Evaluation,
+    Figure,
+    ScoredPrompt,
+    ScreenFigures,
+)
 from memedge.metrics import RESAMPLES
 from memedge.reports.document import PARTS, Cell, document, provenance, section, source_hash, table
 from memedge.wording import counted
@@ -90,11 +97,30 @@ def _summary(evaluation: Evaluation) -> str:
             f"By the engine's calibrated threshold for the {ANISOTROPY} {v.found} of {v.memorized} memorized prompts "
             f"are found, and {v.false_alarms} of {v.clean} clean ones are called memorized."
         )
+    if evaluation.screen:
+        text.append(screen_in_words(evaluation.screen))
     text += _compared([one for one in found.differences if one.draws == found.draws])
     cautions = "".join(f"<li>{escape(one)}</li>" for one in evaluation.cautions)
     box = f'<aside class="cautions" aria-label="What to keep in mind"><ul>{cautions}</ul></aside>' if cautions else ""
     paragraph = " ".join(text).replace(" %", "\u00a0%")  # a number and its unit are not parted
     return section("summary", "In short", f'<p class="summary">{paragraph}</p>{box}')
+
+
+def screen_in_words(screen: ScreenFigures) -> str:
+    """Return what the screen decides and misses, in sentences."""
+    decided, missed = screen.decided, screen.missed
+    text = (
+        f"With early='screen' {screen.decided_prompts} of {screen.clean} clean prompts "
+        f"({100 * decided.value:.1f} %, {100 * decided.low:.1f} to {100 * decided.high:.1f} %) take "
+        f"{screen.passes:.2g} of a pass"
+    )
+    if missed is None:
+        return f"{text}; the full rule finds no memorized prompt that could be missed."
+    return (
+        f"{text}, and {screen.missed_prompts} of the {screen.found} memorized ones that the full rule finds are missed "
+        f"({100 * missed.value:.1f} %, {100 * missed.low:.1f} to {100 * missed.high:.1f} %; at most "
+        f"{100 * screen.alpha:.2g} % is promised)."
+    )
 
 
 def _compared(differences: Sequence[DetectorDifference]) -> list[str]:
