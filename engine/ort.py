@@ -138,10 +138,15 @@ class OrtBackend(Backend):
     def at_tap(self, tap: int, states: Tensor) -> Tensor:
         session = self._further(SCREENS[tap - 1])
         (shape,) = (value.shape[1:] for value in session.get_inputs() if value.name == "reference")
-        rows, memory = np.arange(self._draws), self._memory
-        nothing = memory.upload(np.zeros((len(rows), *shape), np.float32))
-        given = {"prompt": memory.upload(np.zeros_like(rows)), "row": memory.upload(rows), "reference": nothing}
-        return self._screen(tap, "tap", {"states": states, **given}, len(rows))
+        memory, first = self._memory, np.zeros(1, np.int64)
+        nothing = memory.upload(np.zeros((self._draws, *shape), np.float32))
+        given = {"states": states, "prompt": memory.upload(first), "reference": nothing}
+        # Row by row: int8's products are scaled by the largest value in the call.
+        rows = [
+            memory.download(self._screen(tap, "tap", {**given, "row": memory.upload(first + row)}, 1))
+            for row in range(self._draws)
+        ]
+        return memory.upload(np.concatenate(rows))
 
     def _screen(self, tap: int, output: str, inputs: dict[str, Tensor], rows: int) -> Tensor:
         """Return one output of a tap's graph; this thread's binding has the cached inputs in it."""

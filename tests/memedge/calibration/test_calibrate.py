@@ -82,8 +82,13 @@ def scored(monkeypatch) -> SimpleNamespace:
     def statistics(engine, states, *which):
         return norm(engine, states), alignments(engine, states, states.all, 0, *which)
 
-    for name, function in {"encode": encode, "norm": norm, "alignments": alignments, "statistics": statistics}.items():
-        monkeypatch.setattr(Engine, name, function)
+    def changes(engine, states, tap):
+        score = look_up(states, 0) - look_up(states, 2)
+        channels = engine.directory.manifest.taps[tap - 1].channels
+        return np.exp(score[:, None] + generator.normal(0, 0.1, (len(score), channels)))
+
+    for function in (encode, norm, alignments, statistics, changes):
+        monkeypatch.setattr(Engine, function.__name__, function)
     return SimpleNamespace(done=done, table=table)
 
 
