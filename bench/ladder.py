@@ -8,13 +8,13 @@ Rungs, each with all that the one before leaves out:
 - cached: torch, unconditional predictions computed once
 - prefix: torch, all that no prompt changes computed once
 - engine: the engine, `Detector.score` whole (tokenizer, text encoder, UNet, reduction), for each provider
-- early_proven, early_conformal: `Detector.detect` on a mix of prompts of which 1 % are memorized
+- early_proven, early_conformal, early_screen: `Detector.detect` on a mix of prompts of which 1 % are memorized
 Torch computes bf16 in channels-last, its fastest layout. Times are medians of interleaved rounds, each rung called once
 before. Where a rung is wrong the bench fails: norm and alignment must agree within the precision table.
 
 sd14 is Stable Diffusion 1.4's architecture with random weights (bench/architectures.py). It is built and exported into
---work, if it is not there, which takes 5 minutes and 8 GB of disk. Its early decisions are not its own: the share of
-verdicts that take one pass is that of the embedded engine on the same mix, and what one pass and two take is measured.
+--work, if it is not there, which takes 5 minutes and 8 GB of disk. Its early decisions are not its own: the shares of
+verdicts that take no pass, one and two are those of the embedded engine on the same mix; what each takes is measured.
 """
 
 import argparse
@@ -45,7 +45,7 @@ ROUNDS = {"emoji": 9, "sd14": 2}
 MEMORIZED_SHARE = 0.01
 MOST = 200  # captions of each kind, for the share of verdicts that take one pass
 PROMPT = "skull icon"
-EARLY = ("proven", "conformal")
+EARLY = ("proven", "conformal", "screen")
 
 
 @dataclass
@@ -68,16 +68,22 @@ def held_out() -> tuple[list[str], list[str]]:
     return clean, memorized
 
 
-def one_pass_share(detector: Detector, early: str) -> float:
-    """Return the share of verdicts after one pass of two, on the mix; check that verdicts are those of score()."""
-    shares = []
-    for prompts in held_out():
-        verdicts = detector.detect(prompts, early)
-        changed = np.array([v.memorized for v in verdicts]) != detector.score(prompts).memorized
+def shares(detector: Detector, early: str) -> np.ndarray:
+    """Return the shares of verdicts after no whole pass, one and two, on the mix; check that they are those of score().
+
+    The screen may change clean prompts' verdicts from memorized, which costs nothing, and at most α of the others'.
+    """
+    found = []
+    for memorized, prompts in zip((False, True), held_out(), strict=True):
+        verdicts, scores = detector.detect(prompts, early), detector.score(prompts)
+        changed = np.array([v.memorized for v in verdicts]) != scores.memorized
         allowed = 0 if early == "proven" else detector.info.calibration.conformal.delta * len(prompts) + 2
+        if early == "screen" and memorized:
+            allowed += detector.info.calibration.screen.alpha * scores.memorized.sum()
         assert changed.sum() <= allowed, f"{changed.sum()} verdicts of early={early} differ from score()"
-        shares.append(np.mean([v.passes == 1 for v in verdicts]))
-    return float(shares[0] * (1 - MEMORIZED_SHARE) + shares[1] * MEMORIZED_SHARE)
+        whole = np.array([int(v.passes) for v in verdicts])
+        found.append([np.mean(whole == 0), np.mean(whole == 1), np.mean(whole >= 2)])
+    return np.array(found).T @ (1 - MEMORIZED_SHARE, MEMORIZED_SHARE)
 
 
 def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -91,13 +97,25 @@ def timed(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     return {name: median(times) for name, times in seconds.items()}
 
 
-def engine_calls(detector: Detector) -> dict[str, Callable[[], Any]]:
-    """Return a whole score, and what a verdict takes that is decided after the first of two passes."""
+def engine_calls(detector: Detector, tap: int) -> dict[str, Callable[[], Any]]:
+    """Return a whole score, and the parts that a verdict is made of which is decided earlier."""
     engine = detector.engine
+    states = engine.encode(engine.tokenize([PROMPT])[0])
     return {
         "engine": lambda: detector.score([PROMPT]),
+        "encode": lambda: engine.encode(engine.tokenize([PROMPT])[0]),
         "one_pass": lambda: engine.norm(engine.encode(engine.tokenize([PROMPT])[0])),
+        "screen": lambda: engine.changes(states, tap),
     }
+
+
+PARTS = ("encode", "one_pass", "screen")
+
+
+def early_seconds(seconds: dict[str, float], key: str, early: str, parts: np.ndarray) -> float:
+    """Return what a verdict takes on average, given the shares after no whole pass, one and two."""
+    encode, screen, one, two = (seconds[f"{key}/{name}"] for name in ("encode", "screen", "one_pass", "engine"))
+    return float(parts @ (encode, one, two)) + (screen if early == "screen" else 0.0)
 
 
 def agree(name: str, found: tuple[float, float], expected: tuple[float, float], precision: str) -> None:
@@ -126,22 +144,26 @@ def climb(model: str, precision: str, folder: Path, engines: list[tuple[Path, st
         scores = detector.score([PROMPT], alignment=DEFAULT_ALIGNMENT, operands=DEFAULT_OPERANDS)
         agree(f"{provider} {own}", (scores.norm[0], scores.alignment[0]), expected, own)
         detectors[f"{provider}/{own}"] = detector
-        for name, call in engine_calls(detector).items():
+        tap = decider(f"{provider}/{own}", threads).info.calibration.screen
+        for name, call in engine_calls(detector, tap.tap if tap else 1).items():
             call()
             calls[f"{provider}/{own}/{name}"] = call
     seconds = timed(calls, ROUNDS[model])
     rungs = [
         Rung(model, *name.split("/"), seconds_per_verdict=value)
         for name, value in seconds.items()
-        if not name.endswith("one_pass")
+        if not name.endswith(PARTS)
     ]
     for key in detectors:
         # Decisions are the embedded engine's: a model of random weights has none of its own.
         judge = decider(key, threads)
         for early in EARLY:
-            share = one_pass_share(judge, early)
-            value = share * seconds[f"{key}/one_pass"] + (1 - share) * seconds[f"{key}/engine"]
-            rungs.append(Rung(model, *key.split("/"), f"early_{early}", value, share / 2))
+            if early == "screen" and judge.info.calibration.screen is None:
+                print(f"The embedded engine has no screen for {key}: left out.")
+                continue
+            parts = shares(judge, early)
+            value = early_seconds(seconds, key, early, parts)
+            rungs.append(Rung(model, *key.split("/"), f"early_{early}", value, float(parts @ (1, 0.5, 0))))
     return rungs, expected
 
 

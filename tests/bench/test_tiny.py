@@ -204,7 +204,15 @@ def test_a_pipeline_of_diffusers_loads_what_training_saves(start, tmp_path):
     assert picture.size == (64, 64)
 
 
-def test_generations_are_pictures_and_seeds_differ(start, tmp_path):
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Two rows at once instead of many: on processors without bf16 a full chunk takes minutes."""
+    import generate
+
+    monkeypatch.setattr(generate, "CHUNK", 2)
+
+
+def test_generations_are_pictures_and_seeds_differ(start, tmp_path, small_chunks):
     from generate import SHAPE, Generator
     from model import Model
     from vae import decode
@@ -219,7 +227,7 @@ def test_generations_are_pictures_and_seeds_differ(start, tmp_path):
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_generations_are_those_of_diffusers(start, tmp_path):
+def test_generations_are_those_of_diffusers(start, tmp_path, small_chunks):
     """By torch in float32, its own loop and classifier-free guidance."""
     from diffusers import StableDiffusionPipeline
     from generate import GUIDANCE, STEPS, Generator, noise
