@@ -220,6 +220,12 @@ class Meter(Backend):
     def memory(self) -> Memory:
         return self._backend.memory
 
+    def record(self, most: int) -> None:
+        self._backend.record(most)
+
+    def padded(self, rows: int, most: int) -> int:
+        return self._backend.padded(rows, most)
+
     def encode(self, ids: Indices) -> Tensor:
         start = time.perf_counter()
         states = self._backend.encode(ids)

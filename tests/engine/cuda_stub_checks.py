@@ -198,6 +198,23 @@ def test_the_threads_current_gpu_stays_what_it_was(monkeypatch):
         driver.cuCtxPopCurrent()
 
 
+def test_other_threads_captures_forbid_nothing_while_the_memory_is_used(memory):
+    """By the thread's mode, which is what it was before again afterwards."""
+
+    def mode():
+        _, found = driver.cuThreadExchangeStreamCaptureMode(modes.CU_STREAM_CAPTURE_MODE_GLOBAL)
+        driver.cuThreadExchangeStreamCaptureMode(found)
+        return found
+
+    modes = driver.CUstreamCaptureMode
+    assert mode() == modes.CU_STREAM_CAPTURE_MODE_GLOBAL
+    with memory.current():
+        with memory.current():
+            assert mode() == modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert mode() == modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    assert mode() == modes.CU_STREAM_CAPTURE_MODE_GLOBAL
+
+
 def test_out_of_memory_says_what_to_do_and_is_no_end(memory):
     with pytest.raises(EngineError, match=r"no 128.0 MiB left \(CUDA_ERROR_OUT_OF_MEMORY.*smaller --batch-size"):
         memory.empty((32, 1 << 20), np.float32)
