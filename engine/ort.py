@@ -4,6 +4,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +135,11 @@ class OrtBackend(Backend):
             wanted = [rows for rows in sizes(draws, most) if rows not in self._tried]
             self._tried.update(wanted)
             try:
-                if not self._recordings.prompts and wanted:
-                    self._recordings.record_text(self._session(self._graph(TEXT_ENCODER), recorded=True), 1)
+                if wanted and not self._recordings.prompts:
+                    self._recordings.record_text(partial(self._session, self._graph(TEXT_ENCODER), recorded=True), 1)
                 for rows in wanted:
-                    self._recordings.record_unet(self._session(self._graph(UNET), recorded=True), rows, self._cached)
+                    make = partial(self._session, self._graph(UNET), recorded=True)
+                    self._recordings.record_unet(make, rows, self._cached)
             except EngineError as error:
                 LOG.warning("calls of few rows stay slower, for a CUDA graph of them was not to be had: %s", error)
 

@@ -8,7 +8,7 @@ What ONNX Runtime (read in its source; gpu_graph_id is of 1.18) and CUDA ask for
   all, and others wait for it.
 - A convolution keeps one cuDNN plan, that of its last shape, whose kernels a graph may still run when another shape has
   replaced the plan. So each recorded shape has a session of its own, with the weights once more, which runs nothing
-  else.
+  else. It is made in that one thread, too, whose cuBLAS and cuDNN handles it keeps.
 - While a graph is recorded, ONNX Runtime forbids all threads what could spoil it, as allocating: such calls fail, and
   the recording with them. Our own threads are exempt (CudaMemory.current) or wait (`quiet`). Others, as a pipeline's,
   should not use the GPU meanwhile.
@@ -101,7 +101,11 @@ class Recorded:
     """
 
     def __init__(
-        self, session: Any, memory: Memory, inputs: Mapping[str, tuple[Sequence[int], npt.DTypeLike]], shared: Given
+        self,
+        session: Any,
+        memory: Memory,
+        inputs: Mapping[str, tuple[Sequence[int], npt.DTypeLike]],
+        shared: Mapping[str, Tensor],
     ):
         """Bind the session's tensors.
 
@@ -171,8 +175,9 @@ class Recordings:
     def rows(self) -> list[int]:
         return sorted(self._unet)
 
-    def record_text(self, session: Any, prompts: int) -> None:
+    def record_text(self, make_session: Callable[[], Any], prompts: int) -> None:
         """Record the text encoder for so many prompts; raises EngineError if it cannot be."""
+        session = self._call(make_session)
         (ids,) = session.get_inputs()
         shape = (prompts, *ids.shape[1:])
         recorded = Recorded(session, self._memory, {"ids": (shape, np.int64)}, {})
@@ -180,8 +185,9 @@ class Recordings:
         self._check(recorded, first, second)
         self._text[prompts] = recorded
 
-    def record_unet(self, session: Any, rows: int, cached: Mapping[str, Tensor]) -> None:
+    def record_unet(self, make_session: Callable[[], Any], rows: int, cached: Mapping[str, Tensor]) -> None:
         """Record the UNet for so many rows, and for as many prompts; raises EngineError if it cannot be."""
+        session = self._call(make_session)
         width = next(value.shape[1:] for value in session.get_inputs() if value.name == "states")
         shape = (rows, *width)
         index = (rows,), np.int64
