@@ -50,6 +50,16 @@ class Backend(ABC):
     def prepare(self) -> None:  # noqa: B027 - most have nothing to prepare
         """Make ready for every number of rows that calls may have, as a server's have."""
 
+    def record(self, most: int) -> None:  # noqa: B027 - most have nothing to record
+        """Record calls of one prompt, of at most `most` rows, where that makes them faster; takes memory and seconds.
+
+        What cannot be recorded runs as before, and a warning says so.
+        """
+
+    def padded(self, rows: int, most: int) -> int:
+        """Return to how many rows a call of `rows` should be filled up, where calls have at most `most`."""
+        return most if self.one_shape else rows
+
     @abstractmethod
     def encode(self, ids: Indices) -> Tensor:
         """Return the text encoder's states, float32 [B, K, D], of ids [B, T · L] (engine/tokenizer.py)."""

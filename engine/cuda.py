@@ -21,6 +21,7 @@ except ImportError:
 
 # CUDA may read what is sent to the GPU after the call: copies of it are kept until the queue is known to be past them.
 _KEPT_BYTES = 1 << 28
+_THREAD_LOCAL = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
 _SMALLER = "use a smaller --batch-size, build plans with a smaller --max-batch, or free memory that other programs hold"
 
 
@@ -74,11 +75,18 @@ class CudaMemory:
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
-        """Make the GPU this thread's current one, and this thread the only one that queues work, within the block."""
+        """Make the GPU this thread's current one, and this thread the only one that queues work, within the block.
+
+        Captures of other threads, as ONNX Runtime's of another engine, don't forbid anything here.
+        """
         with self._lock:
             _checked(driver.cuCtxPushCurrent(self._context))
             try:
-                yield
+                mode = _checked(driver.cuThreadExchangeStreamCaptureMode(_THREAD_LOCAL))
+                try:
+                    yield
+                finally:
+                    _checked(driver.cuThreadExchangeStreamCaptureMode(mode))
             finally:
                 _checked(driver.cuCtxPopCurrent())
 
@@ -162,8 +170,7 @@ class CudaMemory:
 
     def _record(self, work: Callable[[], None]) -> Any:
         """Return what work queues as a CUgraph; other threads' calls on other streams don't disturb it."""
-        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _checked(driver.cuStreamBeginCapture(self.stream, mode))
+        _checked(driver.cuStreamBeginCapture(self.stream, _THREAD_LOCAL))
         try:
             work()
         except BaseException:

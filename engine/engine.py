@@ -200,10 +200,14 @@ class Engine:
         norm, cosine = self._statistics(states, states.all, range(self.passes), alignment, operands)
         return norm[:, : self.draws], cosine[:, self.draws :]
 
-    def filled(self, index: Indices) -> Indices:
-        """Return an index of one call's rows; if the backend wants one shape, the last row is repeated to fill it."""
-        missing = self.rows_per_call - len(index) if self.backend.one_shape else 0
-        return np.pad(index, (0, missing), mode="edge") if missing else index
+    def filled(self, index: Indices, rows: int | None = None) -> Indices:
+        """Return an index of one call's rows, its last one repeated to fill `rows`.
+
+        Default: all that a call may have if the backend wants one shape, else no more than there are.
+        """
+        if rows is None:
+            rows = self.rows_per_call if self.backend.one_shape else len(index)
+        return np.pad(index, (0, rows - len(index)), mode="edge") if rows > len(index) else index
 
     def measure(self, states: Tensor, prompt: Indices, row: Indices, operands: Operands) -> Floats:
         """Return ‖Δ‖, not scaled, and both cosines, float64 [3, R], of any rows of any prompts; NaN where not finite.
@@ -218,10 +222,11 @@ class Engine:
         for start in range(0, len(row), self.rows_per_call):
             block = slice(start, start + self.rows_per_call)
             some, place = np.unique(prompt[block], return_inverse=True)
+            rows = self.backend.padded(len(place), self.rows_per_call)
             with CALLS:
                 tensor = take(self.backend.memory, states, some)
                 found = self.backend.statistics(
-                    tensor, self.filled(place), self.filled(row[block]), self.uncond, operands
+                    tensor, self.filled(place, rows), self.filled(row[block], rows), self.uncond, operands
                 )
             parts.append(found[:, : len(place)])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)

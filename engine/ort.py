@@ -1,7 +1,10 @@
 """ONNX Runtime on the CPU or on an NVIDIA GPU: the same code on either's memory."""
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +28,11 @@ from memedge.engine.errors import EngineError, IntegrityError, ProviderError, sh
 from memedge.engine.machine import usable_processors
 from memedge.engine.memory import HostMemory, Memory, Tensor, part, reduced
 from memedge.engine.native import CALLS
+from memedge.engine.ort_calls import bind, run
+from memedge.engine.ort_graphs import Recordings, quiet, sizes
 from memedge.engine.providers import Provider
 
+LOG = logging.getLogger("memedge")
 # What lies in memory from the forward to the backward pass comes and goes in ever other sizes, of which an arena keeps
 # more than is used: at SD 1.4's size 16.8 GB instead of 12.3, for a tenth of the time.
 GRADIENTS = (GRADIENT, NOISE_GRADIENT)
@@ -61,7 +67,8 @@ def missing(directory: EngineDirectory, provider: Provider) -> str | None:  # no
 class OrtBackend(Backend):
     """A text encoder and a UNet as ONNX Runtime sessions that read and write tensors where they lie.
 
-    On the CPU several threads run at once; on a GPU they take turns to queue their work on its one stream.
+    On the CPU several threads run at once; on a GPU they take turns to queue their work on its one stream. There, calls
+    of few rows can be recorded as CUDA graphs (engine/ort_graphs.py).
     """
 
     def __init__(
@@ -111,6 +118,8 @@ class OrtBackend(Backend):
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
         self._sessions: dict[str, Any] = {}  # of other graphs, by file name
         self._loading = threading.Lock()
+        self._recordings = Recordings(memory)
+        self._tried: set[int] = set()  # numbers of rows that were recorded, or could not be
         self._own = threading.local()  # sessions may be shared between threads, bindings not
         self._options = onnxruntime.RunOptions()
         # Only `Memory.download` has to wait.
@@ -120,13 +129,39 @@ class OrtBackend(Backend):
     def memory(self) -> Memory:
         return self._memory
 
+    def record(self, most: int) -> None:
+        if self.provider != "cuda":
+            return
+        draws = next(iter(self._cached.values())).shape[0] // 2
+        with self._loading:
+            wanted = [rows for rows in sizes(draws, most) if rows not in self._tried]
+            self._tried.update(wanted)
+            try:
+                if wanted and not self._recordings.prompts:
+                    self._recordings.record_text(partial(self._session, self._graph(TEXT_ENCODER), recorded=True), 1)
+                for rows in wanted:
+                    make = partial(self._session, self._graph(UNET), recorded=True)
+                    self._recordings.record_unet(make, rows, self._cached)
+            except EngineError as error:
+                LOG.warning("calls of few rows stay slower, for a CUDA graph of them was not to be had: %s", error)
+
+    def padded(self, rows: int, most: int) -> int:
+        full = super().padded(rows, most)
+        return min((size for size in self._recordings.rows if rows <= size <= most), default=full)
+
     def encode(self, ids: Indices) -> Tensor:
+        if len(ids) in self._recordings.prompts:
+            return self._recordings.encode(ids)
         return self._run(self._bindings()[0], self._text_encoder, {"ids": self._memory.upload(ids)}, len(ids))
 
     def predict(self, states: Tensor, prompt: Indices, row: Indices) -> Tensor:
+        if self._recordings.takes(states, row):
+            return self._recordings.predict(states, prompt, row)
         return self._predict(states, prompt, self._memory.upload(row))
 
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
+        if self._recordings.takes(states, row):
+            return self._recordings.statistics(states, prompt, row, uncond, operands)
         rows = self._memory.upload(row)
         return reduced(self._memory, self._predict(states, prompt, rows), uncond, rows, operands)
 
@@ -206,7 +241,7 @@ class OrtBackend(Backend):
         inputs = {"states": states, "prompt": self._memory.upload(prompt), "row": row}
         return self._run(self._bindings()[1], self._unet, inputs, row.shape[0])
 
-    def _session(self, path: Path, *, arena: bool = True) -> Any:
+    def _session(self, path: Path, *, arena: bool = True, recorded: bool = False) -> Any:
         options = onnxruntime.SessionOptions()
         options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
         options.intra_op_num_threads = self.threads
@@ -235,13 +270,15 @@ class OrtBackend(Backend):
                 "use_tf32": "0",
                 # By default every algorithm is run before the first call of each shape.
                 "cudnn_conv_algo_search": "HEURISTIC",
+                "enable_cuda_graph": "1" if recorded else "0",
             }
         try:
             # Without `enable_fallback=0` it would print that it goes on without the provider, and do so.
             chosen = [(self._execution_provider, settings)]
-            session = onnxruntime.InferenceSession(
-                path, options, providers=chosen, enable_fallback=0, disabled_optimizers=disabled
-            )
+            with quiet if self.provider == "cuda" else nullcontext():
+                session = onnxruntime.InferenceSession(
+                    path, options, providers=chosen, enable_fallback=0, disabled_optimizers=disabled
+                )
         except Exception as error:  # ONNX Runtime's errors share no public base class
             reason = shown(str(error).strip().partition("\n")[0], 240)
             if self.provider == "cuda":
@@ -287,15 +324,7 @@ class OrtBackend(Backend):
         self._run_bound(session, binding, self._options, rows)
 
     def _run_bound(self, session: Any, binding: Any, options: Any, rows: int) -> None:
-        try:
-            with self._memory.current():
-                session.run_with_iobinding(binding, options)
-        except Exception as error:  # ONNX Runtime's errors share no public base class
-            reason = shown(str(error).strip().partition("\n")[0], 240)
-            raise EngineError(
-                f"ONNX Runtime cannot compute {rows} rows on {self._memory.name} ({reason}): use a smaller batch size, "
-                "or export the engine again."
-            ) from None
+        run(self._memory, session, binding, options, rows)
 
-    def _bind(self, bind: Any, name: str, tensor: Tensor) -> None:
-        bind(name, self._memory.device, self._memory.index, tensor.dtype, tensor.shape, tensor.pointer)
+    def _bind(self, bind_call: Any, name: str, tensor: Tensor) -> None:
+        bind(self._memory, bind_call, name, tensor)

@@ -218,7 +218,8 @@ class Detector:
         """Run prompts, so that the first real calls find memory allocated, graphs compiled and kernels chosen.
 
         Runtimes prepare themselves for each number of rows anew, so that a first call of 16 prompts may take ten times
-        as long as the second one, whatever was run before.
+        as long as the second one, whatever was run before. On provider "cuda", calls of one prompt are recorded as CUDA
+        graphs, which takes the UNet's weights on the GPU twice more; let nothing else use the GPU meanwhile.
 
         Args:
             batch: how many prompts calls will have; several numbers, such as (1, 4, 16), where they differ.
@@ -229,6 +230,7 @@ class Detector:
         sizes = [batch] if isinstance(batch, int) else list(batch)
         if not sizes or any(not isinstance(size, int) or isinstance(size, bool) or size < 1 for size in sizes):
             raise InputError(f"batch is {batch!r}: give the number of prompts of a call, or several numbers.")
+        self._engine.backend.record(self._engine.rows_per_call)
         for size in sizes:
             prompts = [f"warm up {place}" for place in range(size)]
             self.score(prompts)

@@ -111,6 +111,7 @@ def measure(
     start = time.perf_counter()
     engine = Engine.open(path or EMBEDDED_ENGINE, provider, precision, threads)
     load_s = time.perf_counter() - start
+    engine.backend.record(engine.rows_per_call)
     backend, manifest = engine.backend, engine.directory.manifest
     on_gpu = PROVIDERS[backend.provider].on_gpu
     comparable = not on_gpu and backend.precision == "fp32"  # NumPy's matrix products are the processor's, in float32
@@ -219,6 +220,12 @@ class Meter(Backend):
     @property
     def memory(self) -> Memory:
         return self._backend.memory
+
+    def record(self, most: int) -> None:
+        self._backend.record(most)
+
+    def padded(self, rows: int, most: int) -> int:
+        return self._backend.padded(rows, most)
 
     def encode(self, ids: Indices) -> Tensor:
         start = time.perf_counter()

@@ -189,6 +189,7 @@ class Gate:
             seconds: of work that may wait.
         """
         self._engine.backend.prepare()
+        self._engine.backend.record(self._engine.rows_per_call)
         rows, most = self._engine.rows_per_call, min(WARM_PROMPTS, self._most_prompts)
         for size in dict.fromkeys((1, min(most, rows), most)):
             self.detect_all([f"warm up {size} {place}" for place in range(size)])

@@ -256,6 +256,11 @@ static Result capture_end(Stream* stream, Graph** graph) {
 static Result capture_status(Stream* stream, int* status) {
   return *status = stream->capturing ? 1 + stream->spoiled : 0, SUCCESS;
 }
+static Result exchange_mode(int* mode) {
+  static _Thread_local int own;  // 0: global
+  const int before = own;
+  return own = *mode, *mode = before, SUCCESS;
+}
 static Result graph_destroy(Graph* graph) {
   LOCKED;
   discard(&graph->recorded);
@@ -394,6 +399,7 @@ static const struct {
     {"cuStreamBeginCapture", capture_begin},
     {"cuStreamEndCapture", capture_end},
     {"cuStreamIsCapturing", capture_status},
+    {"cuThreadExchangeStreamCaptureMode", exchange_mode},
     {"cuGraphDestroy", graph_destroy},
     {"cuGraphInstantiateWithFlags", graph_instantiate},
     {"cuGraphLaunch", graph_launch},

@@ -2,14 +2,16 @@
 
 import gc
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import device
 import numpy as np
 import pytest
 from cuda.bindings import driver
 
-from memedge.engine import cuda
+from memedge.engine import cuda, ort_graphs
 from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.memory import Tensor
 
@@ -196,6 +198,66 @@ def test_the_threads_current_gpu_stays_what_it_was(monkeypatch):
         assert int(driver.cuCtxGetDevice()[1]) == 0
     finally:
         driver.cuCtxPopCurrent()
+
+
+def test_other_threads_captures_forbid_nothing_while_the_memory_is_used(memory):
+    """By the thread's mode, which is what it was before again afterwards."""
+
+    def mode():
+        _, found = driver.cuThreadExchangeStreamCaptureMode(modes.CU_STREAM_CAPTURE_MODE_GLOBAL)
+        driver.cuThreadExchangeStreamCaptureMode(found)
+        return found
+
+    modes = driver.CUstreamCaptureMode
+    assert mode() == modes.CU_STREAM_CAPTURE_MODE_GLOBAL
+    with memory.current():
+        with memory.current():
+            assert mode() == modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        assert mode() == modes.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    assert mode() == modes.CU_STREAM_CAPTURE_MODE_GLOBAL
+
+
+class CopyingSession:
+    """One as ONNX Runtime's that records: it queues a copy of its input to its output, in whichever thread it runs."""
+
+    def __init__(self, memory):
+        self._memory, self.threads, self._bound = memory, set(), {}
+
+    def get_outputs(self):
+        return [SimpleNamespace(name="out", shape=["rows", *KIB.shape])]
+
+    def io_binding(self):
+        return SimpleNamespace(bind_input=self._bind, bind_output=self._bind)
+
+    def _bind(self, name, _device, _index, _dtype, _shape, pointer):
+        self._bound[name] = pointer
+
+    def run_with_iobinding(self, _binding, _options):
+        self.threads.add(threading.get_ident())
+        driver.cuMemcpyDtoDAsync(self._bound["out"], self._bound["in"], KIB.nbytes, self._memory.stream)
+
+
+def test_recorded_calls_run_in_one_thread_in_the_order_they_come_in(memory):
+    """With the GPU current there, and without waiting for anything before the download."""
+    session = CopyingSession(memory)
+    recorded = ort_graphs.Recorded(session, memory, {"in": ((1, *KIB.shape), np.float32)}, {})
+    call, since = ort_graphs.OneThread(), Since()
+    call(lambda: recorded.check({"in": KIB[None]}, {"in": KIB[None] + 1}))
+    assert since.waits == 2
+
+    def use(number):
+        def work():
+            output = recorded({"in": memory.upload(KIB[None] + number)})
+            own = memory.empty(output.shape, output.dtype)
+            memory.copy(output, own)
+            return own
+
+        found = [call(work) for _ in range(5)]
+        return all((memory.download(each) == number).all() for each in found)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(use, range(8)))
+    assert len(session.threads) == 1
 
 
 def test_out_of_memory_says_what_to_do_and_is_no_end(memory):
