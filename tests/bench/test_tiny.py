@@ -212,7 +212,8 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(generate, "CHUNK", 2)
 
 
-def test_generations_are_pictures_and_seeds_differ(start, tmp_path, small_chunks):
+@pytest.mark.usefixtures("small_chunks")
+def test_generations_are_pictures_and_seeds_differ(start, tmp_path):
     from generate import SHAPE, Generator
     from model import Model
     from vae import decode
@@ -227,7 +228,8 @@ def test_generations_are_pictures_and_seeds_differ(start, tmp_path, small_chunks
     assert (pictures[0] != pictures[1]).any()
 
 
-def test_generations_are_those_of_diffusers(start, tmp_path, small_chunks):
+@pytest.mark.usefixtures("small_chunks")
+def test_generations_are_those_of_diffusers(start, tmp_path):
     """By torch in float32, its own loop and classifier-free guidance."""
     from diffusers import StableDiffusionPipeline
     from generate import GUIDANCE, STEPS, Generator, noise
