@@ -1,1 +1,1 @@
-"""γ, the threshold and the conformal interval of one engine, fitted to prompts whose answer is known."""
+"""γ, threshold, conformal interval and screen of one engine, fitted to prompts whose answer is known."""
