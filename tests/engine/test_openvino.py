@@ -66,6 +66,17 @@ def test_a_prompt_does_not_depend_on_its_batch(embedded):
     assert together.norm[3] == 0
 
 
+def test_changes_at_taps_are_those_of_onnx_runtime(detector, embedded):
+    prompts = ["the left luggage sign", "a star", ""]
+    for tap in range(1, 1 + len(detector.info.manifest.taps)):
+        found, expected = (
+            one.engine.changes(one.engine.encode(one.engine.tokenize(prompts)[0]), tap)
+            for one in (Detector.load(embedded, "openvino", "fp32"), detector)
+        )
+        np.testing.assert_allclose(found[:2], expected[:2], rtol=1e-4)
+        assert (found[2] < 1e-3 * expected[:2].max()).all()
+
+
 def test_threads_share_a_detector(embedded):
     detector = Detector.load(embedded, provider="openvino", precision="fp32", threads=1)
     expected = detector.score(PROMPTS)

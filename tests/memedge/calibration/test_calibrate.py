@@ -85,7 +85,7 @@ def scored(monkeypatch) -> SimpleNamespace:
     def changes(engine, states, tap):
         score = look_up(states, 0) - look_up(states, 2)
         channels = engine.directory.manifest.taps[tap - 1].channels
-        return np.exp(score[:, None] + generator.normal(0, 0.1, (len(score), channels)))
+        return np.exp(score[:, None] + 0.5 * np.sin(1e4 * score[:, None] * np.arange(1, channels + 1)))  # as by chance
 
     for function in (encode, norm, alignments, statistics, changes):
         monkeypatch.setattr(Engine, function.__name__, function)
@@ -162,6 +162,35 @@ def test_provenance(folder, lists, scored):
     assert again.memorized.sha256 == found.memorized.sha256
     assert (again.gamma_alignment, again.threshold) == (found.gamma_alignment, found.threshold)
     assert found.clean_score == pytest.approx(np.median(Detector.load(folder, "cpu").score(CLEAN).score), rel=1e-4)
+
+
+@pytest.mark.usefixtures("scored")
+def test_a_screen_is_fitted_where_it_can_be(folder, lists, monkeypatch, capsys):
+    done = calibrate(folder, *lists, 0.05, provider="cpu", screen_alpha=0.2)
+    found = done.calibration.screen
+    assert done.calibration.no_screen == ""
+    assert 10 <= found.memorized <= 24
+    assert found.alpha == np.floor(0.2 * (found.memorized + 1) + 1e-9) / (found.memorized + 1)
+    assert read_manifest(folder).calibrations["cpu-fp32"].screen == found
+    rule = Detector.load(folder, "cpu").info.rule
+    assert rule.screen == found and Detector.load(folder, "cpu").at(threshold=1.0).info.rule.screen is not None
+    code, out, _ = command(monkeypatch, capsys, "info", folder)
+    assert code == 0
+    assert f"screen at tap {found.tap}, passes {found.decided.value:.3f}" in " ".join(out.split())
+
+
+@pytest.mark.usefixtures("scored")
+def test_why_there_is_no_screen(folder, lists, monkeypatch, capsys):
+    given = ("--memorized", lists[0], "--clean", lists[1], "--provider", "cpu")
+    code, out, _ = command(monkeypatch, capsys, "calibrate", folder, *given, "--screen-alpha", 0.001)
+    assert code == 0
+    assert "screen none: With" in " ".join(out.split())
+    with pytest.raises(InputError, match="stores no screen for cpu-fp32 .With .* less than .*: allow that much, or"):
+        Detector.load(folder, "cpu").detect(["a star"], "screen")
+    edit_manifest(folder, lambda m: m.update(taps=[], calibrations={}))
+    done = calibrate(folder, *lists, provider="cpu")
+    assert done.calibration.screen is None
+    assert done.calibration.no_screen.startswith("The engine has no taps that a screen could read here: export the")
 
 
 def test_prompts_count_once(folder):
@@ -282,6 +311,7 @@ def test_mistakes(folder, lists, tmp_path, monkeypatch, capsys):
         ),
         (1, "A false-positive rate of 1 is none to aim at", (folder, *memorized, *clean, "--target-fpr", 1)),
         (1, "A false-positive rate of nan is none to aim at", (folder, *memorized, *clean, "--target-fpr", "nan")),
+        (1, "A share of 1 is none that a screen can pass", (folder, *memorized, *clean, "--screen-alpha", 1)),
         (1, "holds no manifest.json, so it is not an engine", (tmp_path, *memorized, *clean)),
         (1, "Two engine directories were given", (folder, *memorized, *clean, "--engine", folder)),
         (1, "no provider 'abacus'", (folder, *memorized, *clean, "--provider", "abacus")),

@@ -91,6 +91,28 @@ def test_the_anisotropy_is_the_detectors_own(report):
     np.testing.assert_allclose(found, make("anisotropy", engine, 3)(prompts), rtol=1e-3, atol=1e-4)
 
 
+def test_the_screen_is_counted(lists, tmp_path, detector, capsys):
+    """By its verdicts one by one. Only on the engine's own noise, on which it was calibrated."""
+    evaluation = module.evaluate(EMBEDDED_ENGINE, *lists, tmp_path / "own", provider="cpu")
+    found, screen = evaluation.screen, detector.info.calibration.screen
+    prompts = {path: path.read_text().splitlines() for path in lists}
+    passed = {path: [one.norm is None for one in detector.detect(prompts[path], "screen")] for path in lists}
+    assert (found.decided_prompts, found.clean) == (sum(passed[lists[1]]), 24)
+    called = detector.score(prompts[lists[0]]).memorized
+    assert (found.missed_prompts, found.found) == (int((called & passed[lists[0]]).sum()), int(called.sum()))
+    assert found.alpha == screen.alpha
+    assert found.passes == pytest.approx(detector.info.manifest.tap_share(screen.tap))
+    assert found.decided.low < found.decided.value < found.decided.high or found.decided.value in (0, 1)
+    print_evaluation(evaluation, tmp_path, False)
+    said = f"With early='screen' {found.decided_prompts} of 24 clean prompts"
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert (
+        "With early=&#x27;screen&#x27;" in (tmp_path / "own" / "report.html").read_text()
+        or said.replace(" ", "\u00a0")[:4] in (tmp_path / "own" / "report.html").read_text()
+    )
+    assert module.evaluate(EMBEDDED_ENGINE, *lists, tmp_path / "other", provider="cpu", seed=1).screen is None
+
+
 def test_figures_are_of_means_over_the_first_draws(report):
     evaluation, _ = report
     assert [(line.detector, line.draws) for line in evaluation.findings.lines] == [

@@ -229,7 +229,7 @@ def test_one_call_for_all_requests(model, detector, monkeypatch):
         assert response.outputs["memorized"].dtype == bool
         assert response.outputs["memorized"].ravel().tolist() == [one.memorized for one in verdicts]
         assert response.outputs["norm"].ravel() == pytest.approx([one.norm for one in verdicts], rel=1e-4)
-        assert response.outputs["passes"].dtype == np.int64
+        assert response.outputs["passes"].dtype == np.float64
 
 
 def test_a_bad_request_fails_alone(model, module):

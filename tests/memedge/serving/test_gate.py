@@ -4,7 +4,9 @@ import asyncio
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from engines import spoil_second_prompt
@@ -21,7 +23,7 @@ from memedge.serving.gate import Gate, Round
 from memedge.serving.pace import Pace
 
 PROMPTS = [caption.prompt for caption in captions()][::9][:40]
-MODES = ("proven", "conformal", "off")
+MODES = ("proven", "conformal", "screen", "off")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,9 @@ def same(found, expected, precision="fp32"):
             other.truncated,
             other.threshold,
         )
-        np.testing.assert_allclose(one.norm, other.norm, rtol=noise.norm)
+        assert (one.norm is None) == (other.norm is None)
+        if one.norm is not None:
+            np.testing.assert_allclose(one.norm, other.norm, rtol=noise.norm)
         if one.alignment is not None and other.alignment is not None:
             np.testing.assert_allclose(one.alignment, other.alignment, atol=noise.alignment)
 
@@ -81,6 +85,18 @@ def test_verdicts_are_the_detectors(detector, gate, asked):
     expected = [detector.detect([prompt], early)[0] for prompt, early in asked]
     same(found, expected)
     assert [one.passes for one in found] == [one.passes for one in expected]
+
+
+def test_a_round_that_the_screen_ends_is_counted(detector):
+    """All are passed: no row of the UNet, but verdicts, and an observer that hears of them."""
+    rounds: list[Round] = []
+    found = detector.info.calibration.screen
+    rule = replace(detector.info.rule, screen=msgspec.structs.replace(found, cut=1e9))
+    with Gate(Detector(detector.engine, rule), observe=rounds.append) as gate:
+        verdicts = gate.detect_all(PROMPTS, "screen")
+    assert all(one.norm is None and one.memorized is False for one in verdicts)
+    assert sum(len(one.waited) for one in rounds) == len(PROMPTS)
+    assert {one.rows for one in rounds} == {0}
 
 
 def test_coroutines(detector, gate):
