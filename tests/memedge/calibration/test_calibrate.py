@@ -185,7 +185,7 @@ def test_why_there_is_no_screen(folder, lists, monkeypatch, capsys):
     code, out, _ = command(monkeypatch, capsys, "calibrate", folder, *given, "--screen-alpha", 0.001)
     assert code == 0
     assert "screen none: With" in " ".join(out.split())
-    with pytest.raises(InputError, match="stores no screen for cpu-fp32 .With .* less than .*: allow that much, or"):
+    with pytest.raises(InputError, match=r"stores no screen for cpu-fp32 \(With .* less than .*: allow that much, or"):
         Detector.load(folder, "cpu").detect(["a star"], "screen")
     edit_manifest(folder, lambda m: m.update(taps=[], calibrations={}))
     done = calibrate(folder, *lists, provider="cpu")
