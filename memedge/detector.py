@@ -235,6 +235,8 @@ class Detector:
             prompts = [f"warm up {place}" for place in range(size)]
             self.score(prompts)
             self.detect(prompts)  # its calls have other numbers of rows than those of score
+            if self._rule.screens:
+                self.detect(prompts, "screen")
 
     def score(
         self, prompts: Iterable[str], *, alignment: Alignment | None = None, operands: Operands | None = None

@@ -62,12 +62,12 @@ def check_early(rule: Rule, early: str, engine: Path, key: str) -> None:
             f"{engine} stores no conformal interval for {key}: calibrate it with at least 99 prompts, or use "
             "early='proven'."
         )
-    if early == "screen" and rule.operating_point not in ("", "calibrated"):
+    if early == "screen" and rule.screen is not None and not rule.screens:
         raise InputError(
             "The screen holds for the calibrated threshold: leave threshold and target_fpr out, or use "
             "early='conformal'."
         )
-    if early == "screen" and rule.screen is None:
+    if early == "screen" and not rule.screens:
         why = f" ({rule.no_screen.rstrip('.')})" if rule.no_screen else ""
         raise InputError(
             f"{engine} stores no screen for {key}{why}: run `memedge calibrate`, or use early='conformal'."

@@ -100,6 +100,11 @@ class Rule:
         return replace(self, conformal=None)
 
     @property
+    def screens(self) -> bool:
+        """Whether it has a screen, which holds for the calibrated threshold alone."""
+        return self.screen is not None and self.operating_point == "calibrated"
+
+    @property
     def fitted(self) -> bool:
         """Whether there are scores: the weights are calibrated or published."""
         return self.source != "not fitted"

@@ -192,7 +192,10 @@ class Gate:
         self._engine.backend.record(self._engine.rows_per_call)
         rows, most = self._engine.rows_per_call, min(WARM_PROMPTS, self._most_prompts)
         for size in dict.fromkeys((1, min(most, rows), most)):
-            self.detect_all([f"warm up {size} {place}" for place in range(size)])
+            prompts = [f"warm up {size} {place}" for place in range(size)]
+            self.detect_all(prompts)
+            if self._detector.info.rule.screens:
+                self.detect_all(prompts, "screen")
         start = time.perf_counter()
         self.detect_all([f"measured {place}" for place in range(most)], "off")
         speed = most / (time.perf_counter() - start)

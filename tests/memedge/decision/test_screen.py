@@ -1,6 +1,8 @@
 """The screen on the embedded engine: who is passed, what the others' verdicts are, and what is refused."""
 
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -130,3 +132,25 @@ def test_a_screen_that_fits_no_tap_is_refused(changed, change):
 
     with pytest.raises(ManifestError, match="calibrate the engine again"):
         changed(lambda c: change(c["screen"]))
+
+
+MEMORY = """
+import sys
+from memedge import Detector
+detector = Detector.load(provider=sys.argv[1], precision="fp32", threads=1)
+detector.score(["a star"])
+detector.detect(["a star"], sys.argv[2])
+print(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("provider", ["cpu", "openvino"])
+def test_memory(provider):
+    """Resident memory with the screen is at most 1.15 × that without."""
+    without, with_screen = (
+        int(subprocess.run([sys.executable, "-c", MEMORY, provider, early], check=True, capture_output=True).stdout)
+        for early in ("conformal", "screen")
+    )
+    assert with_screen <= 1.15 * without
