@@ -34,10 +34,10 @@ _HEADER = {
 _COLUMNS = SCORE_COLUMNS[1:5]
 # No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
 _TABLE = "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized) WITHOUT ROWID"
-# What the screen passed has no norm, and is clean. REAL: two passes are 2.0, as they are read back from score files.
+# REAL: two passes are 2.0, as they are read back from score files.
 _EARLY_TABLE = (
-    "CREATE TABLE results (prompt PRIMARY KEY, norm CHECK (norm NOT NULL OR memorized IS 0), alignment, score, "
-    "memorized, passes REAL NOT NULL, reason NOT NULL) WITHOUT ROWID"
+    "CREATE TABLE results (prompt PRIMARY KEY, norm {known}, alignment, score, memorized, passes REAL NOT NULL, "
+    "reason NOT NULL) WITHOUT ROWID"
 )
 _DAMAGED = "is not a journal of this program or is damaged: delete it and score again"
 _UNUSABLE = "cannot be written: make room and check permissions, then run again with --resume"
@@ -154,8 +154,8 @@ class Journal(JobFile):
                 that the job scores ("shard"), and which passes may be left out, if any may ("early").
             resume: as JobFile.
         """
-        early = "early" in header
-        super().__init__(path, {"format": FORMAT} | header, _HEADER, _EARLY_TABLE if early else _TABLE, resume)
+        early = header.get("early")
+        super().__init__(path, {"format": FORMAT} | header, _HEADER, _table(early), resume)
         self._columns = (*_COLUMNS, *EARLY_COLUMNS) if early else _COLUMNS
         with self._explained():
             self._db.execute(f"PRAGMA cache_size = -{CACHE}")
@@ -204,6 +204,14 @@ class Journal(JobFile):
                 self._db.commit()
         finally:
             super().close()
+
+
+def _table(early: str | None) -> str:
+    """Return the SQL that makes the table of results where these passes may be left out."""
+    if early is None:
+        return _TABLE
+    # What the screen passed has no norm, and is clean.
+    return _EARLY_TABLE.format(known="CHECK (norm NOT NULL OR memorized IS 0)" if early == "screen" else "NOT NULL")
 
 
 def prompt_key(prompt: str) -> bytes:

@@ -34,9 +34,8 @@ def key(row: OutputRow) -> Any:
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 @settings(deadline=None, max_examples=25)
 @given(values=st.lists(scores | st.none(), max_size=9), top=st.integers(1, 12))
-def test_rows_are_sorted_as_sorted_does(  # those that were decided without a score behind all others
-    values: list[float | None], top: int, held: int, at_once: int
-) -> None:
+def test_rows_are_sorted_as_sorted_does(values: list[float | None], top: int, held: int, at_once: int) -> None:
+    """Those that were decided without a score come after all others."""
     rows = rows_of(values)
     expected = sorted(rows, key=key)
     with pytest.MonkeyPatch.context() as patch:
