@@ -19,10 +19,10 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def print_histogram(tally: "Tally") -> None:
-    """Print how scores are distributed, on stderr; nothing if there are no rows."""
+    """Print how scores are distributed, on stderr; nothing if no row has one."""
     from rich.console import Console
 
-    if tally.rows:
+    if tally.valued:
         console = Console(stderr=True, highlight=False)
         for line in _lines(tally, min(WIDEST, console.width), console.options.ascii_only):
             console.print(line, no_wrap=True, overflow="crop", crop=True)
@@ -63,7 +63,7 @@ def _bar(length: float, ascii_only: bool) -> str:
 def _threshold(tally: "Tally", bins: "Bins", width: int, ascii_only: bool) -> "Text":
     from rich.text import Text
 
-    reach = sum(bins.rows[bins.split :])
-    text = f"threshold {tally.threshold:.4g}: {reach:,} of {tally.rows:,} rows reach it "
+    reach, rows = sum(bins.rows[bins.split :]), "rows with a score" if tally.early else "rows"
+    text = f"threshold {tally.threshold:.4g}: {reach:,} of {tally.valued:,} {rows} reach it "
     stroke = "-" if ascii_only else "─"
     return Text(f"{2 * stroke} {text}".ljust(width, stroke), style="bold")

@@ -1,6 +1,6 @@
 """`memedge score INPUT… -o OUTPUT`: files of prompts."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from memedge.commands.score_output import (
 from memedge.engine.errors import InputError
 
 if TYPE_CHECKING:
+    from memedge.commands.early_scorer import EarlyScorer
     from memedge.detector import Detector, EngineInfo
     from memedge.prompts.columns import Columns
     from memedge.prompts.inputs import InputFile
@@ -44,7 +45,9 @@ if TYPE_CHECKING:
     from memedge.scoring.mapper import Mapper
     from memedge.scoring.record import Judge
     from memedge.scoring.tally import Tally
+    from memedge.scoring.workers import Scorer
 
+Early = Literal["proven", "conformal", "screen"]
 SourcesArgument = Annotated[
     list[str],
     typer.Argument(
@@ -101,6 +104,12 @@ def score(
     ] = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
+    early: Annotated[
+        Early | None,
+        typer.Option(
+            help="Passes to leave out, as detect does: prompts may be decided without a score.", show_default="none"
+        ),
+    ] = None,
     batch_size: Annotated[
         Any,
         typer.Option(
@@ -123,7 +132,8 @@ def score(
     A run that was cut off loses nothing and is continued with --resume.
 
     The output has the columns prompt, norm, alignment, score, memorized and truncated, one row per input row, and the
-    input's other columns behind them. Prompts that are equal to the model are scored once.
+    input's other columns behind them. Prompts that are equal to the model are scored once. With --early, behind
+    truncated stand the columns passes and reason, and what was not computed is empty.
     """
     from memedge.prompts.corpus import Corpus
     from memedge.scoring.job import Job
@@ -147,13 +157,13 @@ def score(
         place.check(read, overwrite=overwrite or resume)  # before an engine is loaded
         corpus = Corpus(files, _columns(column, keep, id_column))
         info, mapper, tokenize = stack.enter_context(
-            _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, workers, ray)
+            _scoring(engine, provider, precision, threads, batch_size, threshold, target_fpr, early, workers, ray)
         )
         if (sort or top) and not info.rule.fitted:
             raise InputError(
                 f"{info.path} gives no scores for {info.key}: calibrate it, or leave out --sort and --top."
             )
-        job = Job(corpus, place, _judge(info), part, order, id_column)
+        job = Job(corpus, place, _judge(info, early), part, order, id_column)
         tally = Tally(job.judge.threshold, job.judge.kind)
         summary = _run(job, mapper, tokenize, tally, resume, overwrite)
         if report and not tally.rows:  # of a job that had finished before
@@ -238,6 +248,7 @@ def _scoring(
     batch_size: int | Literal["auto"] | None,
     threshold: float | None,
     target_fpr: float | None,
+    early: Early | None,
     workers: int,
     ray: str | None,
 ) -> Iterator[tuple["EngineInfo", "Mapper", "Tokenize"]]:
@@ -250,26 +261,34 @@ def _scoring(
 
     if workers > 1 and threads is None:
         threads = max(1, usable_processors() // workers)
-    opening = partial(
+    loading = partial(
         load_detector, engine, provider, precision, threads, batch_size, threshold=threshold, target_fpr=target_fpr
     )
+    opening = partial(_opened_scorer, loading, early)
     if workers == 1:
-        detector = opening()
-        with _on_ray(detector, ray) if ray else nullcontext(here(detector.score)) as mapper:
-            yield detector.info, mapper, detector.engine.tokenize
+        scorer = opening()
+        with _on_ray(scorer, ray) if ray else nullcontext(here(scorer.score)) as mapper:
+            yield scorer.info, mapper, scorer.engine.tokenize
         return
     with processes(opening, workers, provider) as team:
         directory = EngineDirectory.open(team.info.path)
         yield team.info, team.mapper, PromptTokenizer(directory.tokenizers, directory.manifest.tokens)
 
 
-def _on_ray(detector: "Detector", address: str) -> AbstractContextManager["Mapper"]:
+def _opened_scorer(loading: Callable[[], "Detector"], early: Early | None) -> "Detector | EarlyScorer":
+    """Return what scores, on an engine that is opened; raises InputError if it cannot leave out passes in this way."""
+    from memedge.commands.early_scorer import EarlyScorer
+
+    return EarlyScorer(loading(), early) if early else loading()
+
+
+def _on_ray(scorer: "Scorer[EngineInfo]", address: str) -> AbstractContextManager["Mapper"]:
     from memedge.integrations.ray_cluster import on_ray
 
-    return on_ray(detector, None if address == LOCAL else address)
+    return on_ray(scorer, None if address == LOCAL else address)
 
 
-def _judge(info: "EngineInfo") -> "Judge":
+def _judge(info: "EngineInfo", early: Early | None) -> "Judge":
     from memedge.decision.reasons import rule_in_words, threshold_in_words
     from memedge.scoring.record import Judge
 
@@ -279,8 +298,9 @@ def _judge(info: "EngineInfo") -> "Judge":
         engine=str(info.path),
         checkpoint=info.manifest.source.id,
         key=info.key,
-        rule=rule_in_words(rule),
+        rule=rule_in_words(rule) + (f"; passes left out: {early}" if early else ""),
         threshold=rule.threshold,
         point="" if rule.threshold is None else threshold_in_words(rule),
         kind="score" if rule.fitted else "norm",
+        early=early,
     )

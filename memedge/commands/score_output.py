@@ -96,9 +96,10 @@ def say_at_the_end(
         verdict = "no verdicts (not calibrated)"
         if summary.memorized is not None:
             verdict = f"{summary.memorized} memorized ({judge.point})"
+        early = f", {tally.early} decided early, without a score" if tally.early else ""
         terminal.say(
             f"{output}: {summary.rows} rows, {summary.unique} different prompts, {now} on {judge.key}, {verdict}, "
-            f"{summary.truncated} truncated."
+            f"{summary.truncated} truncated{early}."
         )
     if report:
         fingerprint = judge.fingerprint

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from memedge.detector import Detector
+from memedge.detector import EngineInfo
 from memedge.engine.errors import InputError, MemedgeError, not_installed, shown
 from memedge.engine.machine import usable_processors
 from memedge.engine.providers import PROVIDERS
-from memedge.results import Scores
-from memedge.scoring.mapper import Batches, Mapper
+from memedge.scoring.mapper import Batches, Mapper, Results
+from memedge.scoring.workers import Scorer
 from memedge.wording import counted
 
 AHEAD = 2  # batches that an actor has
@@ -32,13 +32,14 @@ DEATHS = 4  # actors that a batch, or opening the engine, may end; machines that
 
 
 @contextmanager
-def on_ray(detector: Detector, address: str | None = None) -> Iterator[Mapper]:
+def on_ray(scorer: Scorer[EngineInfo], address: str | None = None) -> Iterator[Mapper]:
     """Yield a mapper whose batches the actors of a Ray cluster score; at the end they are gone.
 
-    An actor takes a GPU where the detector's provider needs one, else as many CPUs as the detector has threads.
+    An actor takes a GPU where the engine's provider needs one, else as many CPUs as the engine has threads.
 
     Args:
-        detector: one of Detector.load. Each node has memedge, and the engine at the same path.
+        scorer: a detector of Detector.load, or what scores with one. It is pickled. Each node has memedge, and the
+            engine at the same path.
         address: of a cluster, such as "auto" or "host:6379". None: the one that this process is connected to already,
             or else one on this machine for this run alone.
 
@@ -50,7 +51,7 @@ def on_ray(detector: Detector, address: str | None = None) -> Iterator[Mapper]:
         import ray
     except ImportError:
         raise MemedgeError(not_installed("Scoring on Ray", "ray", "ray")) from None
-    pickled = pickle.dumps(detector)
+    pickled = pickle.dumps(scorer)
     connected = ray.is_initialized()
     if connected and address is not None:
         raise InputError("This process is connected to a Ray cluster already: leave the address out, to use that one.")
@@ -61,8 +62,8 @@ def on_ray(detector: Detector, address: str | None = None) -> Iterator[Mapper]:
             ray._private.worker._worker_logs_enabled = False
             stack.callback(setattr, ray._private.worker, "_worker_logs_enabled", True)
             stack.callback(ray.shutdown)
-            _connect(ray, address, detector.info.threads)
-        actors = _Actors(ray, pickled, _needs(detector))
+            _connect(ray, address, scorer.info.threads)
+        actors = _Actors(ray, pickled, _needs(scorer.info))
         stack.callback(actors.kill)
         yield actors.map
 
@@ -96,9 +97,9 @@ def _quietly(ray: Any, **options: Any) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _needs(detector: Detector) -> dict[str, int]:
+def _needs(info: EngineInfo) -> dict[str, int]:
     """Return what an actor takes of a node."""
-    return {"GPU": 1, "CPU": 1} if PROVIDERS[detector.info.provider].on_gpu else {"CPU": detector.info.threads}
+    return {"GPU": 1, "CPU": 1} if PROVIDERS[info.provider].on_gpu else {"CPU": info.threads}
 
 
 class _Scorer:
@@ -108,10 +109,10 @@ class _Scorer:
         self._pickled = pickled
 
     def open(self) -> None:
-        self._detector: Detector = pickle.loads(self._pickled)
+        self._scorer: Scorer[EngineInfo] = pickle.loads(self._pickled)
 
-    def score(self, prompts: list[str]) -> Scores:
-        return self._detector.score(prompts)
+    def score(self, prompts: list[str]) -> Results:
+        return self._scorer.score(prompts)
 
 
 class _Actors:
@@ -134,7 +135,7 @@ class _Actors:
         for actor in (*self._ready, *self._opening.values()):
             self._drop(actor)
 
-    def map(self, batches: Batches) -> Iterator[tuple[list[str], Scores]]:
+    def map(self, batches: Batches) -> Iterator[tuple[list[str], Results]]:
         """Do what a Mapper does.
 
         Raises:

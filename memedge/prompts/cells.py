@@ -10,6 +10,7 @@ import re
 
 # The columns of our score files. A file with just these is one of ours: only there an apostrophe is taken away.
 SCORE_COLUMNS = ("prompt", "norm", "alignment", "score", "memorized", "truncated")
+EARLY_COLUMNS = ("passes", "reason")  # behind them where passes were left out
 _FORMULA = re.compile(r"['\s]*[=+\-@＝＋－＠]|'*[\t\r\n]")
 
 

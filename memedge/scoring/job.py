@@ -128,7 +128,7 @@ def run(
     output, corpus = job.output, job.corpus
     output.check([one.file.path for one in corpus.files], overwrite=overwrite or resume)
     contents = corpus.inspect(lambda rows: progress("reading", rows, None))
-    layout = Layout(contents.columns, job.id_column, job.shard is not None)
+    layout = Layout(contents.columns, job.id_column, job.shard is not None, job.judge.early is not None)
     layout.check(output.kind, corpus.name)
     running = _Run(job, contents, layout, mapper, tokenize, batch_size, part_rows, progress, each)
     if resume and not overwrite and output.exists and (record := running.finished()):
@@ -243,6 +243,8 @@ class _Run:
     def _journal(self, resume: bool) -> Journal:
         job = self.job
         header = {"input": self.contents.sha256, "engine": job.judge.fingerprint, "shard": str(job.shard or "all")}
+        if job.judge.early:
+            header["early"] = job.judge.early
         return Journal(job.output.journal, header, resume)
 
     def _record(self, parts: list[Part], counts: Counts, unique: int) -> Record:
@@ -267,8 +269,8 @@ class _Run:
         total, scored = self.contents.rows, 0
         waiting = _Waiting()
         self.progress("scoring", 0, total)
-        for batch, scores in self.mapper(self._unscored(journal, keys, waiting, spans)):
-            journal.put([waiting.keys.pop(prompt)[0] for prompt in batch], scores)
+        for batch, results in self.mapper(self._unscored(journal, keys, waiting, spans)):
+            journal.put([waiting.keys.pop(prompt)[0] for prompt in batch], results)
             scored += len(batch)
             self.progress("scoring", waiting.done, total)
         self.progress("scoring", total, total)
@@ -317,7 +319,8 @@ class _Run:
                 raise InputError(changed)
             found = journal.find_all(list({key for key, _ in some}))
             for (number, row), (key, cut) in zip(block, some, strict=True):
-                scores = ScoreRow(row.prompt, *found[key], cut)
+                norm, alignment, score, memorized, *early = found[key]
+                scores = ScoreRow(row.prompt, norm, alignment, score, memorized, cut, *early)
                 counts.add(scores)
                 out = OutputRow(number, scores, row.kept)
                 if spans is None:

@@ -1,8 +1,8 @@
 """Journals of long jobs: what is computed so far, in an SQLite database that survives a kill at any moment.
 
 Each holds two tables. `header` says which job it belongs to: a scoring job's has the journal's format, the SHA-256 of
-the input's prompts, the engine's key and the shard. `results` has, for a scoring job, a row per distinct prompt, known
-by its token ids. Looking prompts up on disk keeps memory flat.
+the input's prompts, the engine's key, the shard and which passes may be left out. `results` has, for a scoring job, a
+row per distinct prompt, known by its token ids. Looking prompts up on disk keeps memory flat.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ from typing import Any
 
 from memedge.engine.arrays import Indices
 from memedge.engine.errors import InputError
-from memedge.results import Scores
+from memedge.prompts.cells import EARLY_COLUMNS, SCORE_COLUMNS
+from memedge.scoring.mapper import Results
 
-Result = tuple[float, float, float | None, bool | None]  # norm, alignment, score, memorized
+Result = tuple[Any, ...]  # norm, alignment, score and memorized; where passes may be left out, passes and reason too
 
 FORMAT = "2"
 COMMIT_SECONDS = 1.0  # each commit waits for the disk, some 10 ms; a kill loses what came after the last one
@@ -28,9 +29,16 @@ _HEADER = {
     "input": "input",
     "engine": "engine, calibration, threshold, provider or precision",
     "shard": "shard",
+    "early": "choice of --early",
 }
+_COLUMNS = SCORE_COLUMNS[1:5]
 # No column types: a REAL column would turn -0.0 into 0.0. SQLite stores NaN as NULL, so NOT NULL keeps it out.
 _TABLE = "CREATE TABLE results (prompt PRIMARY KEY, norm NOT NULL, alignment NOT NULL, score, memorized) WITHOUT ROWID"
+# REAL: two passes are 2.0, as they are read back from score files.
+_EARLY_TABLE = (
+    "CREATE TABLE results (prompt PRIMARY KEY, norm {known}, alignment, score, memorized, passes REAL NOT NULL, "
+    "reason NOT NULL) WITHOUT ROWID"
+)
 _DAMAGED = "is not a journal of this program or is damaged: delete it and score again"
 _UNUSABLE = "cannot be written: make room and check permissions, then run again with --resume"
 _SQLITE_TROUBLE = {
@@ -54,7 +62,7 @@ class JobFile:
         Args:
             path: where.
             header: what makes a job this one.
-            names: what each key of the header is called in an error.
+            names: what each key that the header can have is called in an error.
             table: SQL that makes the table of results.
             resume: whether there may be one.
 
@@ -80,7 +88,7 @@ class JobFile:
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                     self._create(header, table)
                 found = dict(self._db.execute("SELECT key, value FROM header"))
-                if differing := [names[key] for key in header if found.get(key) != header[key]]:
+                if differing := [names[key] for key in names if found.get(key) != header.get(key)]:
                     raise InputError(
                         f"{path} is from a job with another {' and another '.join(differing)}: "
                         "run that job again with --resume, or delete the file."
@@ -142,11 +150,13 @@ class Journal(JobFile):
 
         Args:
             path: where.
-            header: the SHA-256 of the input's prompts ("input"), the engine's key ("engine") and the part of the input
-                that the job scores ("shard").
+            header: the SHA-256 of the input's prompts ("input"), the engine's key ("engine"), the part of the input
+                that the job scores ("shard"), and which passes may be left out, if any may ("early").
             resume: as JobFile.
         """
-        super().__init__(path, {"format": FORMAT} | header, _HEADER, _TABLE, resume)
+        early = header.get("early")
+        super().__init__(path, {"format": FORMAT} | header, _HEADER, _table(early), resume)
+        self._columns = (*_COLUMNS, *EARLY_COLUMNS) if early else _COLUMNS
         with self._explained():
             self._db.execute(f"PRAGMA cache_size = -{CACHE}")
         self._committed = time.monotonic()
@@ -160,22 +170,17 @@ class Journal(JobFile):
             marks = ",".join("?" * len(some))
             with self._explained():
                 rows = self._db.execute(f"SELECT * FROM results WHERE prompt IN ({marks})", some).fetchall()
-            for key, norm, alignment, score, memorized in rows:
-                found[key] = norm, alignment, score, None if memorized is None else bool(memorized)
+            for key, norm, alignment, score, memorized, *early in rows:
+                found[key] = norm, alignment, score, None if memorized is None else bool(memorized), *early
         return found
 
-    def put(self, keys: Sequence[bytes], scores: Scores) -> None:
+    def put(self, keys: Sequence[bytes], results: Results) -> None:
         """Keep the results of the B prompts with these keys; none of them may have one yet."""
-        empty = [None] * len(keys)
-        columns = (
-            keys,
-            scores.norm.tolist(),
-            scores.alignment.tolist(),
-            empty if scores.score is None else scores.score.tolist(),
-            empty if scores.memorized is None else scores.memorized.tolist(),
-        )
+        found = results.to_dict()
+        rows = list(zip(keys, *(found[name] for name in self._columns), strict=True))
+        marks = ", ".join("?" * (1 + len(self._columns)))
         with self._explained():
-            self._db.executemany("INSERT INTO results VALUES (?, ?, ?, ?, ?)", list(zip(*columns, strict=True)))
+            self._db.executemany(f"INSERT INTO results VALUES ({marks})", rows)
             if time.monotonic() - self._committed > COMMIT_SECONDS:
                 self._db.commit()
                 self._committed = time.monotonic()
@@ -199,6 +204,14 @@ class Journal(JobFile):
                 self._db.commit()
         finally:
             super().close()
+
+
+def _table(early: str | None) -> str:
+    """Return the SQL that makes the table of results where these passes may be left out."""
+    if early is None:
+        return _TABLE
+    # What the screen passed has no norm, and is clean.
+    return _EARLY_TABLE.format(known="CHECK (norm NOT NULL OR memorized IS 0)" if early == "screen" else "NOT NULL")
 
 
 def prompt_key(prompt: str) -> bytes:

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from memedge.engine.errors import InputError, shown
-from memedge.prompts.cells import SCORE_COLUMNS
 from memedge.scoring.counts import Counts
 from memedge.scoring.job import JobSummary, Progress, ignore
 from memedge.scoring.journal import Journal
@@ -19,7 +18,7 @@ from memedge.scoring.ordering import INPUT, Order
 from memedge.scoring.output import PART_ROWS, Output, no_room
 from memedge.scoring.reading import Finished
 from memedge.scoring.record import Record
-from memedge.scoring.score_files import NUMBER, Layout, OutputRow
+from memedge.scoring.score_files import Layout, OutputRow
 from memedge.scoring.shard import Shard
 
 BETWEEN = 1000  # rows between calls of `progress`
@@ -141,7 +140,8 @@ class Shards:
     def _layout(self, output: Output) -> Layout:
         """Return the columns without the rows' numbers; their types where the output needs them."""
         columns, format = self.record.columns, self.parts[0].finished.output.kind.format
-        names = [name for name in columns if name not in (NUMBER, *SCORE_COLUMNS)]
+        ours = Layout(early=self.record.early is not None, numbered=True).names
+        names = [name for name in columns if name not in ours]
         types: dict[str, Any] = dict.fromkeys(names, str)
         corpora = [part.finished.corpus for part in self.parts if part.finished.record.rows]
         if format == "parquet":
@@ -149,7 +149,8 @@ class Shards:
         elif format == "jsonl" and output.kind.format == "parquet":
             found = [corpus.inspect(ignore).columns for corpus in corpora]
             types |= {name: set().union(*(one.get(name, ()) for one in found)) for name in names}
-        return Layout({name: types[name] for name in names}, columns[1] if columns[1] in names else None)
+        id_column = columns[1] if columns[1] in names else None
+        return Layout({name: types[name] for name in names}, id_column, early=self.record.early is not None)
 
 
 def _open(place: str) -> _Part:

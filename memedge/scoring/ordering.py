@@ -1,6 +1,7 @@
 """The order of an output's rows: that of the input, or by score, in bounded memory."""
 
 import heapq
+import math
 import pickle
 import sqlite3
 from collections.abc import Iterator
@@ -21,7 +22,8 @@ class Order:
     """Which rows an output has, and in what order.
 
     Attributes:
-        by_score: the highest score first; equal ones as in the input.
+        by_score: the highest score first; equal ones as in the input. Rows that were decided without a score come last,
+            as in the input.
         top: only so many of the first, which are always by score.
     """
 
@@ -42,7 +44,7 @@ class Order:
         if self.top is not None and self.top > HELD:
             return islice(_sorted(_scored(rows)), self.top)
         if self.top is not None:
-            return iter(heapq.nlargest(self.top, _scored(rows), key=lambda row: (row.scores.score, -row.number)))
+            return iter(heapq.nlargest(self.top, _scored(rows), key=_place))
         return _sorted(_scored(rows)) if self.by_score else rows
 
 
@@ -51,9 +53,14 @@ INPUT = Order()
 
 def _scored(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
     for row in rows:
-        if row.scores.score is None:
+        if row.scores.score is None and row.scores.memorized is None:
             raise InputError("There are no scores to sort by: calibrate the engine, or leave out --sort and --top.")
         yield row
+
+
+def _place(row: OutputRow) -> tuple[float, int]:
+    """Return what is greater the further in front a row belongs."""
+    return -math.inf if row.scores.score is None else row.scores.score, -row.number
 
 
 def _sorted(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
@@ -66,7 +73,7 @@ def _sorted(rows: Iterator[OutputRow]) -> Iterator[OutputRow]:
             with _room():
                 db.executemany("INSERT INTO rows VALUES (?, ?, ?)", packed)
         with _room():
-            ordered = db.execute("SELECT row FROM rows ORDER BY score DESC, number")
+            ordered = db.execute("SELECT row FROM rows ORDER BY score DESC, number")  # NULL is below all
             back = ordered.fetchmany(AT_ONCE)
         while back:
             yield from (pickle.loads(row) for (row,) in back)

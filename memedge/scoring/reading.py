@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from memedge.engine.errors import InputError
-from memedge.prompts.cells import SCORE_COLUMNS
+from memedge.prompts.cells import EARLY_COLUMNS, SCORE_COLUMNS
 from memedge.prompts.columns import Columns
 from memedge.prompts.corpus import Corpus
 from memedge.prompts.files import PromptFile, PromptRow
@@ -70,10 +70,12 @@ class Finished:
         try:
             number = kept.pop(NUMBER) if self.record.shard else place
             values = [kept.pop(name) for name in SCORE_COLUMNS[1:]]
+            early = [kept.pop(name) for name in EARLY_COLUMNS] if self.record.early else []
             if self.output.kind.format in ("csv", "tsv"):
                 number = int(number)
                 floats = [float(value) if value else None for value in values[:3]]
                 values = [*floats, *(_TRUTHS[value] for value in values[3:])]
+                early = [float(early[0]), early[1]] if early else []
         except (KeyError, ValueError) as error:
             raise InputError(f"{self.output.place} has other columns than it had ({error}): score it again.") from None
-        return OutputRow(number, ScoreRow(row.prompt, *values), kept)
+        return OutputRow(number, ScoreRow(row.prompt, *values, *early), kept)

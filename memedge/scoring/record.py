@@ -14,6 +14,7 @@ _NAMES = {
     "input": "input",
     "engine": "engine, calibration, threshold, provider or precision",
     "shard": "shard",
+    "early": "choice of --early",
     "columns": "choice of columns",
     "order": "order or number of rows",
 }
@@ -39,6 +40,7 @@ class Judge(msgspec.Struct, frozen=True):
         threshold: of the score, or None.
         point: the threshold in words, with where it comes from if that is not the calibration.
         kind: "score", or "norm" where nothing makes a score of norm and alignment.
+        early: which passes may be left out, as `Detector.detect` has it; None: none, and all statistics are there.
     """
 
     fingerprint: str
@@ -49,6 +51,7 @@ class Judge(msgspec.Struct, frozen=True):
     threshold: float | None = None
     point: str = ""
     kind: Literal["score", "norm"] = "score"
+    early: str | None = None
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -119,3 +122,8 @@ class Record(msgspec.Struct, frozen=True):
     def engine(self) -> str:
         """The fingerprint of what scored."""
         return self.judge.fingerprint
+
+    @property
+    def early(self) -> str | None:
+        """Which passes may have been left out."""
+        return self.judge.early

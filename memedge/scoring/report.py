@@ -92,10 +92,10 @@ def report(tally: Tally, about: About) -> str:
     source = "prompts" if not about.inputs else Path(about.inputs[0]).name or about.inputs[0]
     more = f" and {counted(len(about.inputs) - 1, 'other file')}" if len(about.inputs) > 1 else ""
     sections = [_summary(tally)]
-    if tally.rows:
+    if tally.valued:
         sections += [_distribution(tally), _suspicious(tally)]
         sections += [_near(tally)] if tally.threshold is not None else []
-        sections += [_truncated(tally)] if tally.truncated else []
+        sections += [_truncated(tally)] if tally.truncated_highest else []
     return document(
         f"Scores of {_text(source)}{more}",
         f"{tally.rows:,} {'row' if tally.rows == 1 else 'rows'} · {_text(about.key)} · {_text(about.date[:10])}",
@@ -113,9 +113,15 @@ def _summary(tally: Tally) -> str:
         text = [f"<strong>{tally.memorized:,} of {tally.rows:,} rows ({share}) {are} memorized.</strong>"]
     if tally.threshold is not None:
         text.append(f"The threshold is {number(tally.threshold)}.")
-    half, most = (number(tally.distribution.quantile(share)) for share in (0.5, 0.99))
-    highest = number(tally.distribution.highest)
-    text.append(f"Half of the {tally.kind}s are at most {half}, 99 % at most {most}; the highest is {highest}.")
+    if tally.early:
+        text.append(
+            f"Rows decided early, without a score: {tally.early:,} ({_share(tally.early, tally.rows)}), "
+            f"{tally.early_memorized:,} of them memorized; they are in no list here."
+        )
+    if tally.valued:
+        half, most = (number(tally.distribution.quantile(share)) for share in (0.5, 0.99))
+        highest = number(tally.distribution.highest)
+        text.append(f"Half of the {tally.kind}s are at most {half}, 99 % at most {most}; the highest is {highest}.")
     if tally.truncated:
         share = _share(tally.truncated, tally.rows)
         text.append(
@@ -133,7 +139,8 @@ def _distribution(tally: Tally) -> str:
     )
     said = []
     if bins.split is not None:
-        said.append(f"{sum(bins.rows[bins.split :]):,} of {tally.rows:,} rows reach the threshold.")
+        rows = "rows with a score" if tally.early else "rows"
+        said.append(f"{sum(bins.rows[bins.split :]):,} of {tally.valued:,} {rows} reach the threshold.")
     ends = tally.distribution.lowest, tally.distribution.highest
     for name, way, end, beyond in zip(("first", "last"), ("down", "up"), ends, bins.beyond, strict=True):
         if beyond:
@@ -151,7 +158,7 @@ def _distribution(tally: Tally) -> str:
 def _figures(bins: Bins, tally: Tally) -> list[list[str]]:
     """Return the rows of the table of bins, without empty ones."""
     return [
-        [bins.words(place).replace("-", "−"), f"{rows:,}", _share(rows, tally.rows)]
+        [bins.words(place).replace("-", "−"), f"{rows:,}", _share(rows, tally.valued)]
         for place, rows in enumerate(bins.rows)
         if rows
     ]
@@ -230,8 +237,8 @@ def _text(text: str) -> str:
     return escape(plain(text))
 
 
-def _figure(value: float) -> str:
-    return f"{value:#.4g}".rstrip(".").replace("-", "−")
+def _figure(value: float | None) -> str:
+    return "—" if value is None else f"{value:#.4g}".rstrip(".").replace("-", "−")
 
 
 def _share(part: int, whole: int) -> str:

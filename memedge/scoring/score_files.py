@@ -2,9 +2,10 @@
 
 The columns are `prompt, norm, alignment, score, memorized, truncated`, and behind them those that are kept of the
 input. In front stand the column of ids, if one is named, and in a shard's file before it `row`, the number of the
-prompt in the input from 1, by which `memedge merge` restores its order. Floats read back exactly; truth values are
-`true` and `false`. Without a calibration `memorized` and, unless γ was published for the model, `score` are empty in
-`.csv`, `.tsv` and `.txt`, null in `.jsonl` and `.parquet`.
+prompt in the input from 1, by which `memedge merge` restores its order. Where passes may be left out, `passes, reason`
+stand behind `truncated`, and norm, alignment and score are empty or null if they were not computed. Floats read back
+exactly; truth values are `true` and `false`. Without a calibration `memorized` and, unless γ was published for the
+model, `score` are empty in `.csv`, `.tsv` and `.txt`, null in `.jsonl` and `.parquet`.
 
 - `.csv`: RFC 4180, so lines end in `\\r\\n` and prompts are quoted where they must be. A prompt that a spreadsheet
   would run as a formula has an apostrophe in front (memedge/prompts/cells.py), which `read_prompts` takes away again;
@@ -12,10 +13,10 @@ prompt in the input from 1, by which `memedge merge` restores its order. Floats 
 - `.txt`: tab-separated with a header and always one line per prompt: backslash, tab, newline and carriage return are
   written `\\\\`, `\\t`, `\\n` and `\\r`.
 - `.jsonl`: an object per line, in UTF-8 without escapes where JSON needs none; a kept key that a row lacks stays out.
-- `.parquet`: string, three float64, two bool; kept columns have the type they had in parquet, string if they come from
-  cells, and bool, int64, float64 or string if they come from JSON. Where JSON mixes integers and floats they are
-  float64; a column of several other types, of lists, of objects, or with an integer beyond 64 bits is strings that hold
-  its JSON. Needs the extra `eval`.
+- `.parquet`: string, three float64, two bool, and float64 and string of `passes, reason`; kept columns have the type
+  they had in parquet, string if they come from cells, and bool, int64, float64 or string if they come from JSON. Where
+  JSON mixes integers and floats they are float64; a column of several other types, of lists, of objects, or with an
+  integer beyond 64 bits is strings that hold its JSON. Needs the extra `eval`.
 
 In text a kept value of parquet is written as ISO 8601 if it is a date, a time or a duration (memedge/prompts/arrow.py),
 as a string if it is a decimal, as JSON if it is a list, a struct (an object) or a map (a list of pairs), and as null in
@@ -34,7 +35,7 @@ from typing import Any, NamedTuple
 
 from memedge.engine.errors import InputError
 from memedge.prompts.arrow import as_text, holds_bytes, to_array
-from memedge.prompts.cells import SCORE_COLUMNS, guarded
+from memedge.prompts.cells import EARLY_COLUMNS, SCORE_COLUMNS, guarded
 from memedge.prompts.kinds import FileKind, create_bytes, import_pyarrow
 
 ROW_GROUP = 8192  # rows of a parquet file written, and held in memory, at once
@@ -42,14 +43,20 @@ NUMBER = "row"  # the column of a row's number in the input
 
 
 class ScoreRow(NamedTuple):
-    """A prompt and its results; `score` and `memorized` may be None (see results.Scores)."""
+    """A prompt and its results; `score` and `memorized` may be None (see results.Scores).
+
+    Where passes may be left out, norm and alignment may be None too, and `passes` and `reason` are there (see
+    results.Verdict).
+    """
 
     prompt: str
-    norm: float
-    alignment: float
+    norm: float | None
+    alignment: float | None
     score: float | None
     memorized: bool | None
     truncated: bool
+    passes: float | None = None
+    reason: str | None = None
 
 
 class OutputRow(NamedTuple):
@@ -68,11 +75,18 @@ class Layout:
         kept: the columns that are kept, and their types as `corpus.Contents` has them.
         id: the one of them that stands in front.
         numbered: whether there is a column `row`.
+        early: whether there are columns `passes` and `reason`.
     """
 
     kept: dict[str, Any] = field(default_factory=dict)
     id: str | None = None
     numbered: bool = False
+    early: bool = False
+
+    @property
+    def ours(self) -> tuple[str, ...]:
+        """The columns that a ScoreRow begins with."""
+        return (*SCORE_COLUMNS, *EARLY_COLUMNS) if self.early else SCORE_COLUMNS
 
     @property
     def front(self) -> list[str]:
@@ -87,11 +101,11 @@ class Layout:
     @property
     def names(self) -> list[str]:
         """All columns in their order."""
-        return [*([NUMBER] if self.numbered else []), *self.front, *SCORE_COLUMNS, *self.back]
+        return [*([NUMBER] if self.numbered else []), *self.front, *self.ours, *self.back]
 
     def check(self, kind: FileKind, source: str) -> None:
         """Raise InputError if a kept column is named like one of ours, or cannot be written as such a file."""
-        ours = {*SCORE_COLUMNS, *([NUMBER] if self.numbered else [])}
+        ours = {*self.ours, *([NUMBER] if self.numbered else [])}
         if clash := [name for name in self.kept if name in ours]:
             raise InputError(
                 f"{source} has a column {clash[0]!r}, which is the name of one of the output's: rename it, or leave "
@@ -112,7 +126,7 @@ class Layout:
         return [
             *([row.number] if self.numbered else []),
             *(kept.get(name) for name in self.front),
-            *row.scores,
+            *row.scores[: len(self.ours)],
             *(kept.get(name) for name in self.back),
         ]
 
@@ -174,12 +188,14 @@ def _write_jsonl(file: io.TextIOBase, layout: Layout, rows: Iterator[OutputRow])
         number = {NUMBER: row.number} if layout.numbered else {}
         front = {name: row.kept[name] for name in layout.front if name in row.kept}
         back = {name: row.kept[name] for name in layout.back if name in row.kept}
-        file.write(_json({**number, **front, **row.scores._asdict(), **back}) + "\n")
+        ours = dict(zip(layout.ours, row.scores, strict=False))
+        file.write(_json({**number, **front, **ours, **back}) + "\n")
 
 
 def _write_parquet(path: Path, layout: Layout, rows: Iterator[OutputRow]) -> None:
     pyarrow, parquet = import_pyarrow()
-    ours = dict(zip(SCORE_COLUMNS, [pyarrow.string(), *[pyarrow.float64()] * 3, *[pyarrow.bool_()] * 2], strict=True))
+    text, real, truth = pyarrow.string(), pyarrow.float64(), pyarrow.bool_()
+    ours = dict(zip(ScoreRow._fields, (text, real, real, real, truth, truth, real, text), strict=True))
     ours[NUMBER] = pyarrow.int64()
     as_json = {name for name, kind in layout.kept.items() if isinstance(kind, set) and _of_json(kind) is None}
     as_float = {name for name, kind in layout.kept.items() if isinstance(kind, set) and _of_json(kind) is float}

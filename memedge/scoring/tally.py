@@ -41,12 +41,14 @@ class Tally:
     Attributes:
         threshold, kind: as given.
         rows: rows added.
+        early: those among them that were decided without a score. They are in no distribution and in no list.
+        early_memorized: those of them that are memorized.
         distribution: of the score, or the norm.
     """
 
     def __init__(self, threshold: float | None, kind: Literal["score", "norm"]):
         self.threshold, self.kind = threshold, kind
-        self.rows = 0
+        self.rows = self.early = self.early_memorized = 0
         self.distribution = Distribution(threshold)
         self._counts = Counts()
         self._highest, self._above, self._below, self._cut = (_Prompts(LISTED) for _ in range(4))
@@ -56,6 +58,10 @@ class Tally:
         value = self.value(row)
         self.rows += 1
         self._counts.add(row)
+        if value is None:
+            self.early += 1
+            self.early_memorized += bool(row.memorized)
+            return
         self.distribution.add(value)
         if value >= self._highest.floor:
             self._highest.offer(value, row, number)
@@ -67,9 +73,14 @@ class Tally:
         if row.truncated and value >= self._cut.floor:
             self._cut.offer(value, row, number)
 
-    def value(self, row: ScoreRow) -> float:
-        """Return a row's score, or its norm."""
-        return row.norm if row.score is None or self.kind == "norm" else row.score
+    def value(self, row: ScoreRow) -> float | None:
+        """Return a row's score, or its norm; None if it was decided without."""
+        return row.norm if self.kind == "norm" else row.score
+
+    @property
+    def valued(self) -> int:
+        """Rows with a score, or a norm."""
+        return self.rows - self.early
 
     @property
     def memorized(self) -> int | None:

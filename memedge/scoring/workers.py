@@ -19,8 +19,7 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from memedge.engine import probe
 from memedge.engine.errors import InputError, MemedgeError
-from memedge.results import Scores
-from memedge.scoring.mapper import Mapper
+from memedge.scoring.mapper import Mapper, Results
 
 LOG = logging.getLogger("memedge.scoring")
 AHEAD = 2  # batches that a worker has: one that it scores, and the next
@@ -32,15 +31,15 @@ Info_co = TypeVar("Info_co", covariant=True)
 
 
 class Scorer(Protocol[Info_co]):
-    """What a worker opens: a detector."""
+    """What scores batches, such as a detector."""
 
     @property
     def info(self) -> Info_co:
         """What runs."""
         ...
 
-    def score(self, prompts: list[str], /) -> Scores:
-        """Return the scores of prompts."""
+    def score(self, prompts: list[str], /) -> Results:
+        """Return the results of prompts."""
         ...
 
 
@@ -104,7 +103,7 @@ def processes(open_scorer: Callable[[], Scorer[Info]], count: int, provider: str
             worker.end()
 
 
-def _map(workers: list[_Worker], batches: Iterator[list[str]]) -> Iterator[tuple[list[str], Scores]]:
+def _map(workers: list[_Worker], batches: Iterator[list[str]]) -> Iterator[tuple[list[str], Results]]:
     returned: deque[list[str]] = deque()  # of workers that died
     while True:
         for worker in list(workers):

@@ -14,7 +14,16 @@ from memedge.commands import terminal
 from memedge.commands.options import app
 from memedge.engine.providers import PROVIDERS
 
-SHARED = {"options", "terminal", "descriptions", "failures", "histogram", "optional_value", "score_output"}
+SHARED = {
+    "descriptions",
+    "early_scorer",
+    "failures",
+    "histogram",
+    "optional_value",
+    "options",
+    "score_output",
+    "terminal",
+}
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 CPU = ("--provider", "cpu")
 LISTS = ("--memorized", "m.txt", "--clean", "c.txt")

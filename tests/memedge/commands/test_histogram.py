@@ -34,7 +34,8 @@ def printed(monkeypatch):
     def run(values, threshold=2.5, encoding="utf-8", columns=80, terminal=False) -> str:
         tally = Tally(threshold, "score")
         for value, rows in values.items():
-            row = ScoreRow("a", 1.0, 0.0, value, None if threshold is None else value >= threshold, False)
+            verdict = None if threshold is None else value is not None and value >= threshold
+            row = ScoreRow("a", 1.0, 0.0, value, verdict, False)
             for number in range(rows):
                 tally.add(row, number)
         stream = Terminal(encoding, terminal)
@@ -99,5 +100,11 @@ def test_one_row_and_equal_rows(printed):
         assert "█" in line
 
 
+def test_rows_without_a_score_are_in_no_bar(printed):
+    lines = printed({1.5: 20, None: 3, 2.5: 1}).splitlines()
+    assert any("threshold 2.5: 1 of 21 rows with a score reach it" in line for line in lines)
+    assert sum(int(line.split()[3]) for line in lines[1:] if line[0] != "─") == 21
+
+
 def test_nothing_is_printed_of_no_rows(printed):
-    assert printed({}) == ""
+    assert printed({}) == printed({None: 3}) == ""

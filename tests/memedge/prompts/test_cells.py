@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memedge.prompts.cells import SCORE_COLUMNS, guarded, unguarded
+from memedge.prompts.cells import EARLY_COLUMNS, SCORE_COLUMNS, guarded, unguarded
 from memedge.scoring.score_files import ScoreRow
 
 
 def test_the_columns_are_those_of_score_files() -> None:
-    assert ScoreRow._fields == SCORE_COLUMNS
+    assert ScoreRow._fields == (*SCORE_COLUMNS, *EARLY_COLUMNS)
 
 
 @pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", " =", "\u3000@", "'=", "''\t"])

@@ -51,7 +51,14 @@ relaxed = settings(deadline=None)  # a busy machine is no failure
 prompts = st.lists(texts, min_size=1, max_size=8)
 finite = st.floats(allow_nan=False, allow_infinity=False)
 calibrated_rows = st.lists(
-    st.builds(ScoreRow, texts, finite, finite, finite, st.booleans(), st.booleans()),
+    st.builds(ScoreRow, texts, finite, finite, finite, st.booleans(), st.booleans(), st.none(), st.none()),
+    min_size=1,
+    max_size=8,
+)
+lacking = finite | st.none()
+reasons = st.sampled_from(["score -11.44 ≥ threshold -16.22", 'screened: a "read-out", and a cut'])
+early_rows = st.lists(
+    st.builds(ScoreRow, texts, lacking, lacking, lacking, st.booleans(), st.booleans(), finite, reasons),
     min_size=1,
     max_size=8,
 )
@@ -311,7 +318,7 @@ def test_parquet_without_pyarrow_names_the_extra(tmp_path: Path, monkeypatch: py
 
 def write(path: Path, rows: list[ScoreRow]) -> None:
     numbered = (OutputRow(number, row, {}) for number, row in enumerate(rows, start=1))
-    assert write_scores(path, file_kind(path), Layout(), numbered) == len(rows)
+    assert write_scores(path, file_kind(path), Layout(early=any(row.reason for row in rows)), numbered) == len(rows)
 
 
 def parse(path: Path) -> list[ScoreRow]:
@@ -326,7 +333,8 @@ def parse(path: Path) -> list[ScoreRow]:
         case "parquet":
             _, parquet = pyarrow_modules()
             table = parquet.read_table(path)
-            assert [str(kind) for kind in table.schema.types] == ["string", *["double"] * 3, *["bool"] * 2]
+            kinds = ["string", *["double"] * 3, *["bool"] * 2, "double", "string"]
+            assert [str(kind) for kind in table.schema.types] == kinds[: len(table.schema.types)]
             records = table.to_pylist()
         case "jsonl":
             records = [json.loads(line) for line in content.splitlines()]
@@ -341,12 +349,13 @@ def parse(path: Path) -> list[ScoreRow]:
             whole = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
             for record in records:
                 record["prompt"] = re.sub(r"\\.", lambda escape: whole[escape[0]], record["prompt"])
-    assert all(list(record) == COLUMNS for record in records)
+    assert all(list(record) in (COLUMNS, [*COLUMNS, "passes", "reason"]) for record in records)
     if kind.format in ("csv", "tsv", "txt"):
         truths = {"true": True, "false": False, "": None}
         for record in records:
-            for name in ("norm", "alignment", "score"):
-                record[name] = float(record[name]) if record[name] else None
+            for name in ("norm", "alignment", "score", "passes"):
+                if name in record:
+                    record[name] = float(record[name]) if record[name] else None
             for name in ("memorized", "truncated"):
                 record[name] = truths[record[name]]
     return [ScoreRow(**record) for record in records]
@@ -357,7 +366,7 @@ SUFFIXES = [".txt", ".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz"
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @relaxed
-@given(rows=calibrated_rows | uncalibrated_rows)
+@given(rows=calibrated_rows | uncalibrated_rows | early_rows)
 def test_a_score_file_reads_back_exactly(suffix: str, rows: list[ScoreRow]) -> None:
     if suffix == ".parquet":
         pyarrow_modules()

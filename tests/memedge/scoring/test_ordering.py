@@ -19,23 +19,23 @@ from memedge.scoring.score_files import OutputRow, ScoreRow
 scores = st.sampled_from([0.0, -0.0, 1.5, -1.5, 5e-324, 1e308]) | st.floats(allow_nan=False, allow_infinity=False)
 
 
-def rows_of(values: list[float | None]) -> list[OutputRow]:
+def rows_of(values: list[float | None], verdict: bool | None = True) -> list[OutputRow]:
     return [
-        OutputRow(number, ScoreRow(f"prompt {number}", 1.0, -0.0, value, True, False), {"id": number, "é": [None]})
+        OutputRow(number, ScoreRow(f"prompt {number}", 1.0, -0.0, value, verdict, False), {"id": number, "é": [None]})
         for number, value in enumerate(values, start=1)
     ]
 
 
 def key(row: OutputRow) -> Any:
-    assert row.scores.score is not None
-    return -row.scores.score, row.number
+    return row.scores.score is None, -(row.scores.score or 0.0), row.number
 
 
 @pytest.mark.parametrize("held", [0, 10_000])
 @pytest.mark.parametrize("at_once", [1, 3, 1000])
 @settings(deadline=None, max_examples=25)
-@given(values=st.lists(scores, max_size=9), top=st.integers(1, 12))
+@given(values=st.lists(scores | st.none(), max_size=9), top=st.integers(1, 12))
 def test_rows_are_sorted_as_sorted_does(values: list[float | None], top: int, held: int, at_once: int) -> None:
+    """Those that were decided without a score come after all others."""
     rows = rows_of(values)
     expected = sorted(rows, key=key)
     with pytest.MonkeyPatch.context() as patch:
@@ -61,7 +61,7 @@ def test_many_equal_scores_stay_as_they_were() -> None:
 @pytest.mark.parametrize("order", [Order(True), Order(top=1), Order(True, 20_000)])
 def test_rows_without_scores_are_not_sorted(order: Order) -> None:
     with pytest.raises(InputError, match=r"There are no scores to sort by: calibrate the engine, or leave out --sort"):
-        list(order.arrange(iter(rows_of([1.0, None]))))
+        list(order.arrange(iter(rows_of([1.0, None], None))))
 
 
 def test_no_room_to_sort(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,33 @@ def test_without_verdicts():
     assert "threshold" not in said
 
 
+def test_rows_decided_early_are_named_and_in_no_list():
+    made = tally()
+    for number in range(1000):
+        made.add(ScoreRow("screened", None, None, None, False, False, 0.0068, "screened"), number)
+    made.add(ScoreRow("of the norm alone", 40.0, None, None, True, False, 1.0, "score at least 3"), 1000)
+    page = report(made, ABOUT)
+    said = Elements(page).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Rows decided early, without a score: 1,001 (25 %), 1 of them memorized; they are in no list here." in said
+    assert f"{made.memorized - 1:,} of 3,000 rows with a score reach the threshold." in said
+    assert "screened" not in said and "of the norm alone" not in said
+
+
+def test_a_score_of_the_norm_alone():
+    made = Tally(2.0, "score")
+    made.add(ScoreRow("a", 3.0, None, 3.0, True, False, 1.0, "score 3 ≥ threshold 2"), 1)
+    assert '<td class="number">—</td>' in report(made, ABOUT)
+
+
+def test_no_row_has_a_score():
+    made = Tally(2.0, "score")
+    made.add(ScoreRow("a", None, None, None, False, True, 0.0068, "screened"), 1)
+    page = report(made, ABOUT)
+    said = Elements(page).text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "0 of 1 rows (0 %) are memorized." in said and "without a score: 1 (100 %)" in said
+    assert 'id="distribution"' not in page and "Half of" not in said
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_few_rows(count):
     said = Elements(report(tally(2.0, count=count), ABOUT)).text

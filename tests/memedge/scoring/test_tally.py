@@ -106,6 +106,21 @@ def test_the_empty_prompt_is_not_memorized():
     assert [one.row.memorized for one in tally.above] == [False]
 
 
+def test_rows_without_a_score_are_counted_alone():
+    """In no distribution and in no list: nothing says where they would stand."""
+    early = [
+        ScoreRow("a", None, None, None, False, True, 0.0068, "screened"),
+        ScoreRow("b", 9.0, None, None, True, False),
+    ]
+    rows = [early[0], ScoreRow("c", 1.0, 0.0, 3.0, True, False), *early, ScoreRow("d", 1.0, 0.0, 1.0, False, False)]
+    tally = made(rows)
+    assert (tally.rows, tally.valued, tally.early, tally.early_memorized) == (5, 2, 3, 1)
+    assert (tally.memorized, tally.truncated) == (2, 2)
+    assert [one.row.prompt for one in tally.suspicious] == ["c", "d"]
+    assert ([one.row.prompt for one in tally.above], tally.truncated_highest) == (["c"], [])
+    assert (tally.distribution.lowest, tally.distribution.highest) == (1.0, 3.0)
+
+
 def test_nothing():
     tally = made([])
     assert (tally.rows, tally.memorized, tally.truncated, tally.suspicious) == (0, None, 0, [])
