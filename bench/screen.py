@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 
 from memedge.calibration.calibrate import calibrate
-from memedge.calibration.fitting import fit_best, share
+from memedge.calibration.fitting import fit_best
 from memedge.calibration.screening import fit_screen
 from memedge.calibration.statistics import CHOICES
 from memedge.decision.rule import DEFAULT_ALIGNMENT
@@ -37,6 +37,7 @@ from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.engine.manifest import Screen
 from memedge.export.export import export
+from memedge.metrics import share
 from memedge.prompts.labelled import Prompts
 
 TINY = Path(__file__).parent / "tiny"

@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import bootstrap, norm, rankdata
+from scipy.stats import binomtest, bootstrap, norm, rankdata
+
+from memedge.engine.manifest import Estimate
 
 RESAMPLES = 2000
 INDICES = 1 << 22  # of a bootstrap, in memory at once
@@ -144,3 +146,9 @@ def _doubled_wins(positive: Array, negative: Array) -> tuple[npt.NDArray[np.int6
     below = np.searchsorted(low, positive, "left") + np.searchsorted(low, positive, "right")
     above = 2 * len(high) - np.searchsorted(high, negative, "left") - np.searchsorted(high, negative, "right")
     return below, above
+
+
+def share(count: int, total: int) -> Estimate:
+    """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
+    low, high = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
+    return Estimate(count / total, float(low), float(high))

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -19,7 +18,7 @@ from memedge.decision.operating_point import allowed, middle_of_gap
 from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import CrossValidation, Estimate, Gain
-from memedge.metrics import CONFIDENCE, auc, delong, interval
+from memedge.metrics import auc, delong, interval, share
 
 FOLDS = 5
 SEED = 0
@@ -205,12 +204,6 @@ def cross_validate(features: Floats, memorized: Bools, target_fpr: float) -> Cro
         tpr=share(int(verdict[memorized].sum()), int(memorized.sum())),
         fpr=share(int(verdict[~memorized].sum()), int((~memorized).sum())),
     )
-
-
-def share(count: int, total: int) -> Estimate:
-    """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
-    low, high = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
-    return Estimate(count / total, float(low), float(high))
 
 
 def _folds(memorized: Bools) -> Any:

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from memedge.calibration.fitting import share
 from memedge.decision.rule import Rule
 from memedge.decision.screen import screen
 from memedge.engine.arrays import Bools
 from memedge.engine.engine import Engine
 from memedge.evaluation.figures import Figure, ScreenFigures
+from memedge.metrics import share
 from memedge.prompts.labelled import Sample
 
 
