@@ -37,7 +37,7 @@ from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.engine.manifest import Screen
 from memedge.export.export import export
-from memedge.metrics import share
+from memedge.metrics import binomial
 from memedge.prompts.labelled import Prompts
 
 TINY = Path(__file__).parent / "tiny"
@@ -165,8 +165,8 @@ def show(lines: list[Line]) -> None:
         table.add_column(column, justify="right")
     for one in lines:
         decided = f"{one.decided / one.clean:.1%} of {one.clean}" if one.clean else "—"
-        missed = share(one.missed, one.found)
-        interval = f"{missed.lowest:.2%} to {missed.highest:.2%}"
+        _, low, high = binomial(one.missed, one.found)
+        interval = f"{low:.2%} to {high:.2%}"
         table.add_row(one.name, decided, f"{one.missed} of {one.found}", interval, f"{one.alpha:.2%}")
     Console(width=120).print(table)
 

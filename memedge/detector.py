@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from os import PathLike
@@ -160,7 +160,8 @@ class Detector:
         if self._opened is None:
             raise InputError("Only a detector of Detector.load can be pickled: load it in each process.")
         info = self._info
-        return _open_again, (*self._opened, info.provider, info.precision, self._rule, info.fingerprint)
+        rule = replace(self._rule, screen=None)  # the engine has it
+        return _open_again, (*self._opened, info.provider, info.precision, rule, info.fingerprint)
 
     def at(self, threshold: float | None = None, target_fpr: float | None = None) -> "Detector":
         """Return a detector on the same opened engine at another operating point. Nothing is written to the engine.
@@ -341,7 +342,7 @@ class Detector:
             >>> verdicts[0].reason
             'score -11.44 ≥ threshold -16.22'
             >>> screened = Detector.load(provider="cpu").detect(["a green star on a hill"], early="screen")
-            >>> screened[0].passes, screened[0].norm
+            >>> round(screened[0].passes, 4), screened[0].norm
             (0.0068, None)
         """
         if threshold is not None or target_fpr is not None:
@@ -461,7 +462,8 @@ def _open_again(
     fingerprint: str,
 ) -> Detector:
     """Return the detector that was pickled; raises EngineError where the same engine cannot be had."""
-    detector = Detector.load(path, provider, precision, threads, batch_size=rows)._with(rule)
+    detector = Detector.load(path, provider, precision, threads, batch_size=rows)
+    detector = detector._with(replace(rule, screen=detector.info.rule.screen))
     if detector.info.fingerprint != fingerprint:
         raise IntegrityError(
             f"{detector.info.path} is not the engine that was pickled, or was calibrated since: load it again."

@@ -12,8 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest, bootstrap, norm, rankdata
 
-from memedge.engine.manifest import Estimate
-
 RESAMPLES = 2000
 INDICES = 1 << 22  # of a bootstrap, in memory at once
 CONFIDENCE = 0.95
@@ -148,7 +146,7 @@ def _doubled_wins(positive: Array, negative: Array) -> tuple[npt.NDArray[np.int6
     return below, above
 
 
-def share(count: int, total: int) -> Estimate:
-    """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
+def binomial(count: int, total: int) -> tuple[float, float, float]:
+    """Return count / total and both ends of its exact 95 % interval (Clopper and Pearson)."""
     low, high = binomtest(count, total).proportion_ci(CONFIDENCE, method="exact")
-    return Estimate(count / total, float(low), float(high))
+    return count / total, float(low), float(high)

@@ -281,7 +281,7 @@ def _describe(
 
 def _doubts(fitted: "Fit", sample: Sample, target_fpr: float) -> list[str]:
     """Return what makes the calibration less trustworthy than it looks, in sentences."""
-    from memedge.metrics import share
+    from memedge.calibration.fitting import share
 
     found, doubts = fitted.cross_validation, []
     memorized, clean = int(sample.memorized.sum()), int((~sample.memorized).sum())

@@ -18,7 +18,7 @@ from memedge.decision.operating_point import allowed, middle_of_gap
 from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import CrossValidation, Estimate, Gain
-from memedge.metrics import auc, delong, interval, share
+from memedge.metrics import auc, binomial, delong, interval
 
 FOLDS = 5
 SEED = 0
@@ -204,6 +204,11 @@ def cross_validate(features: Floats, memorized: Bools, target_fpr: float) -> Cro
         tpr=share(int(verdict[memorized].sum()), int(memorized.sum())),
         fpr=share(int(verdict[~memorized].sum()), int((~memorized).sum())),
     )
+
+
+def share(count: int, total: int) -> Estimate:
+    """Return count / total with its exact binomial 95 % interval (Clopper and Pearson)."""
+    return Estimate(*binomial(count, total))
 
 
 def _folds(memorized: Bools) -> Any:

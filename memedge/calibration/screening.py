@@ -15,11 +15,11 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from memedge.calibration.fitting import FOLDS, SEED
+from memedge.calibration.fitting import FOLDS, SEED, share
 from memedge.decision.screen import features
 from memedge.engine.arrays import Bools, Floats
 from memedge.engine.manifest import Screen
-from memedge.metrics import auc, share
+from memedge.metrics import auc
 
 FEWEST_MEMORIZED = 10  # that the full rule finds: with fewer, the promise is worse than 9 %
 FEWEST_CLEAN = 50

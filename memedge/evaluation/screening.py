@@ -7,7 +7,7 @@ from memedge.decision.screen import screen
 from memedge.engine.arrays import Bools
 from memedge.engine.engine import Engine
 from memedge.evaluation.figures import Figure, ScreenFigures
-from memedge.metrics import share
+from memedge.metrics import binomial
 from memedge.prompts.labelled import Sample
 
 
@@ -33,15 +33,10 @@ def screen_figures(engine: Engine, rule: Rule, sample: Sample, called: Bools) ->
     return ScreenFigures(
         decided_prompts=decided,
         clean=int(clean.sum()),
-        decided=_figure(decided, int(clean.sum())),
+        decided=Figure(*binomial(decided, int(clean.sum()))),
         missed_prompts=missed,
         found=int(found.sum()),
-        missed=_figure(missed, int(found.sum())) if found.any() else None,
+        missed=Figure(*binomial(missed, int(found.sum()))) if found.any() else None,
         alpha=rule.screen.alpha,
         passes=engine.draws * engine.directory.manifest.tap_share(rule.screen.tap),
     )
-
-
-def _figure(count: int, total: int) -> Figure:
-    found = share(count, total)
-    return Figure(found.value, found.lowest, found.highest)

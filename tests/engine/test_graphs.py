@@ -13,14 +13,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from memedge import Detector
 from memedge.embedded import EMBEDDED_ENGINE
-from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, TEXT_ENCODER, UNET
+from memedge.engine.directory import GRADIENT, NOISE_GRADIENT, PREFIX, SCREENS, TEXT_ENCODER, UNET
 from memedge.engine.engine import Engine
 from memedge.engine.errors import IntegrityError
 from memedge.engine.graphs import check_graph
 from memedge.engine.operators import OPERATORS
 from memedge.engine.protobuf import WireError, fields, varints
 
-GRAPHS = (TEXT_ENCODER, PREFIX, UNET, GRADIENT, NOISE_GRADIENT)
+GRAPHS = (TEXT_ENCODER, PREFIX, UNET, GRADIENT, NOISE_GRADIENT, *SCREENS)
 VALUE = helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])
 
 

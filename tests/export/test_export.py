@@ -16,7 +16,7 @@ from models import make_checkpoint
 import memedge.export.parity as parity
 from memedge import Detector
 from memedge.embedded import EMBEDDED_ENGINE
-from memedge.engine.directory import describe_file
+from memedge.engine.directory import SCREENS, describe_file
 from memedge.engine.errors import ExportError, InputError
 from memedge.export.export import check_graphs, export
 
@@ -41,6 +41,7 @@ def test_what_is_written(engine, checkpoint):
         "prefix.onnx",
         "gradient.onnx",
         "noise_gradient.onnx",
+        *SCREENS,
     }
     assert {p.name for p in engine.iterdir()} == names | {"manifest.json"}
     assert manifest["files"].keys() == names

@@ -64,8 +64,9 @@ def assert_same(one: Parts, other: Parts) -> None:
         assert state.keys() == expected.keys()
         assert all(torch.equal(state[key], expected[key]) for key in state)
     for output, expected in zip(outputs(other), outputs(one), strict=True):
+        # Not bit by bit: where weights lie in memory, which depends on the file, may choose another kernel.
         assert torch.isfinite(output).all()
-        assert torch.equal(output, expected)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
     vocabularies = [[tokenizer.get_vocab() for tokenizer in parts.tokenizers] for parts in (one, other)]
     assert vocabularies[0] == vocabularies[1]
     assert (one.scheduler, one.zeros_for_empty) == (other.scheduler, other.zeros_for_empty)

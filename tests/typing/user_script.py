@@ -27,11 +27,11 @@ def detect(prompts: list[str], early: memedge.Early = "proven") -> list[str]:
         assert_type(verdict.prompt, str)
         assert_type(verdict.memorized, bool | None)
         assert_type(verdict.score, float | None)
-        assert_type(verdict.norm, float)
+        assert_type(verdict.norm, float | None)
         assert_type(verdict.alignment, float | None)
         assert_type(verdict.threshold, float | None)
         assert_type(verdict.truncated, bool)
-        assert_type(verdict.passes, int)
+        assert_type(verdict.passes, float)
         assert_type(verdict.reason, str)
     return [verdict.prompt for verdict in verdicts if verdict.memorized]
 
@@ -84,6 +84,7 @@ def info(detector: memedge.Detector) -> str:
         assert_type(found.calibration.cross_validation, memedge.CrossValidation)
         assert_type(found.calibration.cross_validation.auc, memedge.Estimate)
         assert_type(found.calibration.conformal, memedge.Conformal | None)
+        assert_type(found.calibration.screen, memedge.Screen | None)
         assert_type(found.calibration.gain, memedge.Gain | None)
     return describe(found.manifest)
 
@@ -98,6 +99,7 @@ def describe(manifest: memedge.Manifest) -> str:
     assert_type(manifest.flops, memedge.Flops)
     assert_type(manifest.drift, memedge.Drift | None)
     assert_type(manifest.preset, memedge.Preset | None)
+    assert_type(manifest.taps, tuple[memedge.Tap, ...])
     assert_type(manifest.files, dict[str, memedge.FileEntry])
     assert_type(manifest.calibrations, dict[str, memedge.Calibration])
     return manifest.source.id
@@ -156,6 +158,7 @@ def evaluate(folder: Path) -> dict[str, float]:
     assert_type(evaluation.rule, memedge.Rule)
     assert_type(evaluation.detectors, list[memedge.EvaluatedDetector])
     assert_type(evaluation.prompts, list[memedge.ScoredPrompt])
+    assert_type(evaluation.screen, memedge.ScreenFigures | None)
     findings = evaluation.findings
     assert_type(findings, memedge.Findings)
     assert_type(findings.lines, list[memedge.DetectorFigures])

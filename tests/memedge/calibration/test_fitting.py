@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 from sklearn.metrics import roc_auc_score
 
-from memedge.calibration.fitting import cross_validate, fit, fit_direction, fit_threshold, out_of_fold
+from memedge.calibration.fitting import cross_validate, fit, fit_direction, fit_threshold, out_of_fold, share
 from memedge.engine.errors import InputError
-from memedge.metrics import share
 
 
 def made_up(memorized: int, clean: int, seed: int = 0, apart: float = 1.0):

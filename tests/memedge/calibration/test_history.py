@@ -44,7 +44,7 @@ def quick(monkeypatch, detector):
     def open_engine(folder: Path, provider: str, precision: str | None, _threads: int | None) -> Engine:
         engine = copy.copy(detector.engine)
         engine.directory = EngineDirectory(folder, read_manifest(folder))
-        engine.backend = SimpleNamespace(key=f"{provider}-{precision or 'fp32'}")
+        engine.backend = SimpleNamespace(key=f"{provider}-{precision or 'fp32'}", screens=False)
         return engine
 
     monkeypatch.setattr(Engine, "open", open_engine)
