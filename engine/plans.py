@@ -26,13 +26,16 @@ SCHEMA: Final = 1
 FOLDER = "plans"
 FILE_NAME = "manifest.json"
 
-Component = Literal["unet", "text"]
+Component = Literal["unet", "text", "screen_1", "screen_2", "screen_3", "screen_4"]
+SCREENS: tuple[Component, ...] = ("screen_1", "screen_2", "screen_3", "screen_4")  # of each tap
 # File names are made of these, so they can be neither a path nor anything else than they say.
 Target = Annotated[str, msgspec.Meta(pattern=r"\Asm[0-9]{2,3}\Z")]
 Version = Annotated[str, msgspec.Meta(pattern=r"\A[0-9]+(\.[0-9a-z]+){1,5}\Z", max_length=32)]
 CacheName = Annotated[
     str,
-    msgspec.Meta(pattern=r"\A(timing|runtime-unet|runtime-text)-tensorrt(-rtx)?-sm[0-9]{2,3}-[0-9a-z.]{3,32}\.cache\Z"),
+    msgspec.Meta(
+        pattern=r"\A(timing|runtime-(unet|text|screen_[1-4]))-tensorrt(-rtx)?-sm[0-9]{2,3}-[0-9a-z.]{3,32}\.cache\Z"
+    ),
 ]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 Size = Annotated[int, msgspec.Meta(gt=0, le=1 << 36)]
@@ -42,12 +45,12 @@ class Plan(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One plan file, and how it was built.
 
     Attributes:
-        component: the UNet or the text encoder.
+        component: the UNet, the text encoder, or the UNet up to a tap.
         backend: whose plan it is.
         target: the GPU's compute capability, such as "sm89".
         version: of TensorRT; it reads no other version's plans.
         gpu: the GPU that it was built on and is for; None for TensorRT-RTX, whose plans are for any of the target.
-        most: the most rows of one UNet call, or prompts of one text encoder call.
+        most: the most rows of one call, or prompts of one of the text encoder.
         seconds: that building took.
         peak_memory: the largest resident size of the building process until then, in bytes.
         size: in bytes.
@@ -89,10 +92,19 @@ class PlanFile:
 
 @dataclass(frozen=True)
 class Plans:
-    """Both components' plans for one GPU target."""
+    """The components' plans for one GPU target.
+
+    Attributes:
+        unet: the UNet's.
+        text: the text encoder's.
+        screens: of each of the engine's taps; empty if one is missing, as in what was built before there were any.
+        rebuild: how to make better ones, for errors.
+    """
 
     unet: PlanFile
     text: PlanFile
+    screens: tuple[PlanFile, ...]
+    rebuild: str
 
 
 def find(
@@ -110,20 +122,26 @@ def find(
         if not os.path.isfile(folder / FOLDER / FILE_NAME):  # noqa: PTH113 - Path's raises in another user's home
             continue
         try:
-            return _find(folder, directory.identity, provider, target, version, gpu, rebuild)
+            return _find(folder, directory, provider, target, version, gpu, rebuild)
         except EngineError as error:
             problem = problem or error
     raise problem or ProviderError(f"{directory.path} has no plans for provider {provider!r}: {rebuild}.")
 
 
 def _find(
-    folder: Path, identity: str, provider: PlanProvider, target: str, version: str, gpu: str | None, rebuild: str
+    folder: Path,
+    directory: EngineDirectory,
+    provider: PlanProvider,
+    target: str,
+    version: str,
+    gpu: str | None,
+    rebuild: str,
 ) -> Plans:
     place = folder / FOLDER
     manifest = _read(folder)
     if manifest is None:
         raise IntegrityError(f"{place / FILE_NAME} is no manifest of plans of this memedge: {rebuild}.")
-    if manifest.engine != identity:
+    if manifest.engine != directory.identity:
         raise ProviderError(f"The plans in {place} are of another engine, or of this one before a change: {rebuild}.")
     plans = [plan for plan in manifest.plans if plan.backend == provider]
     if not plans:
@@ -140,18 +158,25 @@ def _find(
             f"The plans in {place} are of TensorRT {others}, and version {version} is installed: {rebuild}."
         )
     found = {plan.component: plan for plan in plans if plan.version == version}
-    if set(found) != {"unet", "text"}:
-        raise IntegrityError(f"The manifest in {place} lists the plan of the {next(iter(found))} alone: {rebuild}.")
+    if missing := [component for component in ("unet", "text") if component not in found]:
+        raise IntegrityError(f"The manifest in {place} lists no plan of the {missing[0]}: {rebuild}.")
     for plan in found.values():
         if gpu is not None and plan.gpu not in (None, gpu):
             raise ProviderError(f"{place / plan.name} is for the GPU {plan.gpu}, and this one is {gpu}: {rebuild}.")
     files = {component: PlanFile(place / plan.name, plan) for component, plan in found.items()}
     for file in files.values():
-        if not _is_own(folder, file.path):
-            raise IntegrityError(f"{file.path} is missing or a link: {rebuild}.")
-        if file.path.stat().st_size != file.plan.size or sha256(file.path) != file.plan.sha256:
-            raise IntegrityError(f"{file.path} is not the plan that was built: {rebuild}.")
-    return Plans(files["unet"], files["text"])
+        verify(file, rebuild)
+    screens = [files.get(component) for component in SCREENS[: len(directory.manifest.taps)]]
+    whole = tuple(file for file in screens if file is not None)
+    return Plans(files["unet"], files["text"], whole if len(whole) == len(screens) else (), rebuild)
+
+
+def verify(file: PlanFile, rebuild: str) -> None:
+    """Raise IntegrityError, which says to `rebuild`, unless a file is the plan that was built."""
+    if not _is_own(file.path.parent.parent, file.path):
+        raise IntegrityError(f"{file.path} is missing or a link: {rebuild}.")
+    if file.path.stat().st_size != file.plan.size or sha256(file.path) != file.plan.sha256:
+        raise IntegrityError(f"{file.path} is not the plan that was built: {rebuild}.")
 
 
 def writable_folder(directory: EngineDirectory) -> Path:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,14 +55,13 @@ def missing(directory: EngineDirectory, provider: Provider) -> str | None:
 
 
 class TensorRtBackend(Backend):
-    """A text encoder and a UNet as TensorRT plans.
+    """A text encoder, a UNet, and the UNet up to each tap as TensorRT plans.
 
     Each thread that calls has a lane of its own: a stream, execution contexts, buffers and CUDA graphs. The weights are
     on the GPU once. Threads are best kept, in a pool: a lane is made at a thread's first call and freed when it ends.
     """
 
     threads = 1  # the processor only queues work
-    screens = False
 
     def __init__(self, directory: EngineDirectory, provider: PlanProvider, make_memory: MakeMemory, gpu: Gpu):
         """Load the plans for this GPU.
@@ -82,7 +82,11 @@ class TensorRtBackend(Backend):
         self.provider, self.precision = provider, manifest.precision
         self.identity = f"{provider} {trt.__version__} on {gpu.name}, plan {found.unet.plan.sha256}"
         self.most_rows = found.unet.plan.most
+        self.screens = bool(found.screens)
+        self._trt, self._plans = trt, found
         self._directory, self._make_memory = directory, make_memory
+        self._screens: dict[int, Program] = {}
+        self._loading = threading.Lock()
         self._own = threading.local()
         memory = make_memory()
         with memory.current():
@@ -105,6 +109,30 @@ class TensorRtBackend(Backend):
     def statistics(self, states: Tensor, prompt: Indices, row: Indices, uncond: Tensor, operands: str) -> Floats:
         return self._lane().statistics(states, prompt, row, uncond, operands)
 
+    def change(self, tap: int, states: Tensor, prompt: Indices, row: Indices, reference: Tensor) -> Floats:
+        return self._lane().change(tap, self._screen(tap), states, prompt, row, reference)
+
+    def at_tap(self, tap: int, states: Tensor) -> Tensor:
+        return self._lane().at_tap(tap, self._screen(tap), states)
+
+    def _screen(self, tap: int) -> "Program":
+        """Return a tap's plan, loaded when it is first asked for: of all taps, a calibrated engine uses one.
+
+        Raises:
+            ProviderError: there are no plans of taps.
+            IntegrityError: it was replaced, damaged or removed since the backend was opened, or TensorRT refuses it.
+        """
+        found = self._plans
+        if not found.screens:
+            raise ProviderError(f"The plans beside {found.unet.path} hold none of the screen's: {found.rebuild}.")
+        with self._loading:
+            if tap not in self._screens:
+                file = found.screens[tap - 1]
+                plans.verify(file, found.rebuild)
+                with self.memory.current():
+                    self._screens[tap] = Program(self._trt, file, self._directory)
+            return self._screens[tap]
+
     def _lane(self) -> "Lane":
         lane: Lane | None = getattr(self._own, "lane", None)
         if lane is None:
@@ -125,6 +153,7 @@ class Program:
             raise IntegrityError(
                 f"TensorRT cannot load {file.path} ({self._logger.reason}): run `memedge build` again."
             )
+        self.names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
         self.most = file.plan.most
         self.scratch = max(1, self._engine.device_memory_size_v2)
         self._making = threading.Lock()
@@ -216,6 +245,21 @@ class Recorded:
                 self._has_run = True
 
 
+@dataclass(frozen=True)
+class AtTap:
+    """What a lane keeps for a tap, for the largest calls.
+
+    Attributes:
+        value: float32 [rows, …], the tap's; only `at_tap` reads it.
+        change: float32 [rows, C].
+        scratch: uint8, for its contexts.
+    """
+
+    value: Tensor
+    change: Tensor
+    scratch: Tensor
+
+
 class Lane:
     """One thread's stream, buffers, execution contexts and CUDA graphs.
 
@@ -244,9 +288,12 @@ class Lane:
         self._prediction = memory.empty((rows, *manifest.latent_shape), np.float32)
         self._statistics = memory.empty((3 * rows,), np.float64)
         self._scratch = memory.empty((max(text_encoder.scratch, unet.scratch),), np.uint8)
+        self._taps, self._draws = manifest.taps, manifest.draws
+        self._at_taps: dict[int, AtTap] = {}
         self._encodings: dict[int, Recorded] = {}
         self._contexts: dict[int, Any] = {}
         self._reductions: dict[tuple[int, str, int], Recorded] = {}
+        self._changes: dict[tuple[int, int, int], tuple[Recorded, Tensor]] = {}  # by tap, rows and reference, with it
 
     def encode(self, ids: Indices) -> Tensor:
         """Return the states of ids, as Backend.encode."""
@@ -273,6 +320,29 @@ class Lane:
         self._put(states, prompt, row)
         self._reduction(len(row), uncond, operands)()
         return self.memory.download(part(self._statistics, 0, 3 * len(row))).reshape(3, len(row))
+
+    def change(
+        self, tap: int, program: Program, states: Tensor, prompt: Indices, row: Indices, reference: Tensor
+    ) -> Floats:
+        """Return changes at a tap, as Backend.change, by its program: one CUDA graph."""
+        count = len(row)
+        self._put(states, prompt, row)
+        self._change(tap, program, count, reference)()
+        return self.memory.download(part(self._at(tap, program).change, 0, count)).astype(np.float64)
+
+    def at_tap(self, tap: int, program: Program, states: Tensor) -> Tensor:
+        """Return a tap's value, as Backend.at_tap, by its program; once for all, so nothing is recorded or kept."""
+        at = self._at(tap, program)
+        nothing = self.memory.upload(np.zeros((self._draws, *at.value.shape[1:]), np.float32))
+        found = self.memory.empty(nothing.shape, np.float32)
+        for start in range(0, self._draws, program.most):
+            row = np.arange(start, min(start + program.most, self._draws), dtype=np.int64)
+            self._put(part(states, 0, 1), np.zeros(len(row), np.int64), row)
+            context = self._tap_context(tap, program, len(row), nothing)
+            program.run(context, self.memory)
+            self.memory.copy(part(at.value, 0, len(row)), part(found, start, len(row)))
+            self.memory.wait()  # a context must outlive its work
+        return found
 
     def _put(self, states: Tensor, prompt: Indices, row: Indices) -> None:
         count = len(row)
@@ -310,3 +380,32 @@ class Lane:
 
             self._reductions[key] = Recorded(unet, context, memory, work)
         return self._reductions[key]
+
+    def _change(self, tap: int, program: Program, count: int, reference: Tensor) -> Recorded:
+        """Return the graph of a tap's changes; the context reads the reference where it lies, on whatever thread."""
+        key = (tap, count, reference.pointer)
+        if key not in self._changes:
+            context, memory = self._tap_context(tap, program, count, reference), self.memory
+            recorded = Recorded(program, context, memory, lambda: program.run(context, memory))
+            self._changes[key] = recorded, reference  # which must live as long
+        return self._changes[key][0]
+
+    def _tap_context(self, tap: int, program: Program, count: int, reference: Tensor) -> Any:
+        at = self._at(tap, program)
+        inputs = {"states": self._states, "prompt": self._prompt, "row": self._row}
+        shapes = {name: (count, *tensor.shape[1:]) for name, tensor in inputs.items()}
+        cached = {name: tensor for name, tensor in self._cached.items() if name in program.names}
+        tensors = {**inputs, **cached, "reference": reference, "tap": at.value, "change": at.change}
+        return program.context(self.memory, {**shapes, "reference": reference.shape}, tensors, at.scratch)
+
+    def _at(self, tap: int, program: Program) -> AtTap:
+        if tap not in self._at_taps:
+            known, memory = self._taps[tap - 1], self.memory
+            # The lane's own, if it is large enough: it was allocated for plans of more layers.
+            enough = program.scratch <= self._scratch.nbytes
+            self._at_taps[tap] = AtTap(
+                value=memory.empty((program.most, *known.shape), np.float32),
+                change=memory.empty((program.most, known.channels), np.float32),
+                scratch=self._scratch if enough else memory.empty((program.scratch,), np.uint8),
+            )
+        return self._at_taps[tap]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memedge.engine import plans, probe
-from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
+from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory
 from memedge.engine.engine import rows_per_call
 from memedge.engine.errors import InputError, ProviderError
 from memedge.engine.machine import peak_memory
@@ -25,7 +25,8 @@ from memedge.engine.providers import PROVIDERS
 from memedge.engine.tensorrt_module import PlanProvider, load_module, make_logger, one_line
 from memedge.export.graphs.expand_attention import read_expanded
 
-FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET}
+# In this order, so that TensorRT has timed the UNet's layers when it comes to graphs of some of them.
+FILES: dict[Component, str] = {"text": TEXT_ENCODER, "unet": UNET, **dict(zip(plans.SCREENS, SCREENS, strict=True))}
 MOST = 1 << 16  # rows per call
 
 
@@ -43,6 +44,11 @@ class _Job:
     @property
     def label(self) -> str:
         return f"{PROVIDERS[self.provider].product} {self.trt.__version__}"
+
+    @property
+    def files(self) -> dict[Component, str]:
+        """What is compiled, of all that engines may hold."""
+        return {component: file for component, file in FILES.items() if file in self.directory.manifest.files}
 
     def timing_name(self, target: str) -> str:
         return f"timing-{self.provider}-{target}-{self.trt.__version__}.cache"
@@ -64,7 +70,9 @@ def build(
     progress: Callable[[int, int], None] = lambda _done, _total: None,
     local: Callable[[], tuple[str, str] | None] = local_target,
 ) -> list[Plan]:
-    """Compile an engine's text encoder and UNet into plans, and record them beside the engine (engine/plans.py).
+    """Compile an engine's graphs into plans, and record them beside the engine (engine/plans.py).
+
+    These are the text encoder, the UNet, and the UNet up to each tap, for the screen.
 
     Args:
         path: the engine directory.
@@ -77,7 +85,7 @@ def build(
         local: finds this machine's GPU.
 
     Returns:
-        The plans' entries, two per target.
+        The plans' entries, of one target after the other.
 
     Raises:
         InputError: max_batch or workspace is out of range.
@@ -98,14 +106,15 @@ def build(
     job = _Job(trt, provider, directory, plans.writable_folder(directory), most, workspace)
     built: list[Plan] = []
     for target in targets:
-        built += _build_target(job, target, gpu, partial(_tell, progress, len(built), len(FILES) * len(targets)))
+        total = len(job.files) * len(targets)
+        built += _build_target(job, target, gpu, partial(_tell, progress, len(built), total))
     return built
 
 
 def _build_target(job: _Job, target: str, gpu: str | None, progress: Callable[[float], None]) -> list[Plan]:
-    """Compile and record both plans of one target; a function, so that nothing of their size outlives it."""
+    """Compile and record all plans of one target; a function, so that nothing of their size outlives it."""
     fresh = []
-    for number, (component, file) in enumerate(FILES.items()):
+    for number, (component, file) in enumerate(job.files.items()):
 
         def step(share: float, before: int = number) -> None:
             progress(before + share)
@@ -220,13 +229,20 @@ def _compile(job: _Job, path: Path, target: str, progress: Callable[[float], Non
 
 
 def _profile(builder: Any, network: Any, job: _Job) -> Any:
-    """Return the range of the first dimension of inputs where it is dynamic; fastest for one prompt alone."""
+    """Return the range of the first dimension of inputs where it is dynamic; fastest for one prompt alone.
+
+    The UNet computes a prompt's 2n rows, and a tap its first n, each against a reference.
+    """
     profile = builder.create_optimization_profile()
-    rows = min(2 * job.directory.manifest.draws, job.most)
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
+    draws = job.directory.manifest.draws
+    inputs = [network.get_input(index) for index in range(network.num_inputs)]
+    screens = any(tensor.name == "reference" for tensor in inputs)
+    rows = min(draws if screens else 2 * draws, job.most)
+    for tensor in inputs:
         first, *rest = tensor.shape
-        if first == -1:
+        if tensor.name == "reference":
+            profile.set_shape(tensor.name, (draws, *rest), (draws, *rest), (draws, *rest))
+        elif first == -1:
             best = 1 if tensor.name == "ids" else rows  # engine/tensorrt.py gives as many prompts as rows
             profile.set_shape(tensor.name, (1, *rest), (best, *rest), (job.most, *rest))
     return profile

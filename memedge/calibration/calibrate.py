@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from memedge.calibration.fitting import Fit
 
 FEW = 20  # memorized prompts: as few as the paper calibrates on
-_NO_TAPS = "The engine has no taps that a screen could read here: export the model again, or use another provider."
+_NO_TAPS = "The engine has no taps that a screen could read: export the model again."
+_NO_PLANS = "The plans hold none of the screen's graphs: run `memedge build` and calibrate again."
 OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may change
 
 
@@ -125,7 +126,8 @@ def calibrate(
     engine = Engine.open(folder, provider, precision, threads)
     sample = select(engine, *lists)
     manifest, key = engine.directory.manifest, engine.backend.key
-    identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + key.encode()).hexdigest()
+    what = f"{key}, {'with' if engine.backend.screens else 'without'} changes at taps"
+    identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + what.encode()).hexdigest()
     with closing(StatisticsJournal(_journal(folder, key), identity, resume)) as journal:
         statistics = _score(engine, sample, journal, progress)
         chosen, fitted = fit_best(statistics[:, : 1 + len(CHOICES)], sample.memorized, target_fpr)
@@ -135,7 +137,7 @@ def calibrate(
         changes = _by_tap(statistics[:, 1 + len(CHOICES) :], manifest.taps if engine.backend.screens else ())
         found = fit_screen(changes, scores, sample.memorized, calibration.threshold, screen_alpha) if changes else ""
         if isinstance(found, str):
-            calibration = msgspec.structs.replace(calibration, no_screen=found or _NO_TAPS)
+            calibration = msgspec.structs.replace(calibration, no_screen=found or (_NO_PLANS if manifest.taps else _NO_TAPS))
         else:
             calibration = msgspec.structs.replace(calibration, screen=found)
         now = read_manifest(folder)  # other providers may have been calibrated meanwhile

@@ -48,7 +48,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def text_alone(monkeypatch):
     """The text encoder builds ten times as fast."""
-    monkeypatch.delitem(tensorrt.FILES, "unet")
+    monkeypatch.setattr(tensorrt, "FILES", {"text": TEXT_ENCODER})
 
 
 def refused(words: str, *arguments, error=ProviderError, **options):
@@ -68,11 +68,13 @@ def files(folder: Path) -> list[str]:
 def test_embedded_engine(built, trt):
     folder, printed = built
     version = trt.__version__
-    assert [(p["component"], p["target"]) for p in printed] == [(c, t) for t in TARGETS for c in ("text", "unet")]
-    names = [f"{c}-tensorrt-rtx-{t}-{version}.plan" for c in ("text", "unet") for t in TARGETS]
-    assert files(folder) == sorted([*names, "manifest.json"])
     directory = EngineDirectory.open(folder)
     weights = directory.manifest.files
+    screens = plans.SCREENS[: len(directory.manifest.taps)]
+    components = ("text", "unet", *screens)
+    assert [(p["component"], p["target"]) for p in printed] == [(c, t) for t in TARGETS for c in components]
+    names = [f"{c}-tensorrt-rtx-{t}-{version}.plan" for c in components for t in TARGETS]
+    assert files(folder) == sorted([*names, "manifest.json"])
     for target in TARGETS:
         found = plans.find(directory, "tensorrt-rtx", target, version)
         for file, least in ((found.unet, weights["unet.onnx.data"].size), (found.text, weights[TEXT_ENCODER].size)):
@@ -82,8 +84,12 @@ def test_embedded_engine(built, trt):
             assert (plan.gpu, plan.most) == (None, 64)
             assert 0 < plan.seconds < 600
             assert plan.size < plan.peak_memory < 1 << 34
+        assert [file.plan.component for file in found.screens] == list(screens)
+        sizes = [file.plan.size for file in found.screens]
+        assert sizes == sorted(sizes)  # each tap takes more layers than the one before
+        assert sizes[-1] < found.unet.plan.size / 2
     # Compiled for another GPU is something else.
-    assert len({p["sha256"] for p in printed}) == 4
+    assert len({p["sha256"] for p in printed}) == len(printed)
 
 
 @pytest.mark.slow
@@ -91,8 +97,8 @@ def test_table(built, capsys):
     print_plans(msgspec.convert(built[1], list[plans.Plan]))
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert len(lines) == 5
-    assert [line.split()[1] for line in lines] == ["target", "SM86", "SM86", "SM120", "SM120"]
+    each = len(built[1]) // 2
+    assert [line.split()[1] for line in lines] == ["target", *["SM86"] * each, *["SM120"] * each]
     assert "For SM120, SM86, with TensorRT" in printed.err and "up to 64 rows" in printed.err
 
 
@@ -108,6 +114,7 @@ def test_the_embedded_model_in_fp16_for_all_targets(trt, tmp_path):
     for target in targets:
         found = plans.find(directory, "tensorrt-rtx", target.lower(), trt.__version__)
         assert {found.unet.plan, found.text.plan} <= set(records)
+        assert len(found.screens) == len(directory.manifest.taps) > 0
 
 
 @pytest.mark.usefixtures("text_alone")
@@ -134,11 +141,16 @@ def test_configuration(trt, folder, monkeypatch):
         assert config.num_compute_capabilities == 1
         assert config.get_compute_capability(0) == trt.ComputeCapability.SM89
         assert config.get_timing_cache() is None
-    text, unet = profiles
+    text, unet, *screens = profiles
     assert [list(s) for s in text.get_shape("ids")] == [[1, 24], [1, 24], [5, 24]]
     assert [list(s) for s in unet.get_shape("states")] == [[1, 24, 96], [2, 24, 96], [5, 24, 96]]
     for name in ("row", "prompt"):
         assert [list(s) for s in unet.get_shape(name)] == [[1], [2], [5]]
+    taps = EngineDirectory.open(folder).manifest.taps
+    for profile, tap in zip(screens, taps, strict=True):  # the embedded engine has one draw
+        assert [list(s) for s in profile.get_shape("states")] == [[1, 24, 96], [1, 24, 96], [5, 24, 96]]
+        assert [list(s) for s in profile.get_shape("row")] == [[1], [1], [5]]
+        assert [list(s) for s in profile.get_shape("reference")] == [[1, *tap.shape]] * 3
 
 
 @pytest.mark.usefixtures("trt", "text_alone")
@@ -182,7 +194,7 @@ from pathlib import Path
 from memedge.export import tensorrt
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells' background jobs ignore it
-del tensorrt.FILES["unet"]
+tensorrt.FILES = {"text": tensorrt.TEXT_ENCODER}
 told = []
 
 def interrupt(done, total):
