@@ -7,6 +7,7 @@ provider `cpu` runs the same measurements on the processor, which is how they ar
 
 - agreement: with provider `cpu` on the same engine, beside what engine/precision.py allows.
 - latency: `memedge bench`'s, per batch; the first call of a shape apart.
+- screen: one prompt's changes at each tap, the cheapest first; a calibrated screen uses one of them.
 - transfers: bytes to and from the device per call, counted at its memory.
 - graph: the UNet and the reduction as a CUDA graph, over the same launched one by one, medians of alternating rounds;
   with provider `cuda`, after over before one prompt's calls are recorded.
@@ -59,6 +60,22 @@ def agreement(path: Path, provider: str) -> dict[str, float | None]:
         "allowed_norm": allowed.norm if allowed else None,
         "allowed_alignment": allowed.alignment if allowed else None,
     }
+
+
+def screen(engine: Engine) -> list[float]:
+    """Return the median of one prompt's changes at each tap, in seconds; empty where there is no screen to be had."""
+    if not engine.backend.screens:
+        return []
+    states = engine.encode(engine.tokenize(PROMPTS[:1])[0])
+    found = []
+    for tap in range(1, 1 + len(engine.directory.manifest.taps)):
+        seconds = []
+        for _ in range(3 + ROUNDS):  # plain, captured; from then on by its graph, where there are any
+            start = time.perf_counter()
+            engine.changes(states, tap)
+            seconds.append(time.perf_counter() - start)
+        found.append(float(np.median(seconds[3:])))
+    return found
 
 
 def transfers(engine: Engine) -> dict[str, list[int]]:
@@ -178,6 +195,7 @@ def run(path: Path, provider: str, calls: int, console: Console) -> dict[str, An
         "identity": engine.backend.identity,
         "precision": engine.backend.precision,
         "agreement": agreement(path, provider),
+        "screen_s": screen(engine),
         "transfers": transfers(engine),
         "graph": graph(engine),
         "latency": [
@@ -212,6 +230,8 @@ def show(provider: str, result: dict[str, Any], console: Console) -> None:
     for case in result["latency"]:
         times = ", ".join(f"{name} {1e3 * case[f'{key}_s']:.2f} ms" for name, key in TIMES)
         table.add_row(f"{case['batch']} prompts", times)
+    if taps := result["screen_s"]:
+        table.add_row("1 prompt, screen", ", ".join(f"tap {i} {1e3 * s:.2f} ms" for i, s in enumerate(taps, start=1)))
     for place, sizes in result["transfers"].items():
         table.add_row(place.replace("_", " "), f"{sum(sizes)} bytes in {len(sizes)} transfers")
     if result["graph"]:

@@ -12,7 +12,7 @@ from memedge.engine import plans, probe
 from memedge.engine.arrays import Floats, Indices
 from memedge.engine.backend import Backend, check_own_precision
 from memedge.engine.directory import EngineDirectory
-from memedge.engine.errors import EngineError, IntegrityError
+from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.memory import Memory, Tensor, part
 from memedge.engine.plans import PlanFile
 from memedge.engine.probe import Gpu

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from memedge.calibration.fitting import Fit
 
 FEW = 20  # memorized prompts: as few as the paper calibrates on
-_NO_TAPS = "The engine has no taps that a screen could read: export the model again."
+_NO_TAPS = "The engine has no taps that a screen could read here: export the model again."
 _NO_PLANS = "The plans hold none of the screen's graphs: run `memedge build` and calibrate again."
 OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may change
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from memedge.engine.manifest import read_manifest
+
 
 def test_measures_what_it_says(engine, tmp_path, monkeypatch, capsys):
     import gpu
@@ -19,6 +21,7 @@ def test_measures_what_it_says(engine, tmp_path, monkeypatch, capsys):
     tokens, rows = 16, 2
     assert sorted(found["transfers"]["to_device"]) == [8 * rows, 8 * rows, 8 * tokens]
     assert found["transfers"]["from_device"] == [3 * 8 * rows]
+    assert len(found["screen_s"]) == len(read_manifest(engine).taps) > 0
     assert [case["batch"] for case in found["latency"]] == [1, 4, 16]
     assert len(found["soak"]["process_MiB"]) == 2
     assert "cpu-fp32" in capsys.readouterr().out

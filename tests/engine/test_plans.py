@@ -8,9 +8,9 @@ import pytest
 
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import plans
-from memedge.engine.directory import EngineDirectory
+from memedge.engine.directory import SCREENS, EngineDirectory
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
-from memedge.engine.manifest import read_manifest
+from memedge.engine.manifest import MOST_TAPS, read_manifest
 
 VERSION = "1.7.1.116"
 GPU = "NVIDIA RTX 4000 Ada"
@@ -163,7 +163,36 @@ def test_forged_timing(directory, name):
 
 def test_half(directory):
     fill(directory, components=["text"])
-    fails(directory, IntegrityError, "lists the plan of the text alone")
+    fails(directory, IntegrityError, "lists no plan of the unet")
+
+
+def test_screens(directory):
+    """Of each tap, in order; what was built before there were any, or is not whole, has none."""
+    taps = len(directory.manifest.taps)
+    assert taps > 1
+    fill(directory)
+    assert plans.find(directory, "tensorrt-rtx", "sm89", VERSION).screens == ()
+    fill(directory, components=plans.SCREENS[1:taps])
+    assert plans.find(directory, "tensorrt-rtx", "sm89", VERSION).screens == ()
+    fill(directory, components=plans.SCREENS[:1])
+    found = plans.find(directory, "tensorrt-rtx", "sm89", VERSION)
+    assert [file.plan.component for file in found.screens] == list(plans.SCREENS[:taps])
+    assert found.rebuild == f"run `memedge build '{directory.path}' --provider tensorrt-rtx --gpu SM89`"
+    found.screens[1].path.write_bytes(b"else")
+    fails(directory, IntegrityError, "screen_2-tensorrt-rtx-sm89-1.7.1.116.plan is not the plan that was built")
+
+
+def test_kernels_of_a_tap_are_kept(directory):
+    place = fill(directory)
+    name = f"runtime-screen_4-tensorrt-rtx-sm89-{VERSION}.cache"
+    plans.record_cache(place, directory, name, memoryview(b"compiled"))
+    assert plans.read_cache(place, directory, name) == b"compiled"
+    assert plans.find(directory, "tensorrt-rtx", "sm89", VERSION)
+
+
+def test_there_is_a_component_for_every_tap():
+    assert len(plans.SCREENS) == MOST_TAPS
+    assert {f"{component}.onnx" for component in plans.SCREENS} == set(SCREENS)
 
 
 @pytest.mark.parametrize("component", ["unet", "text"])

@@ -90,6 +90,21 @@ def test_threads_agree(provider, exported):
         np.testing.assert_allclose(norm, expected, rtol=1e-5)
 
 
+def test_changes_at_taps_are_those_of_the_processor(provider, exported):
+    """Several prompts, more than a call takes, and one; TensorRT's the third time as CUDA graphs."""
+    own, true = (Engine.open(exported, name, None, None) for name in (provider, "cpu"))
+    assert own.backend.screens
+    tolerance = {"fp32": 1e-4, "fp16": 3e-2}[own.backend.precision]
+    own.rows_per_call = min(own.rows_per_call, 4)
+    for tap in range(1, 1 + len(own.directory.manifest.taps)):
+        for prompts in (PROMPTS, PROMPTS[:1]):
+            ids = own.tokenize(prompts)[0]
+            expected = true.changes(true.encode(ids), tap)
+            for _ in range(3):
+                found = own.changes(own.encode(ids), tap)
+                np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * expected.max())
+
+
 def test_early_decisions_and_one_prompt_at_a_time(provider, exported):
     """Subsets of a batch are gathered on the GPU; another batch shape may round differently."""
     detector = Detector.load(exported, provider)

@@ -13,11 +13,12 @@ from memories import CountingMemory
 
 from memedge import Detector
 from memedge.engine import plans
-from memedge.engine.directory import TEXT_ENCODER, UNET, EngineDirectory
+from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory
 from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError, IntegrityError, ProviderError
 from memedge.engine.probe import Gpu
 from memedge.engine.tensorrt import TensorRtBackend
+from memedge.export.export import export
 
 PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
 PROVIDERS = ["tensorrt", "tensorrt-rtx"]
@@ -38,12 +39,25 @@ def stand_in(monkeypatch):
 @pytest.fixture(scope="module")
 def built(engine, tmp_path_factory):
     """The engine with plans of both providers for an "sm89" called "Card"."""
-    folder = shutil.copytree(engine, tmp_path_factory.mktemp("built") / "engine")
+    return build(shutil.copytree(engine, tmp_path_factory.mktemp("built") / "engine"))
+
+
+@pytest.fixture(scope="module")
+def drawn(checkpoint, tmp_path_factory):
+    """An engine of three draws, with plans of which a call takes two rows."""
+    folder = tmp_path_factory.mktemp("drawn") / "engine"
+    export(checkpoint, folder, draws=3, precision="fp16")
+    return build(folder, rows=2)
+
+
+def build(folder, rows=MOST["unet"], screens=SCREENS):
     directory = EngineDirectory.open(folder)
+    screens = screens[: len(directory.manifest.taps)]
     for provider in PROVIDERS:
         files = []
-        for component, name in (("text", TEXT_ENCODER), ("unet", UNET)):
-            content = memoryview(fake_tensorrt.plan(folder, name, MOST[component]))
+        for component, name in (("text", TEXT_ENCODER), ("unet", UNET), *zip(plans.SCREENS, screens, strict=False)):
+            most = MOST["text"] if component == "text" else rows
+            content = memoryview(fake_tensorrt.plan(folder, name, most))
             plan = plans.describe(
                 content,
                 component=component,
@@ -51,7 +65,7 @@ def built(engine, tmp_path_factory):
                 target="sm89",
                 version=fake_tensorrt.__version__,
                 gpu="Card",
-                most=MOST[component],
+                most=most,
                 seconds=1.0,
                 peak_memory=1,
             )
@@ -68,6 +82,10 @@ def open_lane(directory, provider, memories=None, gpu="Card"):
         return memory
 
     return TensorRtBackend(directory, provider, make, Gpu(gpu, (8, 9), 1 << 34))
+
+
+def changes(engine, prompts, tap):
+    return engine.changes(engine.encode(engine.tokenize(prompts)[0]), tap)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -130,10 +148,11 @@ def test_every_thread_has_contexts_and_a_stream_of_its_own(stand_in, built):
     memories = []
     own = Detector(Engine(built, open_lane(built, "tensorrt", memories)))
     expected = own.score(PROMPTS).norm
-    found = {}
+    found, seen = {}, {}
 
     def work(number):
         found[number] = [own.score(PROMPTS).norm for _ in range(3)]
+        seen[number] = [changes(own.engine, PROMPTS, 1) for _ in range(3)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -145,6 +164,9 @@ def test_every_thread_has_contexts_and_a_stream_of_its_own(stand_in, built):
     for results in found.values():
         for norm in results:
             np.testing.assert_array_equal(norm, expected)
+    for results in seen.values():  # against a reference that one of the threads computed, which have all ended
+        for change in results:
+            np.testing.assert_array_equal(change, changes(own.engine, PROMPTS, 1))
     assert all(len(context.threads) == 1 for context in stand_in.contexts)
 
 
@@ -153,10 +175,16 @@ def test_what_a_thread_had_on_the_gpu_is_freed_when_it_ends(built):
     """At once: garbage collection knows nothing of a GPU's memory running out."""
     memories = []
     own = Detector(Engine(built, open_lane(built, "tensorrt", memories)))
+    changes(own.engine, PROMPTS[:1], 1)  # the reference stays on the GPU with whoever computed it
+
+    def work():
+        own.score(PROMPTS[:2])
+        changes(own.engine, PROMPTS[:2], 1)
+
     gc.collect()
     gc.disable()
     try:
-        thread = threading.Thread(target=lambda: own.score(PROMPTS[:2]))
+        thread = threading.Thread(target=work)
         thread.start()
         thread.join()
         memory = weakref.ref(memories.pop())
@@ -201,3 +229,110 @@ def test_a_prompt_with_more_rows_than_a_plan_takes_is_several_calls(built):
     engine.rows_per_call = 1
     found = Detector(engine).score(PROMPTS)
     np.testing.assert_allclose(found.norm, Detector.load(built.path, "cpu").score(PROMPTS).norm, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_changes_at_taps_are_those_of_onnx_runtime(built, provider):
+    own = Engine(built, open_lane(built, provider))
+    true = Engine.open(built.path, "cpu", None, 1)
+    assert own.backend.screens and built.manifest.taps
+    for tap in range(1, 1 + len(built.manifest.taps)):
+        for prompts in (PROMPTS, PROMPTS[:1], PROMPTS[2:5], PROMPTS):  # the last again, by graphs
+            found, expected = changes(own, prompts, tap), changes(true, prompts, tap)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_changes_of_more_draws_than_a_call_takes(drawn, provider):
+    own = Engine(drawn, open_lane(drawn, provider))
+    true = Engine.open(drawn.path, "cpu", None, 1)
+    assert own.rows_per_call < own.draws
+    for tap in range(1, 1 + len(drawn.manifest.taps)):
+        found, expected = changes(own, PROMPTS[:3], tap), changes(true, PROMPTS[:3], tap)
+        np.testing.assert_allclose(found, expected, rtol=3e-2, atol=3e-2 * expected.max())
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_screened_prompt_is_one_graph_and_only_changes_come_out(built):
+    memories = []
+    engine = Engine(built, open_lane(built, "tensorrt", memories))
+    (memory,) = memories
+    changes(engine, ["a star"], 1)  # which computes the reference
+    states = engine.encode(engine.tokenize(["a star"])[0])
+    for captures, launches in ((1, 0), (0, 1), (0, 1)):
+        memory.reset()
+        engine.changes(states, 1)
+        assert (memory.captures, memory.launches) == (captures, launches)
+        assert memory.uploads == [8, 8]  # prompt and row
+        assert memory.downloads == [4 * built.manifest.taps[0].channels]
+    memory.reset()
+    engine.statistics(states, "channel", "uncond_delta")
+    assert memory.launches == 0  # a graph of its own, though the buffers are shared
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_another_reference_is_another_graph(built):
+    """Which lives as long as what reads it."""
+    engine = Engine(built, open_lane(built, "tensorrt"))
+    states = engine.encode(engine.tokenize(PROMPTS[:1])[0])
+    first = engine.changes(states, 1)
+    memory = engine.backend.memory
+    zeros = memory.upload(np.zeros((1, *built.manifest.taps[0].shape), np.float32))
+    prompt, row = np.zeros(1, np.int64), np.zeros(1, np.int64)
+    whole = [engine.backend.change(1, states.tensor, prompt, row, zeros) for _ in range(3)]
+    del zeros
+    gc.collect()
+    for _ in range(3):
+        np.testing.assert_array_equal(engine.changes(states, 1), first)
+    assert (whole[0] > 1.5 * first[0]).any()
+    np.testing.assert_array_equal(whole[1:], whole[:-1])
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_only_the_tap_that_is_asked_for_is_loaded(built):
+    engine = Engine(built, open_lane(built, "tensorrt"))
+    assert engine.backend._screens == {}
+    changes(engine, PROMPTS, 2)
+    assert set(engine.backend._screens) == {2}
+
+
+@pytest.fixture
+def own_folder(engine, tmp_path):
+    return shutil.copytree(engine, tmp_path / "engine")
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize("screens", [(), SCREENS[:1]])
+def test_plans_without_the_screens_say_that_they_are_to_be_built_again(own_folder, screens):
+    directory = build(own_folder, screens=screens)
+    engine = Engine(directory, open_lane(directory, "tensorrt"))
+    assert not engine.backend.screens
+    with pytest.raises(ProviderError, match=r"none of the screen's: run `memedge build .*engine --provider tensorrt"):
+        changes(engine, PROMPTS, 1)
+    assert Detector(engine).score(PROMPTS[:1]).norm[0] > 0
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_plan_that_changed_since_the_engine_was_opened_is_not_loaded(own_folder):
+    directory = build(own_folder)
+    engine = Engine(directory, open_lane(directory, "tensorrt"))
+    first, second = (file.path for file in engine.backend._plans.screens[:2])
+    first.write_bytes(second.read_bytes())
+    second.unlink()
+    with pytest.raises(IntegrityError, match="is not the plan that was built: run `memedge build"):
+        changes(engine, PROMPTS, 1)
+    with pytest.raises(IntegrityError, match="is missing or a link: run `memedge build"):
+        changes(engine, PROMPTS, 2)
+
+
+@pytest.mark.parametrize("refusal", ["load", "context", "run"])
+def test_what_tensorrt_refuses_of_a_tap_is_said_in_its_words(stand_in, built, refusal):
+    engine = Engine(built, open_lane(built, "tensorrt"))
+    states = engine.encode(engine.tokenize(PROMPTS[:1])[0])
+    stand_in.refusals.add(refusal)
+    with pytest.raises(EngineError, match=r"TensorRT cannot .*screen_1-tensorrt-sm89"):
+        engine.changes(states, 1)
+    stand_in.refusals.clear()
+    assert np.isfinite(engine.changes(states, 1)).all()

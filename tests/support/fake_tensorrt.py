@@ -2,7 +2,8 @@
 
 It has the names that engine/tensorrt.py uses and no others (tests/export/test_tensorrt_names.py checks those against
 the real ones), and it refuses what TensorRT leaves undefined: contexts used by two threads at once, inputs without a
-shape, tensors without an address, too little scratch memory, more rows than the plan was built for.
+shape, tensors without an address, too little scratch memory, more rows than the plan was built for, and any other
+number of references than an engine has draws.
 """
 
 import enum
@@ -109,6 +110,16 @@ class Engine:
         self.session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
         self.most = int(self.session.get_modelmeta().custom_metadata_map["most"])
         self.logger = logger
+        self._names = [v.name for v in (*self.session.get_inputs(), *self.session.get_outputs())]
+        self.num_io_tensors = len(self._names)
+
+    def get_tensor_name(self, index: int) -> str:
+        return self._names[index]
+
+    @property
+    def draws(self) -> int:
+        """Half of the rows that are cached; all of them are the same number."""
+        return next(v.shape[0] for v in self.session.get_inputs() if v.name.startswith("cached")) // 2
 
     def create_runtime_config(self) -> RuntimeConfig:
         return RuntimeConfig()
@@ -142,14 +153,17 @@ class Context:
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         (declared,) = (i.shape for i in self._engine.session.get_inputs() if i.name == name)
         fits = len(shape) == len(declared) and all(
-            size == known if isinstance(known, int) else 1 <= size <= self._engine.most
+            size == known if isinstance(known, int) else self._takes(name, size)
             for size, known in zip(shape, declared, strict=True)
         )
         self._shapes[name] = tuple(shape)
         return fits and "shape" not in refusals
 
+    def _takes(self, name: str, size: int) -> bool:
+        return size == self._engine.draws if name == "reference" else 1 <= size <= self._engine.most
+
     def set_tensor_address(self, name: str, memory: int) -> bool:
-        names = {v.name for v in (*self._engine.session.get_inputs(), *self._engine.session.get_outputs())}
+        names = {self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)}
         self._addresses[name] = memory
         return name in names and memory != 0
 
@@ -177,10 +191,10 @@ class Context:
             shape = self._shapes.get(value.name) or value.shape
             assert all(isinstance(size, int) for size in shape), f"{value.name} has no shape"
             binding.bind_input(value.name, "cpu", 0, TYPES[value.type], shape, self._addresses[value.name])
-        (output,) = session.get_outputs()
         rows = _rows(self._shapes)
-        shape = (rows, *output.shape[1:])
-        binding.bind_output(output.name, "cpu", 0, TYPES[output.type], shape, self._addresses[output.name])
+        for value in session.get_outputs():
+            shape = (rows, *value.shape[1:])
+            binding.bind_output(value.name, "cpu", 0, TYPES[value.type], shape, self._addresses[value.name])
         session.run_with_iobinding(binding)
 
 

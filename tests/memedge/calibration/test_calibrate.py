@@ -21,6 +21,7 @@ from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ManifestError
 from memedge.engine.manifest import Calibration, read_manifest
+from memedge.engine.ort import OrtBackend
 from memedge.prompts.labelled import Prompts, select
 
 MEMORIZED = [f"memorized number {i}" for i in range(24)]
@@ -371,3 +372,21 @@ def test_calibrations_that_nobody_writes(folder, change, words):
     edit_manifest(folder, lambda m: m["calibrations"]["cuda-fp32"].update(change))
     with pytest.raises(ManifestError, match=words):
         read_manifest(folder)
+
+
+@pytest.mark.usefixtures("scored")
+def test_plans_without_the_screens_graphs(folder, lists, monkeypatch):
+    """As those of an older version. What was scored by them is not gone on with, for changes at taps are missing."""
+
+    def interrupt(done: int, _total: int) -> None:
+        if done == 64:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(OrtBackend, "screens", False)
+        done = calibrate(folder, *lists, provider="cpu")
+        assert done.calibration.no_screen.startswith("The plans hold none of the screen's graphs: run `memedge build`")
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(folder, *lists, provider="cpu", progress=interrupt)
+    with pytest.raises(InputError, match="is from a job with another engine, provider"):
+        calibrate(folder, *lists, provider="cpu", resume=True)
