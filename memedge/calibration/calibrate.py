@@ -137,7 +137,8 @@ def calibrate(
         changes = _by_tap(statistics[:, 1 + len(CHOICES) :], manifest.taps if engine.backend.screens else ())
         found = fit_screen(changes, scores, sample.memorized, calibration.threshold, screen_alpha) if changes else ""
         if isinstance(found, str):
-            calibration = msgspec.structs.replace(calibration, no_screen=found or (_NO_PLANS if manifest.taps else _NO_TAPS))
+            why = found or (_NO_PLANS if manifest.taps else _NO_TAPS)
+            calibration = msgspec.structs.replace(calibration, no_screen=why)
         else:
             calibration = msgspec.structs.replace(calibration, screen=found)
         now = read_manifest(folder)  # other providers may have been calibrated meanwhile
