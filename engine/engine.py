@@ -155,12 +155,8 @@ class Engine:
             tap: which of the manifest's taps, from 1.
 
         Raises:
-            ProviderError: the provider has no graph of the tap here.
+            ProviderError: the provider has no graph of the tap here (`backend.screens`).
         """
-        if not self.backend.screens:
-            raise ProviderError(
-                f"Provider {self.backend.provider!r} has no graphs of the screen's taps here: leave early='screen' out."
-            )
         place, row = np.divmod(np.arange(len(states.empty) * self.draws), self.draws)
         reference, parts = self._reference(tap), []
         for start in range(0, len(row), self.rows_per_call):

@@ -17,7 +17,7 @@ from memedge.decision.early import Early, Outcome, check_early, decide_early
 from memedge.decision.operating_point import operating_at
 from memedge.decision.reasons import log, make_verdicts, threshold_in_words
 from memedge.decision.rounding import Alone, settle, settle_outcome
-from memedge.decision.rule import Rule
+from memedge.decision.rule import NO_SCREEN_PLANS, Rule
 from memedge.decision.screen import decide_screened
 from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine.arrays import Bools, Floats, Indices
@@ -90,7 +90,8 @@ class Detector:
         self._opened: tuple[str | None, int | None, int | None] | None = None  # path, threads, rows per call
         self._batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
         directory, backend = engine.directory, engine.backend
-        self._rule = rule or Rule.of(directory.manifest, backend.key)
+        rule = rule or Rule.of(directory.manifest, backend.key)
+        self._rule = rule if backend.screens or rule.screen is None else rule.without_screen(NO_SCREEN_PLANS)
         self._info = EngineInfo(
             directory.path, directory.manifest, backend.provider, backend.precision, backend.threads, self._rule
         )

@@ -17,7 +17,7 @@ import memedge
 from memedge.calibration.conformal import conformal_interval
 from memedge.calibration.history import check_writable, replace_calibration
 from memedge.calibration.statistics import CHOICES, StatisticsJournal
-from memedge.decision.rule import DEFAULT_ALIGNMENT
+from memedge.decision.rule import DEFAULT_ALIGNMENT, NO_SCREEN_PLANS
 from memedge.detector import PROMPTS_PER_BATCH
 from memedge.engine.arrays import Floats
 from memedge.engine.directory import EngineDirectory
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 FEW = 20  # memorized prompts: as few as the paper calibrates on
 _NO_TAPS = "The engine has no taps that a screen could read here: export the model again."
-_NO_PLANS = "The plans hold none of the screen's graphs: run `memedge build` and calibrate again."
 OPEN_VERDICTS = 0.01  # the share δ of verdicts that `early="conformal"` may change
 
 
@@ -137,7 +136,7 @@ def calibrate(
         changes = _by_tap(statistics[:, 1 + len(CHOICES) :], manifest.taps if engine.backend.screens else ())
         found = fit_screen(changes, scores, sample.memorized, calibration.threshold, screen_alpha) if changes else ""
         if isinstance(found, str):
-            why = found or (_NO_PLANS if manifest.taps else _NO_TAPS)
+            why = found or (NO_SCREEN_PLANS if manifest.taps else _NO_TAPS)
             calibration = msgspec.structs.replace(calibration, no_screen=why)
         else:
             calibration = msgspec.structs.replace(calibration, screen=found)

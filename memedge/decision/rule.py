@@ -13,6 +13,7 @@ from memedge.engine.reduction import check_options
 
 DEFAULT_ALIGNMENT: Alignment = "channel"
 DEFAULT_OPERANDS: Operands = "uncond_delta"
+NO_SCREEN_PLANS = "The plans here hold none of the screen's graphs: run `memedge build` again."
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Rule:
         conformal: where the alignment of prompts like the calibration's lies, or None.
         clean_score: the median score of the clean prompts of the calibration, or None.
         screen: what passes prompts by their first effects on the UNet, or None. It belongs to the calibrated threshold.
-        no_screen: why there is none, in a sentence, if the calibration says so.
+        no_screen: why there is none, in a sentence, if that is known.
     """
 
     gamma_norm: float = 1.0
@@ -98,6 +99,10 @@ class Rule:
     def without_conformal(self) -> "Rule":
         """Return the same rule, of which only what is proven is used."""
         return replace(self, conformal=None)
+
+    def without_screen(self, reason: str) -> "Rule":
+        """Return the same rule without its screen, for a reason in a sentence."""
+        return replace(self, screen=None, no_screen=reason)
 
     @property
     def screens(self) -> bool:

@@ -12,10 +12,12 @@ import pytest
 from memories import CountingMemory
 
 from memedge import Detector
+from memedge.decision.rule import Rule
 from memedge.engine import plans
 from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory
 from memedge.engine.engine import Engine
-from memedge.engine.errors import EngineError, IntegrityError, ProviderError
+from memedge.engine.errors import EngineError, InputError, IntegrityError, ProviderError
+from memedge.engine.manifest import Estimate, Screen
 from memedge.engine.probe import Gpu
 from memedge.engine.tensorrt import TensorRtBackend
 from memedge.export.export import export
@@ -311,7 +313,14 @@ def test_plans_without_the_screens_say_that_they_are_to_be_built_again(own_folde
     assert not engine.backend.screens
     with pytest.raises(ProviderError, match=r"none of the screen's: run `memedge build .*engine --provider tensorrt"):
         changes(engine, PROMPTS, 1)
-    assert Detector(engine).score(PROMPTS[:1]).norm[0] > 0
+    # An engine may have been calibrated by other plans, which had them.
+    weights = (0.0,) * directory.manifest.taps[0].channels
+    found = Screen(1, weights, 0.0, 1.0, 0.1, 9, 1.0, Estimate(0.5, 0.4, 0.6))
+    detector = Detector(engine, Rule(source="calibrated", threshold=1.0, operating_point="calibrated", screen=found))
+    detector.warmup()
+    with pytest.raises(InputError, match=r"stores no screen for tensorrt-fp32 \(The plans here .* run `memedge build`"):
+        detector.detect(PROMPTS, "screen")
+    assert all(verdict.memorized is not None for verdict in detector.detect(PROMPTS))
 
 
 @pytest.mark.usefixtures("stand_in")
