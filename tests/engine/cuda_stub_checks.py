@@ -1,19 +1,29 @@
 """CudaMemory on the driver over host memory: what it allocates, moves and waits for; run by test_memory.py."""
 
+import ctypes
 import gc
+import shutil
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from functools import partial
 from types import SimpleNamespace
+from weakref import ref
 
 import device
+import fake_tensorrt
 import numpy as np
 import pytest
 from cuda.bindings import driver
 
+from memedge.embedded import EMBEDDED_ENGINE
 from memedge.engine import cuda, ort_graphs
+from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError, ProviderError
 from memedge.engine.memory import Tensor
+from memedge.engine.probe import Gpu
+from memedge.engine.tensorrt import TensorRtBackend
 
 pytestmark = pytest.mark.gpu
 KIB = np.zeros(256, np.float32)
@@ -258,6 +268,66 @@ def test_recorded_calls_run_in_one_thread_in_the_order_they_come_in(memory):
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(use, range(8)))
     assert len(session.threads) == 1
+
+
+@pytest.fixture
+def lazy_tensorrt(monkeypatch):
+    """The stand-in for TensorRT on the driver's memory: what a context queues is done when the driver comes to it.
+
+    Yields what was done too late: work of a context that is no more.
+    """
+    kernels, late = [], []
+
+    def execute(context, stream):
+        twin, known = copy(context), ref(context)
+        twin._addresses = {name: pointer & ~device.DEVICE_BIT for name, pointer in context._addresses.items()}
+
+        @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        def kernel(_):
+            if known() is None:
+                late.append(twin)
+            twin._execute()
+
+        kernels.append(kernel)  # a captured one is called again
+        return ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(ctypes.c_void_p(stream), kernel, None) == 0
+
+    monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", execute)
+    monkeypatch.setattr(fake_tensorrt, "contexts", Unkept())
+    for module in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, module, fake_tensorrt)
+    return late
+
+
+class Unkept(list):
+    """Keeps the last one alone."""
+
+    def append(self, context):
+        self[:] = [context]
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrts_lanes_screen_on_a_driver_that_is_late(memory, lazy_tensorrt, provider, tmp_path):  # noqa: ARG001
+    """One graph per call, and two threads that share the reference; nothing is allocated or waited for in a capture."""
+    directory = fake_tensorrt.record_plans(shutil.copytree(EMBEDDED_ENGINE, tmp_path / "engine"), 4)
+    true = Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
+    own = Engine(directory, TensorRtBackend(directory, provider, cuda.CudaMemory, Gpu("Card", (8, 9), 1 << 34)))
+    since, ids = Since(), own.tokenize(["a red bicycle", "the sea", ""])[0]
+
+    def agrees(tap):
+        states, expected = own.encode(ids), true.changes(true.encode(ids), tap)
+        for launches in (0, 0, 1, 1):  # plain; done and recorded; from then on
+            before = device.StubCounts().launches
+            found = own.changes(states, tap)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.max())
+            assert device.StubCounts().launches - before == launches
+        return True
+
+    taps = range(1, 1 + len(directory.manifest.taps))
+    assert all(map(agrees, taps))
+    with ThreadPoolExecutor(1) as pool:
+        assert all(pool.map(agrees, taps))
+    assert since.spoiled == 0
+    assert lazy_tensorrt == []
 
 
 def test_out_of_memory_says_what_to_do_and_is_no_end(memory):

@@ -13,8 +13,7 @@ from memories import CountingMemory
 
 from memedge import Detector
 from memedge.decision.rule import Rule
-from memedge.engine import plans
-from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory
+from memedge.engine.directory import SCREENS
 from memedge.engine.engine import Engine
 from memedge.engine.errors import EngineError, InputError, IntegrityError, ProviderError
 from memedge.engine.manifest import Estimate, Screen
@@ -24,7 +23,7 @@ from memedge.export.export import export
 
 PROMPTS = ["a star", "", "two red bicycles", "a photo of a cat", "x", "the sea", "a hat", "rain", "a clock"]
 PROVIDERS = ["tensorrt", "tensorrt-rtx"]
-MOST = {"unet": 4, "text": 3}
+MOST = 4
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def stand_in(monkeypatch):
 @pytest.fixture(scope="module")
 def built(engine, tmp_path_factory):
     """The engine with plans of both providers for an "sm89" called "Card"."""
-    return build(shutil.copytree(engine, tmp_path_factory.mktemp("built") / "engine"))
+    return fake_tensorrt.record_plans(shutil.copytree(engine, tmp_path_factory.mktemp("built") / "engine"), MOST)
 
 
 @pytest.fixture(scope="module")
@@ -49,31 +48,7 @@ def drawn(checkpoint, tmp_path_factory):
     """An engine of three draws, with plans of which a call takes two rows."""
     folder = tmp_path_factory.mktemp("drawn") / "engine"
     export(checkpoint, folder, draws=3, precision="fp16")
-    return build(folder, rows=2)
-
-
-def build(folder, rows=MOST["unet"], screens=SCREENS):
-    directory = EngineDirectory.open(folder)
-    screens = screens[: len(directory.manifest.taps)]
-    for provider in PROVIDERS:
-        files = []
-        for component, name in (("text", TEXT_ENCODER), ("unet", UNET), *zip(plans.SCREENS, screens, strict=False)):
-            most = MOST["text"] if component == "text" else rows
-            content = memoryview(fake_tensorrt.plan(folder, name, most))
-            plan = plans.describe(
-                content,
-                component=component,
-                backend=provider,
-                target="sm89",
-                version=fake_tensorrt.__version__,
-                gpu="Card",
-                most=most,
-                seconds=1.0,
-                peak_memory=1,
-            )
-            files.append((plan, content))
-        plans.record(plans.writable_folder(directory), directory, files)
-    return directory
+    return fake_tensorrt.record_plans(folder, 2)
 
 
 def open_lane(directory, provider, memories=None, gpu="Card"):
@@ -227,7 +202,7 @@ def test_without_tensorrt_the_error_names_the_extra(built):
 @pytest.mark.usefixtures("stand_in")
 def test_a_prompt_with_more_rows_than_a_plan_takes_is_several_calls(built):
     engine = Engine(built, open_lane(built, "tensorrt"))
-    assert engine.rows_per_call == MOST["unet"]
+    assert engine.rows_per_call == MOST
     engine.rows_per_call = 1
     found = Detector(engine).score(PROMPTS)
     np.testing.assert_allclose(found.norm, Detector.load(built.path, "cpu").score(PROMPTS).norm, rtol=1e-5)
@@ -308,7 +283,7 @@ def own_folder(engine, tmp_path):
 @pytest.mark.usefixtures("stand_in")
 @pytest.mark.parametrize("screens", [(), SCREENS[:1]])
 def test_plans_without_the_screens_say_that_they_are_to_be_built_again(own_folder, screens):
-    directory = build(own_folder, screens=screens)
+    directory = fake_tensorrt.record_plans(own_folder, MOST, screens)
     engine = Engine(directory, open_lane(directory, "tensorrt"))
     assert not engine.backend.screens
     with pytest.raises(ProviderError, match=r"none of the screen's: run `memedge build .*engine --provider tensorrt"):
@@ -325,7 +300,7 @@ def test_plans_without_the_screens_say_that_they_are_to_be_built_again(own_folde
 
 @pytest.mark.usefixtures("stand_in")
 def test_a_plan_that_changed_since_the_engine_was_opened_is_not_loaded(own_folder):
-    directory = build(own_folder)
+    directory = fake_tensorrt.record_plans(own_folder, MOST)
     engine = Engine(directory, open_lane(directory, "tensorrt"))
     first, second = (file.path for file in engine.backend._plans.screens[:2])
     first.write_bytes(second.read_bytes())

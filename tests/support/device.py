@@ -9,7 +9,7 @@ import pytest
 from memedge.engine import probe, reduction
 
 _STUBBED = "MEMEDGE_TEST_CUDA_STUB"
-_DEVICE_BIT = 1 << 56
+DEVICE_BIT = 1 << 56
 
 
 class StubCounts(ctypes.Structure):
@@ -88,7 +88,7 @@ class _CoreForStub:
         def kernel(_):
             def array(pointer, shape, dtype):
                 count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-                memory = (ctypes.c_char * count).from_address(pointer & ~_DEVICE_BIT)
+                memory = (ctypes.c_char * count).from_address(pointer & ~DEVICE_BIT)
                 return np.frombuffer(memory, dtype).reshape(shape)
 
             cond = array(cond_ptr, (rows, channels, pixels, 1), dtype)

@@ -8,11 +8,15 @@ number of references than an engine has draws.
 
 import enum
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+
+from memedge.engine import plans
+from memedge.engine.directory import SCREENS, TEXT_ENCODER, UNET, EngineDirectory
 
 __version__ = "11.4.0.106"
 SCRATCH = 4096
@@ -56,6 +60,25 @@ def plan(folder: Path, name: str, most: int) -> bytes:
     model = onnx.load(folder / name)  # with its weights
     onnx.helper.set_model_props(model, {"most": str(most)})
     return model.SerializeToString()
+
+
+def record_plans(folder: Path, most: int, screens: Sequence[str] = SCREENS) -> EngineDirectory:
+    """Record plans of an engine, of both providers and for an "sm89" called "Card"; `screens`: of which taps' graphs.
+
+    Calls take `most` rows, and three prompts of the text encoder.
+    """
+    directory = EngineDirectory.open(folder)
+    screens = screens[: len(directory.manifest.taps)]
+    for provider in ("tensorrt", "tensorrt-rtx"):
+        files = []
+        for component, name in (("text", TEXT_ENCODER), ("unet", UNET), *zip(plans.SCREENS, screens, strict=False)):
+            rows = 3 if component == "text" else most
+            content = memoryview(plan(folder, name, rows))
+            fields = {"component": component, "backend": provider, "target": "sm89", "version": __version__}
+            entry = plans.describe(content, gpu="Card", most=rows, seconds=1.0, peak_memory=1, **fields)
+            files.append((entry, content))
+        plans.record(plans.writable_folder(directory), directory, files)
+    return directory
 
 
 class Runtime:
