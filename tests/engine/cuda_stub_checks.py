@@ -292,17 +292,10 @@ def lazy_tensorrt(monkeypatch):
         return ctypes.CDLL("libcuda.so.1").cuLaunchHostFunc(ctypes.c_void_p(stream), kernel, None) == 0
 
     monkeypatch.setattr(fake_tensorrt.Context, "execute_async_v3", execute)
-    monkeypatch.setattr(fake_tensorrt, "contexts", Unkept())
+    monkeypatch.setattr(fake_tensorrt, "contexts", SimpleNamespace(append=lambda _: None))  # which keeps none alive
     for module in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, module, fake_tensorrt)
     return late
-
-
-class Unkept(list):
-    """Keeps the last one alone."""
-
-    def append(self, context):
-        self[:] = [context]
 
 
 @pytest.mark.parametrize("provider", ["tensorrt", "tensorrt-rtx"])

@@ -155,8 +155,9 @@ class Engine:
         if "context" in refusals:
             self.logger.log(ILogger.Severity.ERROR, "out of memory")
             return None
-        contexts.append(Context(self))
-        return contexts[-1]
+        context = Context(self)
+        contexts.append(context)
+        return context
 
 
 class Context:
