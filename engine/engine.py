@@ -13,7 +13,7 @@ from memedge.engine.backend import Backend
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError, IntegrityError, NotFiniteError, ProviderError
 from memedge.engine.manifest import Alignment, Manifest, Operands
-from memedge.engine.memory import Tensor, take
+from memedge.engine.memory import Tensor, part, take
 from memedge.engine.native import CALLS
 from memedge.engine.opening import open_backend
 from memedge.engine.tokenizer import PromptTokenizer
@@ -161,9 +161,10 @@ class Engine:
         reference, parts = self._reference(tap), []
         for start in range(0, len(row), self.rows_per_call):
             block = slice(start, start + self.rows_per_call)
-            some, prompt = np.unique(place[block], return_inverse=True)
+            first, last = int(place[block][0]), int(place[block][-1])
+            prompt = place[block] - first
             with CALLS:
-                tensor = take(self.backend.memory, states.tensor, some)
+                tensor = part(states.tensor, first, last - first + 1)
                 found = self.backend.change(tap, tensor, self.filled(prompt), self.filled(row[block]), reference)
             parts.append(found[: len(prompt)])
         return np.asarray(np.concatenate(parts).reshape(len(states.empty), self.draws, -1).mean(axis=1))

@@ -46,8 +46,8 @@ def sizes(draws: int, most: int) -> list[int]:
     return sorted({min(draws, most), min(2 * draws, most)})
 
 
-def options(run_id: str) -> Any:
-    """Return RunOptions for a session that records: by `run_id`, and without waiting for the GPU where it can be."""
+def run_options(run_id: str) -> Any:
+    """Return RunOptions for sessions on a GPU: by `run_id`, and without waiting for the GPU where it can be."""
     made = onnxruntime.RunOptions()
     made.add_run_config_entry("disable_synchronize_execution_providers", "1")
     made.add_run_config_entry("gpu_graph_id", run_id)
@@ -125,7 +125,7 @@ class Recorded:
         for name, tensor in {**self.inputs, **shared}.items():
             bind(memory, self._binding.bind_input, name, tensor)
         bind(memory, self._binding.bind_output, output.name, self.output)
-        self._recorded, self._plain = options(RUN_ID), options(NOT_RECORDED)
+        self._recorded, self._plain = run_options(RUN_ID), run_options(NOT_RECORDED)
 
     def __call__(self, given: Given) -> Tensor:
         """Fill inputs, an array [rows, …] or a tensor [at most rows, …] each, queue the graph, and return the output.

@@ -31,6 +31,8 @@ def settle(engine: Engine, rule: Rule, alone: Alone, rows: Indices, norm: Floats
 def settle_outcome(engine: Engine, rule: Rule, alone: Alone, outcome: Outcome) -> None:
     """Do that, in place, with the prompts of an outcome of which all is known."""
     whole = np.flatnonzero(~np.isnan(outcome.alignment))
+    if not len(whole):
+        return
     norm, aligned = outcome.norm[whole], outcome.alignment[whole]
     settled = settle(engine, rule, alone, whole, norm, aligned)
     outcome.norm[whole], outcome.alignment[whole] = norm, aligned
