@@ -253,12 +253,15 @@ def test_damaged_engine(copy):
 def test_warmup_runs_calls_of_the_sizes_that_are_asked_for(detector, monkeypatch):
     seen = []
     monkeypatch.setattr(Detector, "score", lambda _self, prompts: seen.append(("score", len(set(prompts)))))
-    monkeypatch.setattr(Detector, "detect", lambda _self, prompts: seen.append(("detect", len(set(prompts)))))
+    monkeypatch.setattr(
+        Detector, "detect", lambda _self, prompts, early="detect": seen.append((early, len(set(prompts))))
+    )
     detector.warmup()
     detector.warmup(batch=3)
     detector.warmup(batch=(1, 16))
     assert [size for name, size in seen if name == "score"] == [1, 3, 1, 16]
     assert [size for name, size in seen if name == "detect"] == [1, 3, 1, 16]
+    assert [size for name, size in seen if name == "screen"] == [1, 3, 1, 16]
     for wrong in (0, (), (4, 0), True, ("4",)):
         with pytest.raises(InputError, match="give the number of prompts of a call"):
             detector.warmup(batch=wrong)
