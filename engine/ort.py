@@ -114,6 +114,12 @@ class OrtBackend(Backend):
         self._folder, self._graph = folder, graph or folder.joinpath
         self._text_encoder = self._session(self._graph(TEXT_ENCODER))
         self._unet = self._session(self._graph(UNET))
+        # To ask a session takes as long as to bind all of its inputs.
+        self._outputs = {
+            session: (output.name, output.shape[1:])
+            for session in (self._text_encoder, self._unet)
+            for output in session.get_outputs()
+        }
         self._draws = len(next(iter(cached.values()))) // 2
         self._cached = {name: memory.upload(array) for name, array in cached.items()}
         self._sessions: dict[str, Any] = {}  # of other graphs, by file name
@@ -185,15 +191,16 @@ class OrtBackend(Backend):
     def _screen(self, tap: int, output: str, inputs: dict[str, Tensor], rows: int) -> Tensor:
         """Return one output of a tap's graph; this thread's binding has the cached inputs in it."""
         session = self._further(SCREENS[tap - 1])
-        bindings: dict[tuple[int, str], Any] = self._own.__dict__.setdefault("screens", {})
+        bindings: dict[tuple[int, str], tuple[Any, list[int]]] = self._own.__dict__.setdefault("screens", {})
         if (tap, output) not in bindings:
-            binding = bindings[tap, output] = session.io_binding()
+            (shape,) = (value.shape[1:] for value in session.get_outputs() if value.name == output)
+            binding, _ = bindings[tap, output] = session.io_binding(), shape
             asked = {value.name for value in session.get_inputs()}
             for name in asked & self._cached.keys():
                 self._bind(binding.bind_input, name, self._cached[name])
-        (shape,) = (value.shape[1:] for value in session.get_outputs() if value.name == output)
+        binding, shape = bindings[tap, output]
         result = self._memory.empty((rows, *shape), np.float32)
-        self._call(bindings[tap, output], session, inputs, {output: result}, rows)
+        self._call(binding, session, inputs, {output: result}, rows)
         return result
 
     def predict_at(
@@ -308,9 +315,9 @@ class OrtBackend(Backend):
         return bindings
 
     def _run(self, binding: Any, session: Any, inputs: dict[str, Tensor], rows: int) -> Tensor:
-        (output,) = session.get_outputs()
-        result = self._memory.empty((rows, *output.shape[1:]), np.float32)
-        self._call(binding, session, inputs, {output.name: result}, rows)
+        name, shape = self._outputs[session]
+        result = self._memory.empty((rows, *shape), np.float32)
+        self._call(binding, session, inputs, {name: result}, rows)
         return result
 
     def _call(
