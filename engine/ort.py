@@ -137,9 +137,8 @@ class OrtBackend(Backend):
     def record(self, most: int) -> None:
         if self.provider != "cuda":
             return
-        draws = next(iter(self._cached.values())).shape[0] // 2
         with self._loading:
-            wanted = [rows for rows in sizes(draws, most) if rows not in self._tried]
+            wanted = [rows for rows in sizes(self._draws, most) if rows not in self._tried]
             self._tried.update(wanted)
             try:
                 if wanted and not self._recordings.prompts:

@@ -128,12 +128,13 @@ def calibrate(
     what = f"{key}, {'with' if engine.backend.screens else 'without'} changes at taps"
     identity = hashlib.sha256(msgspec.json.encode(_bare(manifest)) + what.encode()).hexdigest()
     with closing(StatisticsJournal(_journal(folder, key), identity, resume)) as journal:
-        statistics = _score(engine, sample, journal, progress)
+        taps = manifest.taps if engine.backend.screens else ()
+        statistics = _score(engine, sample, journal, len(taps), progress)
         chosen, fitted = fit_best(statistics[:, : 1 + len(CHOICES)], sample.memorized, target_fpr)
         features = statistics[:, [0, 1 + chosen]]
         calibration = _describe(fitted, CHOICES[chosen], features, sample, lists, target_fpr)
         scores = features @ (calibration.gamma_norm, calibration.gamma_alignment)
-        changes = _by_tap(statistics[:, 1 + len(CHOICES) :], manifest.taps if engine.backend.screens else ())
+        changes = _by_tap(statistics[:, 1 + len(CHOICES) :], taps)
         found = fit_screen(changes, scores, sample.memorized, calibration.threshold, screen_alpha) if changes else ""
         if isinstance(found, str):
             why = found or (NO_SCREEN_PLANS if manifest.taps else _NO_TAPS)
@@ -214,13 +215,16 @@ def _bare(manifest: Manifest) -> Manifest:
 
 
 def _score(
-    engine: Engine, sample: Sample, journal: StatisticsJournal, progress: Callable[[int, int], None] | None
+    engine: Engine,
+    sample: Sample,
+    journal: StatisticsJournal,
+    taps: int,
+    progress: Callable[[int, int], None] | None,
 ) -> Floats:
-    """Return norm, alignments and changes of each prompt, float64 [B, 1 + len(CHOICES) + C], C channels of all taps.
+    """Return norm, alignments and changes of each prompt, float64 [B, 1 + len(CHOICES) + C], C channels of the taps.
 
     What the journal lacks is computed.
     """
-    taps = range(1, 1 + len(engine.directory.manifest.taps)) if engine.backend.screens else range(0)
     keys = [ids_key(row) for row in sample.ids]
     missing = [row for row, key in enumerate(keys) if journal.get(key) is None]
     batch = max(PROMPTS_PER_BATCH, engine.rows_per_call)
@@ -233,7 +237,7 @@ def _score(
             np.mean([engine.alignments(states, states.all, draw, DEFAULT_ALIGNMENT, pair) for draw in late], axis=0)
             for pair in CHOICES
         ]
-        changes = [engine.changes(states, tap) for tap in taps]
+        changes = [engine.changes(states, tap) for tap in range(1, taps + 1)]
         own = np.stack([engine.norm(states), *alignments], axis=1)
         journal.put([keys[row] for row in rows], np.concatenate([own, *changes], axis=1))
     if progress:

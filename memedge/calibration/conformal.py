@@ -9,6 +9,11 @@ from memedge.engine.errors import InputError
 from memedge.engine.manifest import Conformal
 
 
+def rank_of(share: float, prompts: int) -> int:
+    """Return k = ⌊share · (prompts + 1)⌋: the k-th of so many values bounds a new one, but for at most that share."""
+    return math.floor(share * (prompts + 1) + 1e-9)  # 0.01 · 100 may be 0.999…
+
+
 def conformal_interval(alignment: npt.NDArray[np.float64], gamma_alignment: float, delta: float) -> Conformal:
     """Return an interval that holds the alignment of a new prompt with probability at least 1 − δ.
 
@@ -26,7 +31,7 @@ def conformal_interval(alignment: npt.NDArray[np.float64], gamma_alignment: floa
         InputError: fewer than 1 / δ − 1 prompts.
     """
     prompts = len(alignment)
-    rank = math.floor(delta * (prompts + 1) + 1e-9)  # 0.01 · 100 may be 0.999…
+    rank = rank_of(delta, prompts)
     if rank < 1:
         raise InputError(
             f"{prompts} prompts cannot bound the alignment at δ = {delta:g}: give at least {math.ceil(1 / delta) - 1}."

@@ -4,7 +4,6 @@ Tap and read-out are fitted to clean prompts alone, so that no memorized prompt 
 read-out is a ridge regression of the score on the logarithms of the changes of a tap's channels.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from memedge.calibration.conformal import rank_of
 from memedge.calibration.fitting import FOLDS, SEED, share
 from memedge.decision.screen import features
 from memedge.engine.arrays import Bools, Floats
@@ -69,7 +69,7 @@ def fit_screen(
         )
     if clean.sum() < FEWEST_CLEAN:
         return f"A screen is fitted to at least {FEWEST_CLEAN} clean prompts, and there are {clean.sum()}: give more."
-    rank = math.floor((1 / (m + 1) if alpha is None else alpha) * (m + 1) + 1e-9)  # as in conformal.py
+    rank = 1 if alpha is None else rank_of(alpha, m)
     if rank < 1:
         return (
             f"With {m} memorized prompts that the full rule finds no screen can promise to pass less than "
