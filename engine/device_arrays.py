@@ -113,7 +113,8 @@ def check_together(tensors: dict[str, ForeignTensor]) -> None:
     for name, tensor in others:
         if tensor.device != of_first.device:
             raise InputError(
-                f"{first} is on GPU {of_first.device} and {name} on GPU {tensor.device}: move one to the other's device."
+                f"{first} is on GPU {of_first.device} and {name} on GPU {tensor.device}: move one to the other's "
+                "device."
             )
     if of_first.dtype == "float64":
         raise InputError(

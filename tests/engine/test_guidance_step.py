@@ -18,7 +18,6 @@ def path(request, monkeypatch):
         monkeypatch.setattr(reduction, "core", None)
     elif reduction.core is None:
         pytest.skip("the native core was not built")
-    return request.param
 
 
 def steps(dtype, count=3, shape=SHAPE):
@@ -43,9 +42,10 @@ def expected(given, scale, shift):
     return found
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.6, 0.8)])
-def test_steps_are_as_defined(path, dtype, scale, shift):
+def test_steps_are_as_defined(dtype, scale, shift):
     given, taken = steps(dtype), StepReduction()
     for tensors, (norm, change, move, map) in zip(given, expected(given, scale, shift), strict=True):
         found = taken.step(*tensors, scale, shift)
@@ -53,14 +53,16 @@ def test_steps_are_as_defined(path, dtype, scale, shift):
             np.testing.assert_allclose(own, value, rtol=2e-6)
 
 
-def test_a_row_of_many_pixels_loses_no_digits(path):
+@pytest.mark.usefixtures("path")
+def test_a_row_of_many_pixels_loses_no_digits():
     given, taken = steps(torch.float32, 2, (1, 2, 300, 301)), StepReduction()
     for tensors, (norm, change, move, _) in zip(given, expected(given, 1.0, 0.0), strict=True):
         found = taken.step(*tensors)
         np.testing.assert_allclose([found.norm, found.change, found.move], [norm, change, move], rtol=1e-6)
 
 
-def test_the_callers_tensors_may_change_after_a_step(path):
+@pytest.mark.usefixtures("path")
+def test_the_callers_tensors_may_change_after_a_step():
     given, taken = steps(torch.float32, 2), StepReduction()
     first = [tensor.clone() for tensor in given[0]]
     taken.step(*first)
@@ -69,9 +71,10 @@ def test_the_callers_tensors_may_change_after_a_step(path):
     np.testing.assert_allclose(taken.step(*given[1]).change, expected(given, 1.0, 0.0)[1][1], rtol=1e-6)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("which", range(3))
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_gives_no_statistics(path, which, value):
+def test_what_is_not_finite_gives_no_statistics(which, value):
     taken = StepReduction()
     taken.step(*steps(torch.float32)[0])
     tensors = steps(torch.float32)[1]
@@ -80,6 +83,7 @@ def test_what_is_not_finite_gives_no_statistics(path, which, value):
         taken.step(*tensors)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -91,7 +95,7 @@ def test_what_is_not_finite_gives_no_statistics(path, which, value):
         (lambda t: [tensor[:2] for tensor in t], "at the first step"),
     ],
 )
-def test_what_does_not_fit_is_refused(path, change, message):
+def test_what_does_not_fit_is_refused(change, message):
     tensors, taken = steps(torch.float32)[0], StepReduction()
     taken.step(*tensors)
     with pytest.raises(InputError, match=message):
