@@ -108,13 +108,14 @@ def _tried(traces: Traces, memorized: Bools) -> Iterator[tuple[MonitorFit, Float
     for statistic in STATISTICS:
         of = values(statistic, *traces)
         known = ~np.isnan(of[:, 0])
-        mean, deviation = np.zeros(len(of)), np.ones(len(of))
-        mean[known], deviation[known] = of[known][:, ~memorized].mean(1), of[known][:, ~memorized].std(1)
-        if not np.isfinite(mean).all() or not (deviation > 0).all():
+        clean = of[known][:, ~memorized]
+        if not np.isfinite(of[known]).all() or (clean.min(axis=1) == clean.max(axis=1)).any():
             raise InputError(
-                "Some clean images have no guidance, or all the same one: leave the empty prompt out, and see whether "
-                "the pipeline guides."
+                "Some images have no guidance, or all the same one: leave the empty prompt out, and see whether the "
+                "pipeline guides."
             )
+        mean, deviation = np.zeros(len(of)), np.ones(len(of))
+        mean[known], deviation[known] = clean.mean(axis=1), clean.std(axis=1)
         highest = running_maximum(statistic, of, mean, deviation)
         for looks in range(1 if known[0] else 2, len(of) + 1):
             yield MonitorFit(statistic, mean[:looks], deviation[:looks], math.inf), highest[looks - 1]
