@@ -20,6 +20,7 @@ class UNetCall:
         timestep: the call's.
         own: ε_n, the pipeline's other half, torch [N, C, H, W]: of the empty prompt, or of a negative one.
         cond: ε_c, torch [N, C, H, W].
+        latents: x_t as the UNet was given it, torch [N, C, H, W].
     """
 
     def __init__(self, calls: "UNetCalls", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
@@ -28,6 +29,7 @@ class UNetCall:
         self._output = output.detach()
         self._changed = False
         self.own, self.cond = self._output.chunk(2)
+        self.latents = args[0][len(self.cond) :]
         self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
 
     def uncond(self, rows: Sequence[int] | None = None) -> Any:
