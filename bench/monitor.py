@@ -1,6 +1,6 @@
 """What the steps of a generation tell, at no further pass: the embedded model's captions, one image each.
 
-    python bench/monitor.py DATA_DIR [--captions N] [--traces FILE] [--target-fpr R] [--json FILE]
+    python bench/monitor.py DATA_DIR [--captions N] [--traces FILE] [--save FILE] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py and train_vae.py write. Captions are those that the model was trained on, of both
 splits; each is generated once, from noise of its own (20 DDIM steps, guidance 4), watched by memedge.Monitor. All that
@@ -11,9 +11,9 @@ if it exists: generating takes half an hour.
 First table: each statistic after some steps, and its running maximum; passes beyond the generation's own; AUC and
 TPR@1%FPR with 95 % intervals (2000 resamples). The last rows are of detectors that run before a generation, and of both
 together: logistic regression of score and logarithm of the change. Second: what Monitor.calibrate's own fit chooses,
-what it finds, and at which step. Third: where the copy is. Of captions with a template in place of a fixed picture, the
-drawing is copied and the background is not. A map is cut at the share of its maximum that is best for the calibration
-captions; IoU is with the drawing's pixels in the training picture.
+what it finds, and at which step; --save writes it. Third: where the copy is. Of captions with a template in place of a
+fixed picture, the drawing is copied and the background is not. A map is cut at the share of its maximum that is best
+for the calibration captions; IoU is with the drawing's pixels in the training picture.
 """
 
 import argparse
@@ -35,15 +35,16 @@ from sklearn.preprocessing import StandardScaler
 
 from memedge import Detector, Monitor
 from memedge.embedded import Caption, captions
-from memedge.metrics import auc, interval, tpr
-from memedge.monitor.fitting import Traces, cross_validate, fit
+from memedge.metrics import auc, binomial, interval, tpr
+from memedge.monitor.fitting import Traces, calibration_of
 from memedge.monitor.map import enlarged, smoothed
 from memedge.monitor.statistics import STATISTICS, running_maximum, values
+from memedge.monitor.verdicts import verdicts
 
 sys.path.insert(0, str(TINY))
 
-from generate import CHUNK, STEPS, Generator, noise
-from model import Model
+from generate import CHUNK, GUIDANCE, STEPS, Generator, noise
+from model import Model, scheduler
 from vae import decode
 
 SEEN = ("memorized", "near", "template", "partly", "frequent", "seen")
@@ -191,7 +192,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--captions", type=int, help="so many, spread over the file; default: all")
     parser.add_argument("--traces", type=Path)
-    parser.add_argument("--target-fpr", type=float, action="append", help="may be repeated; default: .01 and .05")
+    parser.add_argument("--save", type=Path, help="write the calibration for target_fpr = .01 here")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -213,25 +214,28 @@ def main() -> None:
 
     chosen = {}
     train = ~first.held_out & (first.memorized | first.clean)
-    for rate in arguments.target_fpr or (0.01, 0.05):
-        own = first.traces.of(train), first.memorized[train]
-        fitted = fit(*own, rate)
-        true, false = first.split(fitted.memorized(first.traces))
-        validated = cross_validate(*own, rate)
-        chosen[rate] = {
-            "statistic": fitted.statistic,
-            "looks": len(fitted.mean),
-            "found": float(true.mean()),
-            "false alarms": float(false.mean()),
-            "cross-validated": [validated[0].value, validated[1].value],
-        }
-        console.print(f"target_fpr={rate:g}: {chosen[rate]}")
+    ddim = scheduler()
+    ddim.set_timesteps(STEPS)
+    for rate in (0.01, 0.05):
+        settings = (rate, type(ddim).__name__, GUIDANCE, STEPS, ddim.timesteps.tolist())
+        chosen[rate] = calibration_of(first.traces.of(train), first.memorized[train], *settings)
+        called = np.array([verdict.memorized for verdict in verdicts(chosen[rate], *first.traces)])
+        steps = np.array([verdict.step for verdict in verdicts(chosen[rate], *first.traces)])
+        (true, false), (at, _) = first.split(called), first.split(steps)
+        when = {step: int((at[true] == step).sum()) for step in np.unique(at[true]).tolist()}
+        console.print(
+            f"target_fpr={rate:g}: {chosen[rate].statistic} over {chosen[rate].looks} steps, found "
+            f"{binomial(int(true.sum()), len(true))}, false alarms {binomial(int(false.sum()), len(false))}, "
+            f"known after steps {when}"
+        )
+    if arguments.save:
+        chosen[0.01].save(arguments.save)
 
     maps = where(seen, of, Data(arguments.data, model.vae), model)
     for name, one in maps.items():
         console.print(f"map, {name}: {one}")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"table": [asdict(one) for one in rows], "fit": chosen, "map": maps}))
+        arguments.json.write_text(json.dumps({"table": [asdict(one) for one in rows], "map": maps}, indent=1))
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Generator:
             noisy: the noise.
             early: the guidance scale at timesteps above `until`, of all or [B]; GUIDANCE at the others.
             until: a timestep.
-            watch: called with x_t, ε_c, ε_0 and t of each step, of at most CHUNK pictures: all that are denoised at once.
+            watch: called with x_t, ε_c, ε_0 and t of each step, of at most CHUNK pictures, denoised at once.
         """
         scales = torch.as_tensor(early, dtype=torch.float32).expand(len(noisy))
         chunks = (tensor.split(CHUNK) for tensor in (noisy, states, scales))

@@ -9,7 +9,7 @@ from memedge.integrations.checks import Needs, check_calls, check_scale
 from memedge.integrations.known import check_class
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
 from memedge.monitor.calibration import MonitorCalibration
-from memedge.monitor.fitting import Traces, check_counts, cross_validate, fit
+from memedge.monitor.fitting import Traces, calibration_of, check_counts
 from memedge.monitor.monitor import Monitor
 from memedge.prompts.text import checked_prompts
 
@@ -100,21 +100,12 @@ def calibrate(
         if progress is not None:
             progress(places.stop, len(prompts))
     traces = Traces(*(np.concatenate(arrays, axis=1) for arrays in zip(*seen, strict=True)))
-    found = fit(traces, of_memorized, target_fpr)
-    true, false = cross_validate(traces, of_memorized, target_fpr)
-    return MonitorCalibration(
-        scheduler=type(pipe.scheduler).__name__,
-        steps=num_inference_steps,
-        guidance_scale=float(guidance_scale),
-        timesteps=tuple(timesteps),
-        statistic=found.statistic,
-        looks=len(found.mean),
-        mean=tuple(map(float, found.mean)),
-        deviation=tuple(map(float, found.deviation)),
-        cut=found.cut,
-        target_fpr=target_fpr,
-        clean=len(clean),
-        memorized=len(memorized),
-        found=true,
-        false_alarms=false,
+    return calibration_of(
+        traces,
+        of_memorized,
+        target_fpr,
+        type(pipe.scheduler).__name__,
+        guidance_scale,
+        num_inference_steps,
+        timesteps,
     )

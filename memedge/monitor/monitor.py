@@ -1,4 +1,4 @@
-"""A monitor of one generation, fed with each step's own predictions (docs/methods.md §6)."""
+"""A monitor of one generation, fed with each step's own predictions (docs/methods.md §7)."""
 
 import math
 from collections.abc import Sequence
