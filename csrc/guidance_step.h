@@ -15,8 +15,8 @@
 // float64 on a CPU and carried float32 on a GPU. A row whose three are not all finite gives three NaNs. The result of a
 // row doesn't depend on the other rows.
 //
-// No instruction set has a path of its own: the compiler makes vectors of these loops, and they take some hundred
-// thousandths of the UNet's time.
+// No instruction set has a path of its own: the compiler makes vectors of the loop, and it takes less than a thousandth
+// of the UNet's time.
 #pragma once
 
 #include "guidance_stats.h"
