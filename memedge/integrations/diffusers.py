@@ -80,7 +80,7 @@ def guard(
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
-            `first_step`. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
+            `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
@@ -210,8 +210,9 @@ class GuardedPipeline:
         """Generate what the pipeline's own arguments say, but for memorized prompts.
 
         Raises:
-            InputError: arguments that the guard cannot follow (return_dict=False, first_step without guidance), or
-                prompts or embeddings that the detector does not take.
+            InputError: arguments that the guard cannot follow (return_dict=False, no guidance where it is measured
+                or steered, another run than the monitor is calibrated for), or prompts or embeddings that the detector
+                does not take.
             NotFiniteError: the model produced NaN or infinity.
         """
         check_model(self._pipe, self._detector.info.manifest)

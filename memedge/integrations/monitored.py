@@ -54,7 +54,7 @@ class MonitoredRun:
         self._said = [""] * count
 
     def generate(self) -> GuardedOutput:
-        """Generate; images that are to be made again are, alone, until none is memorized or the tries are over."""
+        """Generate; images that are to be made again are made alone, until none is memorized or the tries are over."""
         self._call.use_embeddings()
         output = self._once(self._call, range(len(self.done)))
         made = {place: (output, place) for place in range(len(self.done))}
@@ -125,7 +125,7 @@ class MonitoredRun:
             reason += f"; made again from other noise, {counted(int(self.tries[worst]), 'time')}"
         if self._said[worst]:
             reason += f"; {self._said[worst]}"
-        if len(places) > 1:
+        if len(places) > 1 and self.done[worst] != "passed":
             over = sum(self.done[place] == self.done[worst] for place in places)
             reason += f"; so {self.done[worst]} are {over} of {counted(len(places), 'image')}"
         return GuardVerdict(
