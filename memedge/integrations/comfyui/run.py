@@ -1,0 +1,158 @@
+"""One sampling run as a gate sees it: the monitor's figures, verdicts, and guidance that is turned round."""
+
+import logging
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from comfy.model_management import InterruptProcessingException
+from comfy.samplers import calc_cond_batch
+
+from memedge.decision.reasons import SAID
+from memedge.engine.errors import InputError
+from memedge.integrations.comfyui.sampling import halves, kind_of, sigma_at
+from memedge.monitor.monitor import Monitor
+
+Action = Literal["interrupt", "flag", "steer"]
+LOG = logging.getLogger("memedge")
+OPPOSITE, UNTIL = -2.0, 650  # the guidance scale of a flagged image, until this training timestep (docs/remedies.md)
+EMPTY = "memedge_empty"  # among a guider's conditionings
+
+
+class Run:
+    """What a gate measures in one run of a sampler, and does there.
+
+    Attributes:
+        samples: the run's latents, torch [B, C, H, W] on the host; None until it has ended.
+    """
+
+    def __init__(self, guider: Any, sigmas: Any, threshold: float | None, action: Action, has_empty: bool):
+        """Take a run that is about to begin.
+
+        Args:
+            guider: ComfyUI's, which has the model and the conditionings.
+            sigmas: its schedule, torch [K + 1].
+            threshold: from which norm of the first step on an image is memorized; None: there are no verdicts.
+            action: what is done then.
+            has_empty: the guider has the empty prompt's conditioning, as EMPTY.
+        """
+        model_sampling = guider.model_patcher.get_model_object("model_sampling")
+        self._kind = kind_of(model_sampling)
+        self._guider, self._threshold, self._action, self._has_empty = guider, threshold, action, has_empty
+        self._monitor = Monitor(prediction_type="epsilon" if self._kind == "flow" else self._kind)
+        self._sigmas, self._seen = [float(sigma) for sigma in sigmas], 0
+        self._until = sigma_at(model_sampling, UNTIL)
+        if action == "steer" and (self._kind == "flow" or self._until is None):
+            raise InputError(
+                "Steering was measured on models of noise with 1000 training timesteps, which this one is not: use "
+                "another action."
+            )
+        self._steered = ""
+        self.samples: Any = None
+
+    @property
+    def norm(self) -> npt.NDArray[np.float64]:
+        """The first step's ‖Δ‖₂ of each image, float64 [B], in ε; in v for flows."""
+        return self._monitor.norm
+
+    @property
+    def memorized(self) -> npt.NDArray[np.bool_] | None:
+        """Which images' norms reach the threshold, [B]; None without one."""
+        return None if self._threshold is None else self.norm >= self._threshold
+
+    @property
+    def steps(self) -> int:
+        """How many steps were measured."""
+        return self._seen
+
+    def reasons(self) -> list[str]:
+        """Return each image's verdict in words."""
+        flagged = [None] * len(self.norm) if self.memorized is None else self.memorized.tolist()
+        return [self._reason(norm, one) for norm, one in zip(self.norm.tolist(), flagged, strict=True)]
+
+    def _reason(self, norm: float, flagged: bool | None) -> str:
+        sign = "≥" if flagged else "<"
+        compared = ", no threshold" if flagged is None else f" {sign} threshold {self._threshold:.4g}"
+        return f"{SAID[flagged]}: norm {norm:.4g}{compared}{self._steered if flagged else ''}"
+
+    def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
+        """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
+        found = self._monitor.map((height, width))
+        return (found / max(float(found.max()), np.finfo(np.float32).tiny)).astype(np.float32)
+
+    def see(self, args: dict[str, Any]) -> list[Any]:
+        """Take one evaluation of the model, and return what the sampler is to make of it: both denoised halves.
+
+        Args:
+            args: what ComfyUI gives a function before classifier-free guidance.
+
+        Raises:
+            InputError: there is no unconditional half, or the latents are no images'.
+            InterruptProcessingException: all images are memorized, and the action is "interrupt".
+        """
+        cond, uncond = args["conds_out"][:2]
+        if args["conds"][1] is None:
+            raise InputError(
+                "At cfg 1 ComfyUI computes no unconditional prediction, so there is no guidance to measure: raise cfg, "
+                "or remove the Memorization Gate."
+            )
+        if args["input"].ndim != 4:
+            raise InputError(
+                f"The latents have {args['input'].ndim} dimensions; the gate measures images, [B, C, H, W]: remove the "
+                "Memorization Gate."
+            )
+        sigma = float(args["sigma"].flatten()[0])
+        if self._is_next(sigma):
+            first = self._seen == 0
+            origin = self._empty_denoised(args) if first and self._has_empty else uncond
+            measured = halves(self._kind, args["input"].float(), sigma, cond.float(), origin.float())
+            self._monitor.step(*(half.contiguous() for half in measured), sigma=sigma)
+            self._seen += 1
+            if first:
+                self._decide(sigma)
+        return self._turned(args, sigma, cond, uncond)
+
+    def _is_next(self, sigma: float) -> bool:
+        """Return whether an evaluation is the next step's first: samplers of a higher order add others between."""
+        left = self._sigmas[self._seen : -1]
+        return self._seen == 0 or (bool(left) and bool(np.isclose(sigma, left[0], rtol=1e-4)))
+
+    def _empty_denoised(self, args: dict[str, Any]) -> Any:
+        conds = [self._guider.conds[EMPTY]]
+        return calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])[0]
+
+    def _decide(self, sigma: float) -> None:
+        if self._action == "steer" and self._until is not None:
+            late = f", not steered, as the run begins at t ≤ {UNTIL}"
+            self._steered = f", steered until t ≤ {UNTIL}" if sigma > self._until else late
+        for reason in self.reasons():
+            LOG.info("%s", reason)
+        if self._action == "interrupt" and self.memorized is not None and self.memorized.all():
+            LOG.warning("All images of the batch are memorized: the Memorization Gate interrupts the run.")
+            raise InterruptProcessingException
+
+    def _turned(self, args: dict[str, Any], sigma: float, cond: Any, uncond: Any) -> list[Any]:
+        """Return the halves, with ε_c of flagged images moved so that the user's guidance makes the opposite one."""
+        if self._action != "steer" or self._until is None or sigma <= self._until:
+            return args["conds_out"]  # type: ignore[no-any-return]
+        if args["cond_scale"] == 0:
+            raise InputError("At cfg 0 there is no guidance to turn round: raise cfg, or use another action.")
+        import torch
+
+        flagged = torch.from_numpy(self.memorized).to(cond.device)[:, None, None, None]
+        opposite = uncond + (OPPOSITE / args["cond_scale"]) * (cond - uncond)
+        return [torch.where(flagged, opposite, cond), *args["conds_out"][1:]]
+
+    def end(self, samples: Any) -> None:
+        """Take the run's latents.
+
+        Raises:
+            InputError: no evaluation was seen.
+        """
+        if not self._seen:
+            raise InputError(
+                "The sampler's guider does not give the model's two predictions to patches, so nothing was measured: "
+                "use KSampler or a CFGGuider with the gate's model."
+            )
+        self.samples = samples.detach().cpu()
+        self._guider = None  # which holds models
