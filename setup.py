@@ -104,7 +104,7 @@ class BuildCore(build_ext):
         temp = Path(self.build_temp)
         temp.mkdir(parents=True, exist_ok=True)
         compiled = []
-        for source in ("csrc/guidance_stats.cu", "csrc/to_host.cu"):
+        for source in ("csrc/guidance_stats.cu", "csrc/guidance_step.cu", "csrc/to_host.cu"):
             compiled.append(str(temp / f"{Path(source).name}.o"))
             subprocess.run([nvcc, *NVCC_FLAGS, "-c", source, "-o", compiled[-1]], check=True)
         ext.extra_objects += [*compiled, cuda_runtime(nvcc)]
@@ -157,12 +157,16 @@ def native_core():
         return []
     core = Pybind11Extension(
         "memedge._core",
-        ["csrc/guidance_stats.cc", "csrc/module.cc"],
+        ["csrc/guidance_stats.cc", "csrc/guidance_step.cc", "csrc/module.cc"],
         depends=[
             "csrc/binding.h",
+            "csrc/block_sums.cuh",
             "csrc/guidance_stats.cu",
             "csrc/guidance_stats.cuh",
             "csrc/guidance_stats.h",
+            "csrc/guidance_step.cu",
+            "csrc/guidance_step.h",
+            "csrc/on_device.h",
             "csrc/row_loop.h",
             "csrc/serial.h",
             "csrc/to_host.cu",

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "guidance_stats.h"
+#include "guidance_step.h"
 
 namespace memedge {
 
@@ -45,6 +45,31 @@ inline GuidanceStats checked_task(std::uintptr_t cond, std::uintptr_t uncond, st
           parse(kOperands, operands, "operands"),
           rows,
           uncond_rows,
+          channels,
+          pixels};
+}
+
+// first: whether last_x and last_eps hold nothing yet.
+inline GuidanceStep checked_step(std::uintptr_t x, std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t last_x,
+                                 std::uintptr_t last_eps, std::uintptr_t map, std::uintptr_t out,
+                                 const std::string& dtype, bool first, float scale, float shift, std::size_t rows,
+                                 std::size_t channels, std::size_t pixels) {
+  for (const std::uintptr_t pointer : {x, cond, uncond, last_x, last_eps, map, out}) {
+    if (!pointer) throw py::value_error("a pointer is null");
+  }
+  if (!rows || !channels || !pixels) throw py::value_error("a size is zero");
+  return {reinterpret_cast<const void*>(x),
+          reinterpret_cast<const void*>(cond),
+          reinterpret_cast<const void*>(uncond),
+          reinterpret_cast<float*>(last_x),
+          reinterpret_cast<float*>(last_eps),
+          reinterpret_cast<float*>(map),
+          reinterpret_cast<double*>(out),
+          parse(kDTypes, dtype, "dtype"),
+          first,
+          scale,
+          shift,
+          rows,
           channels,
           pixels};
 }

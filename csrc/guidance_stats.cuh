@@ -11,18 +11,11 @@
 #include <math.h>
 #include <string.h>
 
-#ifdef __CUDACC__
-#include <cuda_fp16.h>
-#endif
-
-#include "guidance_stats.h"
+#include "block_sums.cuh"
 
 namespace memedge {
 namespace {
 
-constexpr unsigned kThreads = 512;  // times the 8 pixels of a load of halves: a 64x64 latent in one step
-constexpr unsigned kWarp = 32;
-constexpr unsigned kWarps = kThreads / kWarp;
 constexpr std::size_t kChannelsPerSum = 64;  // more channels summed one after the other would lose digits
 constexpr int kSums = 5;                     // the five of RowSums
 
@@ -39,10 +32,6 @@ struct DeviceRows {
   unsigned uncond_rows;
 };
 
-__device__ inline float to_float(float x) { return x; }
-__device__ inline float to_float(Half x) { return __half2float(__ushort_as_half(x.bits)); }
-__device__ inline float to_float(Bfloat16 x) { return __uint_as_float(static_cast<unsigned>(x.bits) << 16); }
-
 template <class T>
 __device__ void load(const T* p, float (&x)[1]) {
   x[0] = to_float(*p);
@@ -56,18 +45,6 @@ __device__ void load(const T* p, float (&x)[kPixelsPerLoad<T>]) {
 #pragma unroll
   for (unsigned i = 0; i < kPixelsPerLoad<T>; ++i) x[i] = to_float(values[i]);
 }
-
-// A float32 sum and the rounding errors it made (Knuth's two-sum).
-struct CarriedSum {
-  float sum = 0, lost = 0;
-
-  __device__ void add(float x) {
-    const float next = sum + x;
-    const float added = next - sum;
-    lost += (sum - (next - added)) + (x - added);
-    sum = next;
-  }
-};
 
 // kCount neighbouring pixels, each summed over channels.
 template <unsigned kCount>
@@ -105,13 +82,6 @@ __device__ void add_pixels(Pixels<kCount>& s, const Pixels<kCount>& other) {
     s.ab[i] += other.ab[i];
     s.dd[i] += other.dd[i];
   }
-}
-
-// In every lane, the sum over the warp.
-__device__ inline float warp_sum(float x) {
-#pragma unroll
-  for (unsigned distance = kWarp / 2; distance; distance /= 2) x += __shfl_xor_sync(0xffffffffu, x, distance);
-  return x;
 }
 
 // PyTorch's rule, as in serial.h; rounding never takes it out of [-1, 1].
@@ -177,19 +147,9 @@ __global__ void __launch_bounds__(kThreads) guidance_stats_kernel(const DeviceRo
     for (int k = 0; k < kSums; ++k) carried[k].add(total[k]);
   }
 
-  __shared__ float of_warp[kSums][kWarps];
-  const unsigned lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-#pragma unroll
-  for (int k = 0; k < kSums; ++k) {
-    const float sum = warp_sum(carried[k].sum + carried[k].lost);
-    if (lane == 0) of_warp[k][warp] = sum;
-  }
-  __syncthreads();
-  if (warp) return;
   float sums[kSums];
-#pragma unroll
-  for (int k = 0; k < kSums; ++k) sums[k] = warp_sum(lane < kWarps ? of_warp[k][lane] : 0.0f);
-  if (lane == 0) store(rows, sums);
+  block_sums(carried, sums);
+  if (threadIdx.x == 0) store(rows, sums);
 }
 
 }  // namespace

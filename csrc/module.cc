@@ -68,6 +68,15 @@ std::size_t run(std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t out, 
   return guidance_stats(task, threads, chosen);
 }
 
+std::size_t run_step(std::uintptr_t x, std::uintptr_t cond, std::uintptr_t uncond, std::uintptr_t last_x,
+                     std::uintptr_t last_eps, std::uintptr_t map, std::uintptr_t out, const std::string& dtype,
+                     bool first, float scale, float shift, std::size_t rows, std::size_t channels, std::size_t pixels) {
+  const GuidanceStep step = checked_step(x, cond, uncond, last_x, last_eps, map, out, dtype, first, scale, shift, rows,
+                                         channels, pixels);
+  py::gil_scoped_release unlocked;
+  return guidance_step(step);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -78,6 +87,12 @@ PYBIND11_MODULE(_core, m) {
         "cond [rows, channels, pixels], uncond [uncond_rows, channels, pixels] -> out float64 [3, rows]: norm, channel, "
         "flat. Contiguous host memory. threads 0: all; isa '': the fastest. row int64 [rows]: each row's uncond row; "
         "null: r % uncond_rows. Returns how many rows are not finite.");
+  m.def("guidance_step", &run_step, py::arg("x_ptr"), py::arg("cond_ptr"), py::arg("uncond_ptr"),
+        py::arg("last_x_ptr"), py::arg("last_eps_ptr"), py::arg("map_ptr"), py::arg("out_ptr"), py::arg("dtype"),
+        py::arg("first"), py::arg("scale"), py::arg("shift"), py::arg("rows"), py::arg("channels"), py::arg("pixels"),
+        "x, cond and uncond [rows, channels, pixels] against the last step, float32 last_x and last_eps [rows, channels, "
+        "pixels], which become this one -> map float32 [rows, pixels] and out float64 [3, rows]: norm, change, move. "
+        "Contiguous host memory. Returns how many rows are not finite.");
   m.def("address", &address, "Where a contiguous buffer starts; valid as long as the buffer is.");
   m.def("isa_available", &isa_available, "Instruction sets this build has and this processor runs, slowest first.");
   m.def("isa_active", &isa_active, "The instruction set used unless one is named.");

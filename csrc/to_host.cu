@@ -1,31 +1,8 @@
 // The reduction on a GPU for callers whose results belong on the host: device, output buffer, launch, copy and wait.
 #include "guidance_stats.h"
+#include "on_device.h"
 
 namespace memedge {
-namespace {
-
-// Makes a device current for as long as this lives.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    error = cudaGetDevice(&before_);
-    if (error != cudaSuccess || before_ == device) return;
-    error = cudaSetDevice(device);
-    changed_ = true;
-  }
-  OnDevice(const OnDevice&) = delete;
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-
-  cudaError_t error = cudaSuccess;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
-};
-
-}  // namespace
 
 const char* cuda_guidance_stats_to_host(GuidanceStats task, int device, void* stream_handle, void* uncond_stream) {
   double* const host_out = task.out;

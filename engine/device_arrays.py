@@ -4,6 +4,8 @@ The interface, version 3: https://nvidia.github.io/numba-cuda/user/cuda_array_in
 """
 
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -83,23 +85,11 @@ def reduce(
         InputError: tensors on different GPUs, in float64, or not contiguous.
         ProviderError: CUDA fails.
     """
-    if cond.device != uncond.device:
-        raise InputError(
-            f"cond is on GPU {cond.device} and uncond on GPU {uncond.device}: move one to the other's device."
-        )
-    if cond.dtype == "float64":
-        raise InputError("cond and uncond are float64, which is not reduced on a GPU: convert them to float32.")
-    for name, tensor in (("cond", cond), ("uncond", uncond)):
-        if not tensor.contiguous:
-            raise InputError(
-                f"{name} is on a GPU and not contiguous: pass {name}.contiguous(), or its like in other libraries."
-            )
-        if tensor.pointer % tensor.itemsize:
-            raise InputError(f"{name} is on a GPU and begins within an element: pass a copy of it.")
+    check_together({"cond": cond, "uncond": uncond})
     channels, height, width = cond.shape[-3:]
     stream = cond.stream or uncond.stream or LEGACY_STREAM
     out = np.empty((3, rows))
-    try:
+    with cuda_failure(cond.device):
         core.cuda_guidance_stats_to_host(
             cond.pointer,
             uncond.pointer,
@@ -114,12 +104,41 @@ def reduce(
             stream=stream,
             uncond_stream=uncond.stream or stream,
         )
+    return out, int(np.isnan(out[0]).sum())
+
+
+def check_together(tensors: dict[str, ForeignTensor]) -> None:
+    """Raise InputError unless tensors, by name, are on one GPU, and as its kernels read them."""
+    (first, of_first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.device != of_first.device:
+            raise InputError(
+                f"{first} is on GPU {of_first.device} and {name} on GPU {tensor.device}: move one to the other's "
+                "device."
+            )
+    if of_first.dtype == "float64":
+        raise InputError(
+            f"{' and '.join(tensors)} are float64, which is not reduced on a GPU: convert them to float32."
+        )
+    for name, tensor in tensors.items():
+        if not tensor.contiguous:
+            raise InputError(
+                f"{name} is on a GPU and not contiguous: pass {name}.contiguous(), or its like in other libraries."
+            )
+        if tensor.pointer % tensor.itemsize:
+            raise InputError(f"{name} is on a GPU and begins within an element: pass a copy of it.")
+
+
+@contextmanager
+def cuda_failure(device: int | None) -> Iterator[None]:
+    """Within `with`, the core's errors are ProviderErrors."""
+    try:
+        yield
     except RuntimeError as error:
         raise ProviderError(
-            f"GPU {cond.device} could not reduce the predictions ({error}): copy them to the host, or mend the GPU's "
-            "driver (memedge doctor)."
+            f"GPU {device} could not reduce the predictions ({error}): copy them to the host, or mend the GPU's driver "
+            "(memedge doctor)."
         ) from error
-    return out, int(np.isnan(out[0]).sum())
 
 
 def _device(core: ModuleType, pointer: int, name: str) -> int:

@@ -38,6 +38,37 @@ def guidance_stats(
     return int(np.isnan(out[0]).sum())
 
 
+def guidance_step(
+    x: npt.NDArray[Any],
+    cond: npt.NDArray[Any],
+    uncond: npt.NDArray[Any],
+    last: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None,
+    dtype: str,
+    to_eps: tuple[float, float],
+    out: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Fill out [3, B] as csrc/guidance_step.h says, from [B, C, H, W]; return x, ε_c, and the map [B, H, W].
+
+    Args:
+        last: x and ε_c as the step before returned them; None at the first.
+        to_eps: scale and shift in ε = scale · prediction + shift · x.
+    """
+    scale, shift = to_eps
+    with np.errstate(all="ignore"):
+        x, cond, uncond = (_widen(values, dtype) for values in (x, cond, uncond))
+        eps = scale * cond + shift * x
+        squares = (scale * (cond - uncond)).astype(np.float64) ** 2
+        out[:] = 0
+        out[0] = np.sqrt(squares.sum((1, 2, 3)))
+        if last is not None:
+            out[1], out[2] = (
+                np.sqrt(((now - before).astype(np.float64) ** 2).sum((1, 2, 3)))
+                for now, before in ((eps, last[1]), (x, last[0]))
+            )
+        out[:, ~np.isfinite(out.sum(0))] = np.nan
+        return np.array(x), eps, squares.sum(1).astype(np.float32)
+
+
 def _widen(values: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
     """The values in float32, or float64 as it is."""
     if dtype == "bfloat16":

@@ -198,7 +198,7 @@ def _reduce(
     """R rows [..., C, H, W] and K of uncond -> [3, R] and how many are not finite; row is [R], or r % K if None."""
     channels, height, width = cond.shape[-3:]
     pixels = height * width
-    cond, uncond = _row_by_row(cond), _row_by_row(uncond)
+    cond, uncond = row_by_row(cond), row_by_row(uncond)
     out = np.empty((3, rows))
     if core is None or dtype == "float64":  # narrowed to the core's float32, a small Δ would be all rounding
         flat = cond.reshape(rows, channels, pixels), uncond.reshape(uncond_rows, channels, pixels)
@@ -221,8 +221,8 @@ def _reduce(
 
 
 def _read_both(cond: Any, uncond: Any) -> tuple[Tensor, Tensor, str]:
-    c, dtype = _read(cond, "cond")
-    u, uncond_dtype = _read(uncond, "uncond")
+    c, dtype = read(cond, "cond")
+    u, uncond_dtype = read(uncond, "uncond")
     if dtype != uncond_dtype:
         raise InputError(f"cond is {dtype} and uncond is {uncond_dtype}: convert one to the other's dtype.")
     return c, u, dtype
@@ -234,8 +234,8 @@ def _on_host(cond: Tensor, uncond: Tensor) -> tuple[npt.NDArray[Any], npt.NDArra
     return cond, uncond
 
 
-def _read(tensor: Any, name: str) -> tuple[Tensor, str]:
-    """The tensor, bfloat16 in host memory as its bits, and its dtype's name."""
+def read(tensor: Any, name: str) -> tuple[Tensor, str]:
+    """Return the tensor, bfloat16 in host memory as its bits, and its dtype's name."""
     if isinstance(tensor, np.ndarray):
         return _read_array(tensor, name)
     if _has(tensor, "__dlpack_device__", name):
@@ -271,7 +271,7 @@ def _read_array(array: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[Any], s
     return array.astype(dtype), dtype  # it was of the other byte order
 
 
-def _row_by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def row_by_row(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The array, contiguous and at an address of whole elements; a copy where it is not."""
     array = np.ascontiguousarray(array)
     return array if array.flags.aligned else array.copy()

@@ -17,7 +17,8 @@ RUN_TIME = ("decision", "detector", "embedded", "engine", "guidance", "pictures"
 MAY_IMPORT = {
     "cli": ("commands", "engine", "plain"),
     "commands": ("*", "export"),
-    "integrations": (*RUN_TIME, "mitigation", "protocol", "scoring", "tables"),
+    "integrations": (*RUN_TIME, "mitigation", "monitor", "protocol", "scoring", "tables"),
+    "monitor": ("calibration", "decision", "engine", "integrations", "metrics", "wording"),
     "server": (*RUN_TIME, "explain", "protocol", "reports", "serving"),
     "serving": RUN_TIME,
     "mitigation": (*RUN_TIME, "autograd"),

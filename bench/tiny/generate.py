@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import openvino
@@ -50,11 +51,22 @@ class Generator:
         found = self.denoise(states, noise(seeds).repeat(len(prompts), 1, 1, 1))
         return found.reshape(len(prompts), len(seeds), *SHAPE)
 
-    def denoise(self, states: torch.Tensor, noisy: torch.Tensor) -> torch.Tensor:
-        """Return latents [B, 4, 16, 16] by DDIM from pure noise [B, 4, 16, 16], for prompt embeddings [B, L, D]."""
-        return torch.cat(list(self._pool.map(self._denoise, noisy.split(CHUNK), states.split(CHUNK))))
+    def denoise(
+        self, states: torch.Tensor, noisy: torch.Tensor, early: torch.Tensor | float = GUIDANCE, until: float = 0.0
+    ) -> torch.Tensor:
+        """Return latents [B, 4, 16, 16] by DDIM from pure noise [B, 4, 16, 16], for prompt embeddings [B, L, D].
 
-    def _denoise(self, latent: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        Args:
+            states: the embeddings.
+            noisy: the noise.
+            early: the guidance scale at timesteps above `until`, of all or [B]; GUIDANCE at the others.
+            until: a timestep.
+        """
+        scales = torch.as_tensor(early, dtype=torch.float32).expand(len(noisy))
+        chunks = (tensor.split(CHUNK) for tensor in (noisy, states, scales))
+        return torch.cat(list(self._pool.map(partial(self._denoise, until), *chunks)))
+
+    def _denoise(self, until: float, latent: torch.Tensor, states: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
         count = len(latent)
         ddim = scheduler()
         ddim.set_timesteps(STEPS)
@@ -65,7 +77,8 @@ class Generator:
             rows[:count] = rows[CHUNK : CHUNK + count] = latent
             prediction = torch.from_numpy(self._unet(rows, np.float32(t), both))
             uncond, cond = prediction[:count], prediction[CHUNK : CHUNK + count]
-            latent = ddim.step(uncond + GUIDANCE * (cond - uncond), t, latent).prev_sample
+            scale = early[:, None, None, None] if t > until else GUIDANCE
+            latent = ddim.step(uncond + scale * (cond - uncond), t, latent).prev_sample
         return latent
 
 

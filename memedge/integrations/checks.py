@@ -3,7 +3,7 @@
 import inspect
 import math
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Manifest
@@ -30,27 +30,55 @@ def check_model(pipe: Any, manifest: Manifest) -> None:
             )
 
 
-def check_first_step(pipe: Any, threshold: Any) -> None:
-    """Raise InputError unless the threshold is a positive number, and the first step's norm can be had and means it."""
+class Needs(NamedTuple):
+    """What sees a pipeline's calls of its UNet, and what to do without it, for messages."""
+
+    what: str
+    instead: str
+
+
+FIRST_STEP = Needs("first_step", "leave first_step out to have the prompts scored")
+STEER = Needs("action='steer'", "use another action")
+
+
+def check_threshold(threshold: Any) -> None:
+    """Raise InputError unless `first_step` is a positive number."""
     if not isinstance(threshold, Real) or isinstance(threshold, bool) or not 0 < float(threshold) < math.inf:
         raise InputError(f"first_step is {threshold!r}: give a threshold of the norm, a number above 0.")
-    if "strength" in inspect.signature(pipe.__call__).parameters:
+
+
+def check_calls(pipe: Any, needs: Needs) -> None:
+    """Raise InputError unless a pipeline guides in one call of its UNet, each of which a hook can see."""
+    if needs == FIRST_STEP and "strength" in inspect.signature(pipe.__call__).parameters:
         raise InputError(
-            f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: leave "
-            "first_step out to have the prompts scored."
+            f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: "
+            f"{needs.instead}."
         )
     if not is_known(pipe, "do_classifier_free_guidance"):
         raise InputError(
-            f"{type(pipe).__name__} decides itself when to guide, and first_step needs classifier-free guidance in one "
-            "call of the UNet: leave first_step out to have the prompts scored."
+            f"{type(pipe).__name__} decides itself when to guide, and {needs.what} needs classifier-free guidance in "
+            f"one call of the UNet: {needs.instead}."
+        )
+    if pipe.unet.config.time_cond_proj_dim is not None:
+        raise InputError(
+            f"The UNet takes the guidance scale as an input, so that its calls have no unguided half, which "
+            f"{needs.what} needs: {needs.instead}."
         )
     if not type(pipe.unet).__call__.__module__.startswith("torch."):
         raise InputError(
-            f"The UNet's calls are {type(pipe.unet).__name__}'s own, where hooks may not run: leave first_step out to "
-            "have the prompts scored."
+            f"The UNet's calls are {type(pipe.unet).__name__}'s own, where hooks may not run: {needs.instead}."
         )
     if getattr(pipe.unet, "_compiled_call_impl", None) is not None:  # it would be compiled anew with every hook
         raise InputError(
             "The UNet is compiled in place, where no hook can see its calls: use pipe.unet = torch.compile(pipe.unet), "
-            "or leave first_step out to have the prompts scored."
+            f"or {needs.instead}."
+        )
+
+
+def check_scale(scale: Any, needs: Needs) -> None:
+    """Raise InputError unless a call's guidance_scale is one at which diffusers guides."""
+    if not (scale or 0) > 1:
+        raise InputError(
+            f"guidance_scale is {scale}, so there is no guidance, which {needs.what} needs: give more than 1, or "
+            f"{needs.instead}."
         )

@@ -1,4 +1,4 @@
-"""A guard around a diffusers pipeline: memorized prompts are blocked, mitigated or flagged.
+"""A guard around a diffusers pipeline: memorized prompts are blocked, steered, mitigated or flagged.
 
     from memedge.integrations.diffusers import guard
     guarded = guard(pipe, Detector.load("engine"))
@@ -7,24 +7,31 @@
 Needs torch and diffusers, which the pipeline is made of.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
+
+import numpy as np
 
 from memedge.detector import Detector
 from memedge.engine.errors import InputError, not_installed
 from memedge.integrations.call import Call, Embeddings
-from memedge.integrations.checks import check_first_step, check_model
-from memedge.integrations.first_step import AllOver, FirstStep
-from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated
+from memedge.integrations.checks import FIRST_STEP, STEER, Needs, check_calls, check_model, check_scale, check_threshold
+from memedge.integrations.first_step import FirstStep
+from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated, steered
 from memedge.integrations.same_model import beside_the_weights, check_same_model
 from memedge.integrations.same_text import read_alike
+from memedge.integrations.steering import Steering
+from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.mitigation.mitigator import Mitigator
 
 __all__ = ["Action", "GuardVerdict", "GuardedOutput", "GuardedPipeline", "guard"]
 
 # What from_pipe and its like read of a pipeline first, and what makes another of its class.
 UNGUARDED = ("components", "config", "from_pipe", "from_pretrained", "from_single_file")
-Action = Literal["block", "mitigate", "flag"]
+Action = Literal["block", "steer", "mitigate", "flag"]
+# What is done to memorized prompts; those that are mitigated are blocked until then.
+OVER: dict[Action, Done] = {"block": "blocked", "steer": "steered", "mitigate": "blocked", "flag": "flagged"}
 
 
 def guard(
@@ -58,7 +65,9 @@ def guard(
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
-            block.
+            block; "steer": generate flagged images by opposite guidance while the noise is high, and by the user's own
+            after (docs/remedies.md); no pass is added, but with a negative prompt a call of the flagged rows at each
+            such step. Needs guidance_scale > 1. A run that starts from a picture too late for that is blocked.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
         threshold: another operating point of scores than the detector's: see `Detector.at`. Not with `first_step`,
@@ -90,10 +99,13 @@ def guard(
     if not isinstance(detector, Detector):
         raise InputError(f"guard takes a Detector, not {type(detector).__name__}: make one with Detector.load.")
     if action not in get_args(Action):
-        raise InputError(f"There is no action={action!r}: use 'block', 'mitigate' or 'flag'.")
+        raise InputError(f"There is no action={action!r}: use 'block', 'steer', 'mitigate' or 'flag'.")
     check_model(pipe, detector.info.manifest)
+    if action == "steer":
+        check_calls(pipe, STEER)
     if first_step is not None:
-        check_first_step(pipe, first_step)
+        check_threshold(first_step)
+        check_calls(pipe, FIRST_STEP)
         if threshold is not None or target_fpr is not None:
             raise InputError("first_step is a threshold itself, of the norm: leave threshold and target_fpr out.")
         if action == "mitigate":
@@ -123,8 +135,8 @@ class GuardedPipeline:
         self.__dict__.update(  # as attributes are otherwise set on the pipeline
             _pipe=pipe,
             _detector=detector,
-            _over="flagged" if action == "flag" else "blocked",  # what is done to memorized prompts
-            _does={"block": "blocked", "flag": "flagged", "mitigate": "mitigated or blocked"}[action],
+            _over=OVER[action],
+            _does="mitigated or blocked" if action == "mitigate" else OVER[action],
             _first_step=first_step,
             _mitigator=Mitigator.for_detector(detector) if action == "mitigate" else None,
         )
@@ -161,6 +173,9 @@ class GuardedPipeline:
         """
         check_model(self._pipe, self._detector.info.manifest)
         call = Call(self._pipe, args, kwargs)
+        if self._over == "steered":
+            check_calls(self._pipe, STEER)
+            check_scale(call.get("guidance_scale"), STEER)
         if self._first_step is not None:
             return self._watch(call, self._first_step)
         check_same_model(self._pipe, self._detector, call.get("cross_attention_kwargs"))
@@ -175,6 +190,10 @@ class GuardedPipeline:
             return GuardedOutput.assemble(None, verdicts, call.images)
         if blocked:
             call.replace(blocked, donor=next(row for row in range(len(verdicts)) if row not in blocked))
+        if any(verdict.action == "steered" for verdict in verdicts):
+            flagged = np.repeat([verdict.action == "steered" for verdict in verdicts], call.images)
+            steering = Steering(self._pipe, len(flagged), lambda: flagged)
+            return self._steered(call, self._run(call, STEER, [steering]), verdicts, steering)
         return GuardedOutput.assemble(call.run(), verdicts, call.images)
 
     def _judge(self, call: Call, embeddings: Embeddings, alike: list[bool]) -> list[GuardVerdict]:
@@ -215,36 +234,43 @@ class GuardedPipeline:
 
     def _watch(self, call: Call, threshold: float) -> GuardedOutput:
         """Generate, and judge by the norm of the pipeline's own first step."""
-        check_first_step(self._pipe, threshold)
-        scale = call.get("guidance_scale")
-        if not (scale or 0) > 1:
-            raise InputError(
-                f"guidance_scale is {scale}, so there is no guidance to measure: give more than 1, or leave first_step "
-                "out to have the prompts scored."
-            )
+        check_calls(self._pipe, FIRST_STEP)
+        check_scale(call.get("guidance_scale"), FIRST_STEP)
         prediction_type = self._detector.info.manifest.prediction_type
-        stop_at = threshold if self._over == "blocked" else None
-        watch = FirstStep(
-            self._pipe, len(call.prompts), call.images, prediction_type, empty=call.empty(), stop_at=stop_at
-        )
+        stop = self._over == "blocked"
+        first = FirstStep(self._pipe, len(call.prompts), prediction_type, threshold, stop=stop)
+        steering = Steering(self._pipe, len(call.prompts) * call.images, lambda: np.repeat(first.over(), call.images))
+        output = self._run(call, FIRST_STEP, [first, steering] if self._over == "steered" else [first])
+        verdicts = [
+            GuardVerdict(
+                prompt=prompt,
+                action=self._over if over else "passed",
+                score=None,
+                norm=norm,
+                threshold=threshold,
+                reason=f"norm {compare(norm, threshold)} first_step {threshold:.4g} at timestep {first.timestep:g}",
+            )
+            for prompt, over, norm in zip(call.prompts, first.over(), first.norms.tolist(), strict=True)
+        ]
+        return self._steered(call, output, verdicts, steering)
+
+    def _run(self, call: Call, needs: Needs, watchers: Sequence[Callable[[UNetCall], None]]) -> Any:
+        """Generate while the UNet's calls are watched; returns the pipeline's output, or None if it was ended."""
         output = None
         try:
-            with watch:
+            with UNetCalls(self._pipe, len(call.prompts), call.images, needs, watchers, empty=call.empty()):
                 output = call.run()
         except AllOver:
             pass
         finally:
             if output is None:
                 self._pipe.maybe_free_model_hooks()  # as the pipeline does at its end
-        verdicts = [
-            GuardVerdict(
-                prompt=prompt,
-                action=self._over if norm >= threshold else "passed",
-                score=None,
-                norm=norm,
-                threshold=threshold,
-                reason=f"norm {compare(norm, threshold)} first_step {threshold:.4g} at timestep {watch.timestep:g}",
-            )
-            for prompt, norm in zip(call.prompts, watch.measured().tolist(), strict=True)
-        ]
+        return output
+
+    def _steered(self, call: Call, output: Any, verdicts: list[GuardVerdict], steering: Steering) -> GuardedOutput:
+        """Say of prompts that were to be steered whether they were."""
+        scale = call.get("guidance_scale")
+        for row, verdict in enumerate(verdicts):
+            if verdict.action == "steered":
+                verdicts[row] = steered(verdict, steering, row * call.images, scale)
         return GuardedOutput.assemble(output, verdicts, call.images)

@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memedge.engine.errors import InputError
+from memedge.integrations.steering import SCALE, UNTIL, Steering
 from memedge.mitigation.mitigator import Mitigation
 from memedge.results import Scores
 
 LOG = logging.getLogger("memedge")
-Done = Literal["passed", "blocked", "mitigated", "flagged"]
+Done = Literal["passed", "blocked", "mitigated", "steered", "flagged"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class GuardVerdict:
     Attributes:
         prompt: the prompt; None if it was given as embeddings.
         action: "passed": not memorized; "blocked": its images are None; "mitigated": they are generated from other
-            embeddings; "flagged": they are generated as asked for.
+            embeddings; "steered": by opposite guidance first; "flagged": as asked for.
         score: its score, as it was given. None if the verdict needed less than all of it, or with `first_step`.
         norm: its norm; with `first_step` that of the pipeline's own first step, the mean over its images.
         threshold: that of scores; with `first_step` that of the norm.
@@ -92,6 +93,24 @@ def mitigated(verdict: GuardVerdict, result: Mitigation, scores: Scores, row: in
     else:
         done, reason = "mitigated", f"mitigated: score {compare(score, threshold)} threshold"
     return replace(verdict, action=done, reason=f"{verdict.reason}; {reason}", mitigation=result)
+
+
+def steered(verdict: GuardVerdict, steering: Steering, place: int, scale: float) -> GuardVerdict:
+    """Return the verdict on a prompt that was to be steered; it is blocked if the run left nothing to steer.
+
+    Args:
+        place: that of its first image.
+        scale: the user's own guidance scale.
+    """
+    if steering.missed()[place]:
+        reason = (
+            f"not steered: the run starts at timestep {steering.start:g}, and nothing is steered at {UNTIL} or below"
+        )
+        return replace(verdict, action="blocked", reason=f"{verdict.reason}; {reason}")
+    reason = f"steered: guidance {SCALE:g}, not {scale:g}, above timestep {UNTIL}"
+    return replace(
+        verdict, reason=f"{verdict.reason}; {reason}, in {steering.steered[place]} of {steering.calls} steps"
+    )
 
 
 def compare(value: float, threshold: float) -> str:

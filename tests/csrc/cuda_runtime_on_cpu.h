@@ -1,4 +1,4 @@
-// The calls of CUDA's runtime that csrc/to_host.cu makes, on a CPU: what is enqueued happens when its stream is waited
+// The calls of CUDA's runtime that csrc/to_host.cu and csrc/guidance_step.cu make, on a CPU: what is enqueued happens when its stream is waited
 // for, and any call can be made to fail.
 #pragma once
 
@@ -61,6 +61,20 @@ inline cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes
   if (error != cudaSuccess) return error;
   cuda_on_cpu::enqueued[stream].push_back([=] { std::memcpy(to, from, bytes); });
   return cudaSuccess;
+}
+
+inline cudaError_t cudaMalloc(void** pointer, std::size_t bytes) { return cudaMallocAsync(pointer, bytes, nullptr); }
+
+inline cudaError_t cudaFree(void* pointer) {
+  auto& buffers = cuda_on_cpu::buffers;
+  buffers.erase(std::find(buffers.begin(), buffers.end(), pointer));
+  std::free(pointer);
+  return cuda_on_cpu::call();
+}
+
+inline cudaError_t cudaMemcpy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind) {
+  std::memcpy(to, from, bytes);
+  return cuda_on_cpu::call();
 }
 
 inline cudaError_t cudaStreamSynchronize(cudaStream_t stream) {

@@ -58,6 +58,11 @@ def test_whatever_fails_nothing_is_left_behind(program):
     assert "0 failures" in output(program("check_to_host"))
 
 
+@pytest.mark.slow
+def test_a_step_agrees_with_the_cpus(program):
+    assert "0 failures" in output(program("check_guidance_step"))
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """The kernel for every target, and what the assembler says about it."""

@@ -641,7 +641,7 @@ def test_is_the_pipeline(small):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"action": "refuse"}, "no action='refuse': use 'block', 'mitigate' or 'flag'"),
+        ({"action": "refuse"}, "no action='refuse': use 'block', 'steer', 'mitigate' or 'flag'"),
         ({"action": "mitigate", "first_step": 1.0}, "leave first_step out"),
         *(({"first_step": bad}, "first_step is .*: give a threshold") for bad in (0, -1.0, float("nan"), "3", True)),
         ({"first_step": float("inf")}, "first_step is inf"),

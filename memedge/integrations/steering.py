@@ -1,0 +1,58 @@
+"""Opposite guidance for memorized images while the noise is high, then the user's own (docs/remedies.md).
+
+By Jain et al. (CVPR 2025), who hold guidance back, or turn it round, until a transition point.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memedge.integrations.unet_calls import AllOver, UNetCall
+
+# Swept on the embedded model's calibration captions by bench/mitigation.py --sweep (docs/benchmarks.md).
+SCALE = -2.0  # g′, instead of the user's guidance scale
+UNTIL = 650  # t₀: at this timestep, of 1000, and below, the scale is the user's own
+
+
+class Steering:
+    """Has a pipeline's own arithmetic, ε_n + g (ε_c − ε_n), yield ε_0 + g′ (ε_c − ε_0) for some images.
+
+    For that ε_c is replaced by ε_n + (ε_0 + g′ (ε_c − ε_0) − ε_n) / g, in float32. It holds for v-predictions too, as
+    it is linear. Where a pipeline rescales its guidance, by the standard deviation of ε_c, it takes that of what
+    replaced it. Other images' rows are not touched.
+
+    Attributes:
+        calls: how many calls there were.
+        steered: int [N], in how many of them each image was steered.
+        start: the first call's timestep.
+    """
+
+    def __init__(self, pipe: Any, images: int, flagged: Callable[[], npt.NDArray[np.bool_]]):
+        """Take the pipeline, how many images it is to make, and what says at each call which are to be steered, [N]."""
+        self._pipe, self._flagged = pipe, flagged
+        self.calls, self.start = 0, 0.0
+        self.steered = np.zeros(images, np.int64)
+
+    def __call__(self, call: UNetCall) -> None:
+        """Steer the flagged images of one call; raises AllOver if all are flagged and it is too late for each."""
+        if not self.calls:
+            self.start = call.timestep
+        self.calls += 1
+        if call.timestep <= UNTIL:
+            if self.missed().all():
+                raise AllOver
+            return
+        rows = np.flatnonzero(self._flagged()).tolist()
+        if not rows:
+            return
+        own, cond, uncond = (half.float() for half in (call.own[rows], call.cond[rows], call.uncond(rows)))
+        wanted = uncond + SCALE * (cond - uncond)
+        call.set_cond(rows, own + (wanted - own) / self._pipe.guidance_scale)
+        self.steered[rows] += 1
+
+    def missed(self) -> npt.NDArray[np.bool_]:
+        """Return which images are flagged and were never steered."""
+        missed: npt.NDArray[np.bool_] = self._flagged() & (self.steered == 0)
+        return missed

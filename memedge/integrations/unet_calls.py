@@ -1,0 +1,120 @@
+"""The calls that a pipeline's sampler makes of its UNet, seen, and changed, by a forward hook."""
+
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+from memedge.engine.errors import InputError
+from memedge.integrations.checks import Needs
+
+
+class AllOver(Exception):  # noqa: N818
+    """All images would be withheld, so that no further step is worth its time."""
+
+
+class UNetCall:
+    """One call with classifier-free guidance, whose rows are [ε_n; ε_c], in the order of diffusers.
+
+    Attributes:
+        timestep: the call's.
+        own: ε_n, the pipeline's other half, torch [N, C, H, W]: of the empty prompt, or of a negative one.
+        cond: ε_c, torch [N, C, H, W].
+        latents: x_t as the UNet was given it, torch [N, C, H, W].
+    """
+
+    def __init__(self, calls: "UNetCalls", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
+        """Take what the UNet was called with, and its output."""
+        self._calls, self._args, self._kwargs = calls, args, kwargs
+        self._output = output.detach()
+        self._changed = False
+        self.own, self.cond = self._output.chunk(2)
+        self.latents = args[0][len(self.cond) :]
+        self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
+
+    def uncond(self, rows: Sequence[int] | None = None) -> Any:
+        """Return ε_0 of some images, or of all: where a negative prompt is given, by one more call for these alone.
+
+        A prompt that is its own negative one has no Δ between them, and is generated all the same.
+        """
+        import torch
+
+        pipe, empty, images = self._calls.pipe, self._calls.empty, self._calls.images
+        rows = range(len(self.cond)) if rows is None else rows
+        if empty is None:
+            return self.own[list(rows)]
+        half = [len(self.cond) + row for row in rows]  # of the conditional rows, which have the same latents
+        prompts = [row // images for row in rows]
+        more = dict(self._kwargs, encoder_hidden_states=empty[0][prompts])
+        if empty[1] is not None:
+            added = self._kwargs["added_cond_kwargs"]
+            ids = added["time_ids"][half]
+            more["added_cond_kwargs"] = dict(added, text_embeds=empty[1][prompts], time_ids=ids)
+        with torch.no_grad():
+            return pipe.unet(self._args[0][half], *self._args[1:], **more)[0].detach()
+
+    def set_cond(self, rows: Sequence[int], values: Any) -> None:
+        """Have the pipeline go on with other ε_c, [len(rows), C, H, W], for some images; others keep theirs."""
+        if not self._changed:
+            self._output, self._changed = self._output.clone(), True
+        self._output[[len(self.cond) + row for row in rows]] = values.to(self._output.dtype)
+
+    def changed(self) -> Any:
+        """Return the output in which `set_cond` has set something; None if nothing was set."""
+        return self._output if self._changed else None
+
+
+class UNetCalls:
+    """Within `with`, hands each call of a pipeline's UNet to functions, in turn.
+
+    Only calls by the thread that entered count: another thread's pipeline may share the UNet.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        prompts: int,
+        images: int,
+        needs: Needs,
+        watchers: Sequence[Callable[[UNetCall], None]],
+        *,
+        empty: tuple[Any, Any] | None = None,
+    ):
+        """Take a pipeline that is to generate `images` images of each of the prompts.
+
+        Args:
+            needs: what the calls are seen for.
+            watchers: what each call is handed to.
+            empty: the empty prompt's embeddings, torch [B, L, D], and pooled ones, [B, P] or None, where a negative
+                prompt is given, so that the pipeline's own other half is not ε_0.
+        """
+        self.pipe, self.images, self.empty = pipe, images, empty
+        self._rows, self._needs, self._watchers = prompts * images, needs, watchers
+
+    def __enter__(self) -> "UNetCalls":
+        self._thread, self._busy = threading.get_ident(), False
+        self._hook = self.pipe.unet.register_forward_hook(self._see, with_kwargs=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hook.remove()
+
+    def _see(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._busy or threading.get_ident() != self._thread:
+            return None
+        if len(output[0]) != 2 * self._rows:
+            raise InputError(
+                f"The UNet was called with {len(output[0])} rows for {self._rows} images, not two for each: "
+                f"{self._needs.what} needs classifier-free guidance in one call; {self._needs.instead}."
+            )
+        call = UNetCall(self, args, kwargs, output[0])
+        self._busy = True  # what a watcher calls the UNet for is not the sampler's
+        try:
+            for watcher in self._watchers:
+                watcher(call)
+        finally:
+            self._busy = False
+        changed = call.changed()
+        return None if changed is None else (changed, *output[1:])

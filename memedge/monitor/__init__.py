@@ -1,0 +1,1 @@
+"""Watching a generation from within: every step's own predictions, at no further pass."""

@@ -1,0 +1,126 @@
+"""Which statistic to look at, for how many steps, and from where on an image counts as memorized (docs/methods.md §6).
+
+Needs scikit-learn and SciPy, of the extra `eval`.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from memedge.calibration.conformal import rank_of
+from memedge.decision.operating_point import middle_of_gap
+from memedge.engine.arrays import Bools, Floats
+from memedge.engine.errors import InputError
+from memedge.engine.manifest import Estimate
+from memedge.metrics import auc, binomial, delong
+from memedge.monitor.statistics import STATISTICS, Statistic, running_maximum, values
+
+FEWEST_MEMORIZED = 5
+FOLDS = 5
+
+
+class Traces(NamedTuple):
+    """What was seen of N generations: norms [K, N], changes and moves [K − 1, N], float64."""
+
+    norms: Floats
+    changes: Floats
+    moves: Floats
+
+    def of(self, which: Bools) -> "Traces":
+        """Return those of some generations."""
+        return Traces(*(array[:, which] for array in self))
+
+
+class MonitorFit(NamedTuple):
+    """A statistic, its mean and deviation over clean images at each look, and the cut."""
+
+    statistic: Statistic
+    mean: Floats
+    deviation: Floats
+    cut: float
+
+    def memorized(self, traces: Traces) -> Bools:
+        """Return which of the generations reach the cut at any look, bool [N]."""
+        looks = len(self.mean)
+        of = values(self.statistic, *traces)[:looks]
+        found: Bools = running_maximum(self.statistic, of, self.mean, self.deviation)[-1] >= self.cut
+        return found
+
+
+def fit(traces: Traces, memorized: Bools, target_fpr: float) -> MonitorFit:
+    """Choose and fit; the cut is one on the maximum over all looks, which the share of false alarms is of.
+
+    The statistic and the number of looks are those whose maximum tells memorized from clean best (AUC), or the earliest
+    that is no worse by more than the standard error of the difference (DeLong's). The cut is a conformal one: with m
+    clean images, the k-th highest maximum is below it and the (k − 1)-th above, k = ⌊target_fpr (m + 1)⌋.
+
+    Args:
+        traces: of N generations.
+        memorized: which are of memorized prompts, bool [N].
+        target_fpr: the share of clean images that may be called memorized.
+
+    Raises:
+        InputError: too few prompts of either kind, or images whose steps are all alike.
+    """
+    clean = int((~memorized).sum())
+    rank = rank_of(target_fpr, clean)
+    if rank < 1:
+        raise InputError(
+            f"{clean} clean prompts cannot bound false alarms at {target_fpr:g}: give at least "
+            f"{math.ceil(1 / target_fpr) - 1}, or a larger target_fpr."
+        )
+    if memorized.sum() < FEWEST_MEMORIZED:
+        raise InputError(
+            f"There are {memorized.sum()} memorized prompts, which is too few to choose by: give at least "
+            f"{FEWEST_MEMORIZED}."
+        )
+    tried = list(_tried(traces, memorized))
+    pairs = [(maxima[memorized], maxima[~memorized]) for _, maxima in tried]
+    areas = [float(auc(*pair)) for pair in pairs]
+    best = int(np.argmax(areas))
+    order = sorted(range(len(tried)), key=lambda place: (len(tried[place][0].mean), -areas[place]))
+    chosen = next(place for place in order if place == best or _as_good(pairs[place], pairs[best]))
+    found, maxima = tried[chosen]
+    highest = np.sort(maxima[~memorized])[::-1]
+    return found._replace(cut=middle_of_gap(float(highest[rank - 1]), maxima))
+
+
+def cross_validate(traces: Traces, memorized: Bools, target_fpr: float) -> tuple[Estimate, Estimate]:
+    """Return the shares of memorized and of clean images that are called memorized, by fits to the other folds.
+
+    With exact binomial 95 % intervals (Clopper and Pearson). All is chosen and fitted anew for every fold.
+    """
+    called = np.empty(len(memorized), dtype=np.bool_)
+    folds = StratifiedKFold(min(FOLDS, int(memorized.sum())), shuffle=True, random_state=0)
+    for train, test in folds.split(memorized, memorized):
+        some, others = (np.isin(np.arange(len(memorized)), which) for which in (train, test))
+        share = max(target_fpr, 1 / (1 + int((~memorized[some]).sum())))  # of fewer images
+        called[others] = fit(traces.of(some), memorized[some], share).memorized(traces.of(others))
+    shares = [binomial(int(called[of].sum()), int(of.sum())) for of in (memorized, ~memorized)]
+    return Estimate(*shares[0]), Estimate(*shares[1])
+
+
+def _tried(traces: Traces, memorized: Bools) -> Iterator[tuple[MonitorFit, Floats]]:
+    """Yield each statistic with each number of looks, without a cut, and its running maxima [N]."""
+    for statistic in STATISTICS:
+        of = values(statistic, *traces)
+        known = ~np.isnan(of[:, 0])
+        mean, deviation = np.zeros(len(of)), np.ones(len(of))
+        mean[known], deviation[known] = of[known][:, ~memorized].mean(1), of[known][:, ~memorized].std(1)
+        if not np.isfinite(mean).all() or not (deviation > 0).all():
+            raise InputError(
+                "Some clean images have no guidance, or all the same one: leave the empty prompt out, and see whether "
+                "the pipeline guides."
+            )
+        highest = running_maximum(statistic, of, mean, deviation)
+        for looks in range(1 if known[0] else 2, len(of) + 1):
+            yield MonitorFit(statistic, mean[:looks], deviation[:looks], math.inf), highest[looks - 1]
+
+
+def _as_good(pair: tuple[Floats, Floats], best: tuple[Floats, Floats]) -> bool:
+    """Return whether an AUC is no lower than the best by more than the difference's standard error."""
+    lower, error, _ = delong((pair[0], best[0]), (pair[1], best[1]))
+    return lower <= error
