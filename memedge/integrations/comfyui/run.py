@@ -5,17 +5,18 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from comfy.model_management import InterruptProcessingException
 from comfy.samplers import calc_cond_batch
 
 from memedge.decision.reasons import SAID
 from memedge.engine.errors import InputError
 from memedge.integrations.comfyui.sampling import halves, kind_of, sigma_at
+from memedge.integrations.steering import SCALE, UNTIL
 from memedge.monitor.monitor import Monitor
 
 Action = Literal["interrupt", "flag", "steer"]
 LOG = logging.getLogger("memedge")
-OPPOSITE, UNTIL = -2.0, 650  # the guidance scale of a flagged image, until this training timestep (docs/remedies.md)
 EMPTY = "memedge_empty"  # among a guider's conditionings
 
 
@@ -47,7 +48,7 @@ class Run:
                 "Steering was measured on models of noise with 1000 training timesteps, which this one is not: use "
                 "another action."
             )
-        self._steered = ""
+        self._remedy = ""
         self.samples: Any = None
 
     @property
@@ -73,7 +74,7 @@ class Run:
     def _reason(self, norm: float, flagged: bool | None) -> str:
         sign = "≥" if flagged else "<"
         compared = ", no threshold" if flagged is None else f" {sign} threshold {self._threshold:.4g}"
-        return f"{SAID[flagged]}: norm {norm:.4g}{compared}{self._steered if flagged else ''}"
+        return f"{SAID[flagged]}: norm {norm:.4g}{compared}{self._remedy if flagged else ''}"
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
         """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
@@ -90,27 +91,20 @@ class Run:
             InputError: there is no unconditional half, or the latents are no images'.
             InterruptProcessingException: all images are memorized, and the action is "interrupt".
         """
+        _check(args)
         cond, uncond = args["conds_out"][:2]
-        if args["conds"][1] is None:
-            raise InputError(
-                "At cfg 1 ComfyUI computes no unconditional prediction, so there is no guidance to measure: raise cfg, "
-                "or remove the Memorization Gate."
-            )
-        if args["input"].ndim != 4:
-            raise InputError(
-                f"The latents have {args['input'].ndim} dimensions; the gate measures images, [B, C, H, W]: remove the "
-                "Memorization Gate."
-            )
         sigma = float(args["sigma"].flatten()[0])
+        wants_empty = self._has_empty and (not self._seen or self._steers(sigma))
+        origin = self._empty_denoised(args) if wants_empty else uncond
         if self._is_next(sigma):
-            first = self._seen == 0
-            origin = self._empty_denoised(args) if first and self._has_empty else uncond
             measured = halves(self._kind, args["input"].float(), sigma, cond.float(), origin.float())
             self._monitor.step(*(half.contiguous() for half in measured), sigma=sigma)
             self._seen += 1
-            if first:
+            if self._seen == 1:
                 self._decide(sigma)
-        return self._turned(args, sigma, cond, uncond)
+        if not self._steers(sigma):
+            return args["conds_out"]  # type: ignore[no-any-return]
+        return [self._steered(cond, uncond, origin, args["cond_scale"]), *args["conds_out"][1:]]
 
     def _is_next(self, sigma: float) -> bool:
         """Return whether an evaluation is the next step's first: samplers of a higher order add others between."""
@@ -122,26 +116,32 @@ class Run:
         return calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])[0]
 
     def _decide(self, sigma: float) -> None:
-        if self._action == "steer" and self._until is not None:
+        if self._action == "steer":
             late = f", not steered, as the run begins at t ≤ {UNTIL}"
-            self._steered = f", steered until t ≤ {UNTIL}" if sigma > self._until else late
+            self._remedy = f", steered until t ≤ {UNTIL}" if self._is_early(sigma) else late
         for reason in self.reasons():
             LOG.info("%s", reason)
         if self._action == "interrupt" and self.memorized is not None and self.memorized.all():
             LOG.warning("All images of the batch are memorized: the Memorization Gate interrupts the run.")
             raise InterruptProcessingException
 
-    def _turned(self, args: dict[str, Any], sigma: float, cond: Any, uncond: Any) -> list[Any]:
-        """Return the halves, with ε_c of flagged images moved so that the user's guidance makes the opposite one."""
-        if self._action != "steer" or self._until is None or sigma <= self._until:
-            return args["conds_out"]  # type: ignore[no-any-return]
-        if args["cond_scale"] == 0:
-            raise InputError("At cfg 0 there is no guidance to turn round: raise cfg, or use another action.")
-        import torch
+    def _is_early(self, sigma: float) -> bool:
+        return self._until is not None and sigma > self._until
 
+    def _steers(self, sigma: float) -> bool:
+        flagged = self.memorized
+        return self._action == "steer" and self._is_early(sigma) and flagged is not None and bool(flagged.any())
+
+    def _steered(self, cond: Any, uncond: Any, origin: Any, scale: float) -> Any:
+        """Return the prompt's half with that of flagged images moved, so that the sampler's own guidance is opposite.
+
+        It is linear, so that it holds for denoised images as for predictions (memedge/integrations/steering.py).
+        """
+        if scale == 0:
+            raise InputError("At cfg 0 there is no guidance to turn round: raise cfg, or use another action.")
         flagged = torch.from_numpy(self.memorized).to(cond.device)[:, None, None, None]
-        opposite = uncond + (OPPOSITE / args["cond_scale"]) * (cond - uncond)
-        return [torch.where(flagged, opposite, cond), *args["conds_out"][1:]]
+        wanted = origin + SCALE * (cond - origin)
+        return torch.where(flagged, uncond + (wanted - uncond) / scale, cond)
 
     def end(self, samples: Any) -> None:
         """Take the run's latents.
@@ -156,3 +156,16 @@ class Run:
             )
         self.samples = samples.detach().cpu()
         self._guider = None  # which holds models
+
+
+def _check(args: dict[str, Any]) -> None:
+    if args["conds"][1] is None:
+        raise InputError(
+            "At cfg 1 ComfyUI computes no unconditional prediction, so there is no guidance to measure: raise cfg, or "
+            "remove the Memorization Gate."
+        )
+    if args["input"].ndim != 4:
+        raise InputError(
+            f"The latents have {args['input'].ndim} dimensions; the gate measures images, [B, C, H, W]: remove the "
+            "Memorization Gate."
+        )

@@ -49,12 +49,14 @@ def generate(model, positive, negative, x=None, cfg=CFG, sampler="euler", **opti
     return sample(model, x, STEPS, cfg, sampler, "simple", positive, negative, image, disable_pbar=True, **options)
 
 
+def predicted(model, cond, x, t):
+    with torch.no_grad():
+        return model.model.diffusion_model.unet(x, t, cond[0][0].expand(len(x), -1, -1)).sample
+
+
 def first_norm(model, positive, negative, x, t=999, **options):
     """Return the norm of the UNet's own predictions on the noise itself, which is x_t of the first step."""
-    unet = model.model.diffusion_model.unet
-    with torch.no_grad():
-        halves = [unet(x, t, cond[0][0].expand(len(x), -1, -1)).sample for cond in (positive, negative)]
-    return guidance_stats(*halves, **options).norm
+    return guidance_stats(predicted(model, positive, x, t), predicted(model, negative, x, t), **options).norm
 
 
 def rows_of(model, run):
@@ -107,32 +109,36 @@ def test_a_run_is_interrupted_after_its_first_step_if_all_its_images_are_memoriz
         assert rows_of(model, run) == 2 * 2 * steps
 
 
-def test_guidance_of_memorized_images_is_opposite_until_timestep_650(model, conds):
+@pytest.mark.parametrize("negative", ["", CLEAN])
+def test_guidance_of_memorized_images_is_opposite_until_timestep_650(model, conds, negative):
     """As a function for guidance in the bare model makes it; an image that is not memorized stays as it was."""
     norms = first_norm(model, conds[MEMORIZED], conds[""], noise())
-    gate = Gate(norms.mean(), "steer")
-    samples = generate(gate.patch(model), conds[MEMORIZED], conds[""])
+    gate = Gate(norms.mean(), "steer", conds[""] if negative else None)
+    samples = generate(gate.patch(model), conds[MEMORIZED], conds[negative])
     run = gate.run_of(samples)
     np.testing.assert_array_equal(run.memorized, norms > norms.mean())
     (flagged,) = np.flatnonzero(run.memorized)
     assert run.reasons()[flagged].endswith(", steered until t ≤ 650")
     assert run.reasons()[1 - flagged].startswith("ok: norm ")
 
-    scales = []
-
     def opposite(args):
-        scales.append(-2.0 if model.get_model_object("model_sampling").timestep(args["sigma"][:1]) > 650 else CFG)
-        uncond = args["uncond_denoised"]
-        return args["input"] - (uncond + scales[-1] * (args["cond_denoised"] - uncond))
+        x, sigma = args["input"], args["sigma"][:1]
+        t = model.get_model_object("model_sampling").timestep(sigma)
+        times.append(int(t))
+        if t <= 650:
+            return x - args["uncond_denoised"] - CFG * (args["cond_denoised"] - args["uncond_denoised"])
+        empty = x - sigma * predicted(model, conds[""], x / (1 + sigma**2) ** 0.5, t)
+        return x - empty + 2 * (args["cond_denoised"] - empty)
 
-    bare = generate(model, conds[MEMORIZED], conds[""])
+    times = []
+    bare = generate(model, conds[MEMORIZED], conds[negative])
     reference = model.clone()
     reference.set_model_sampler_cfg_function(opposite)
-    steered = generate(reference, conds[MEMORIZED], conds[""])
-    assert scales == [-2, -2, CFG, CFG]
+    steered = generate(reference, conds[MEMORIZED], conds[negative])
+    assert times == [999, 749, 499, 249]
     assert torch.equal(samples[1 - flagged], bare[1 - flagged])
     torch.testing.assert_close(samples[flagged], steered[flagged], rtol=1e-3, atol=1e-3)
-    assert (steered - bare).abs().max() > 0.1
+    assert (steered - bare)[flagged].abs().max() > 0.1
 
 
 def test_a_run_that_begins_late_says_that_nothing_was_steered(model, conds):
