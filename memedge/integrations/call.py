@@ -48,6 +48,8 @@ class Call:
         if not (embeddings is None or hasattr(embeddings, "detach")):
             raise InputError(f"prompt_embeds is {type(embeddings).__name__}: give a torch tensor, as to the pipeline.")
         self._check_guides()
+        given = self._bound.arguments.items()
+        self._negative = any(value is not None for name, value in given if name.startswith("negative_"))
         self.prompts: list[Any] = [None] * len(embeddings) if prompt is None else _listed(prompt)
         self.images = int(self.get("num_images_per_prompt") or 1)
         if prompt is not None:
@@ -72,8 +74,7 @@ class Call:
         Tensors, and None for pooled ones in models without. None if nothing negative is given, be it a size of SDXL's:
         then the pipeline's own call has them.
         """
-        given = self._bound.arguments.items()
-        if all(value is None for name, value in given if name.startswith("negative_")):
+        if not self._negative:
             return None
         text = [""] * len(self.prompts) if self.get("prompt") is None else self.get("prompt")
         leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2"))

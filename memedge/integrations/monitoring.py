@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs, check_calls, check_scale
 from memedge.integrations.known import check_class
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
 from memedge.monitor.calibration import MonitorCalibration
-from memedge.monitor.fitting import Traces, cross_validate, fit
+from memedge.monitor.fitting import Traces, check_counts, cross_validate, fit
 from memedge.monitor.monitor import Monitor
 from memedge.prompts.text import checked_prompts
 
@@ -76,9 +75,8 @@ def calibrate(
     check_class(pipe)
     check_calls(pipe, MONITOR)
     check_scale(guidance_scale, MONITOR)
-    if not 0 < target_fpr < 1:
-        raise InputError(f"target_fpr is {target_fpr!r}: give a rate between 0 and 1.")
     prompts = [*checked_prompts(memorized), *checked_prompts(clean)]
+    check_counts(len(memorized), len(clean), target_fpr)
     of_memorized = np.arange(len(prompts)) < len(memorized)
     seen: list[Traces] = []
     timesteps: list[float] = []

@@ -50,6 +50,21 @@ class MonitorFit(NamedTuple):
         return found
 
 
+def check_counts(memorized: int, clean: int, target_fpr: float) -> None:
+    """Raise InputError for a rate that is none, or too few prompts of either kind."""
+    if not 0 < target_fpr < 1:
+        raise InputError(f"target_fpr is {target_fpr!r}: give a rate between 0 and 1.")
+    if rank_of(target_fpr, clean) < 1:
+        raise InputError(
+            f"{clean} clean prompts cannot bound false alarms at {target_fpr:g}: give at least "
+            f"{math.ceil(1 / target_fpr) - 1}, or a larger target_fpr."
+        )
+    if memorized < FEWEST_MEMORIZED:
+        raise InputError(
+            f"There are {memorized} memorized prompts, which is too few to choose by: give at least {FEWEST_MEMORIZED}."
+        )
+
+
 def fit(traces: Traces, memorized: Bools, target_fpr: float) -> MonitorFit:
     """Choose and fit; the cut is one on the maximum over all looks, which the share of false alarms is of.
 
@@ -63,20 +78,8 @@ def fit(traces: Traces, memorized: Bools, target_fpr: float) -> MonitorFit:
         target_fpr: the share of clean images that may be called memorized.
 
     Raises:
-        InputError: too few prompts of either kind, or images whose steps are all alike.
+        InputError: images without guidance, or whose steps are all alike.
     """
-    clean = int((~memorized).sum())
-    rank = rank_of(target_fpr, clean)
-    if rank < 1:
-        raise InputError(
-            f"{clean} clean prompts cannot bound false alarms at {target_fpr:g}: give at least "
-            f"{math.ceil(1 / target_fpr) - 1}, or a larger target_fpr."
-        )
-    if memorized.sum() < FEWEST_MEMORIZED:
-        raise InputError(
-            f"There are {memorized.sum()} memorized prompts, which is too few to choose by: give at least "
-            f"{FEWEST_MEMORIZED}."
-        )
     tried = list(_tried(traces, memorized))
     pairs = [(maxima[memorized], maxima[~memorized]) for _, maxima in tried]
     areas = [float(auc(*pair)) for pair in pairs]
@@ -85,6 +88,7 @@ def fit(traces: Traces, memorized: Bools, target_fpr: float) -> MonitorFit:
     chosen = next(place for place in order if place == best or _as_good(pairs[place], pairs[best]))
     found, maxima = tried[chosen]
     highest = np.sort(maxima[~memorized])[::-1]
+    rank = max(rank_of(target_fpr, len(highest)), 1)  # the folds of a cross-validation have fewer
     return found._replace(cut=middle_of_gap(float(highest[rank - 1]), maxima))
 
 
@@ -97,8 +101,7 @@ def cross_validate(traces: Traces, memorized: Bools, target_fpr: float) -> tuple
     folds = StratifiedKFold(min(FOLDS, int(memorized.sum())), shuffle=True, random_state=0)
     for train, test in folds.split(memorized, memorized):
         some, others = (np.isin(np.arange(len(memorized)), which) for which in (train, test))
-        share = max(target_fpr, 1 / (1 + int((~memorized[some]).sum())))  # of fewer images
-        called[others] = fit(traces.of(some), memorized[some], share).memorized(traces.of(others))
+        called[others] = fit(traces.of(some), memorized[some], target_fpr).memorized(traces.of(others))
     shares = [binomial(int(called[of].sum()), int(of.sum())) for of in (memorized, ~memorized)]
     return Estimate(*shares[0]), Estimate(*shares[1])
 
@@ -108,13 +111,14 @@ def _tried(traces: Traces, memorized: Bools) -> Iterator[tuple[MonitorFit, Float
     for statistic in STATISTICS:
         of = values(statistic, *traces)
         known = ~np.isnan(of[:, 0])
-        mean, deviation = np.zeros(len(of)), np.ones(len(of))
-        mean[known], deviation[known] = of[known][:, ~memorized].mean(1), of[known][:, ~memorized].std(1)
-        if not np.isfinite(mean).all() or not (deviation > 0).all():
+        clean = of[known][:, ~memorized]
+        if not np.isfinite(of[known]).all() or (clean.min(axis=1) == clean.max(axis=1)).any():
             raise InputError(
-                "Some clean images have no guidance, or all the same one: leave the empty prompt out, and see whether "
-                "the pipeline guides."
+                "Some images have no guidance, or all the same one: leave the empty prompt out, and see whether the "
+                "pipeline guides."
             )
+        mean, deviation = np.zeros(len(of)), np.ones(len(of))
+        mean[known], deviation[known] = clean.mean(axis=1), clean.std(axis=1)
         highest = running_maximum(statistic, of, mean, deviation)
         for looks in range(1 if known[0] else 2, len(of) + 1):
             yield MonitorFit(statistic, mean[:looks], deviation[:looks], math.inf), highest[looks - 1]

@@ -1,14 +1,38 @@
-"""Diffusers pipelines for the guard: from a checkpoint's own parts, with a VAE as small as one can be."""
+"""Diffusers pipelines for the guard, from a checkpoint's own parts, with a VAE as small as one can be."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+)
+from engines import PROVENANCE, edit_manifest
 from transformers import AutoTokenizer, CLIPTextModel, CLIPTextModelWithProjection
 
+from memedge import Detector
+from memedge.integrations.diffusers import GuardedOutput
+
+SCHEDULERS = [
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    EulerAncestralDiscreteScheduler,
+    DPMSolverMultistepScheduler,
+    UniPCMultistepScheduler,
+    PNDMScheduler,
+]
+GIVEN = {"gamma_norm": 1.0, "gamma_alignment": 0.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
 EMOJI = Path(__file__).parents[2] / "bench" / "tiny" / "emoji"
 
 
@@ -62,3 +86,42 @@ def recorded(unet: torch.nn.Module) -> Iterator[list[UnetCall]]:
         yield calls
     finally:
         hook.remove()
+
+
+class Model(NamedTuple):
+    """A pipeline, a detector on its engine, and prompts that are and are not memorized to that detector."""
+
+    pipe: Any
+    detector: Detector
+    clean: list[str]
+    memorized: list[str]
+
+
+def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
+    """Calibrate a random model's engine to the norm, so that the upper two of four prompts are memorized."""
+    prompts = ["a star", "zebra on skis", "two cats", "moon"]
+    norms = Detector.load(engine).score(prompts).norm
+    order = np.argsort(norms)
+    threshold = float(norms[order[1:3]].mean())
+    given = GIVEN | {"threshold": threshold, "clean_score": 0.99 * threshold}
+    edit_manifest(engine, lambda m: m.update(calibrations={"cpu-fp32": given}))
+    return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
+
+
+def seeded(seed: int = 7) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def same(a, b) -> bool:
+    """Whether two images, arrays or tensors are equal bit by bit."""
+    return type(a) is type(b) and np.array_equal(np.asarray(a), np.asarray(b))
+
+
+def actions(result: GuardedOutput) -> list[str]:
+    return [verdict.action for verdict in result.verdicts]
+
+
+def mean_norms(output: torch.Tensor, prompts: int) -> list[float]:
+    """‖Δ‖ by its definition, from the two halves of a UNet's output: the mean over each prompt's images."""
+    uncond, cond = output.chunk(2)
+    return (cond - uncond).flatten(1).norm(dim=1).reshape(prompts, -1).mean(1).tolist()

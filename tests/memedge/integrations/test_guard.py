@@ -1,13 +1,10 @@
 """The guard around real diffusers pipelines: the same pictures, or none; its verdicts; its hook; every mistake."""
 
 import copy as copying
-import shutil
 import subprocess
 import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,23 +15,17 @@ from diffusers import (
     DDPMPipeline,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
-    PNDMScheduler,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UniPCMultistepScheduler,
 )
-from engines import PROVENANCE, edit_manifest
-from guarded import make_pipe, recorded
+from engines import edit_manifest
+from guarded import SCHEDULERS, Model, actions, make_pipe, mean_norms, recorded, same, seeded
 from PIL import Image
-from pipelines import make
 
 from memedge import Detector, InputError
 from memedge.engine.errors import NotFiniteError
-from memedge.export.export import export
 from memedge.integrations.diffusers import GuardedOutput, GuardVerdict, guard
 from memedge.integrations.guarded import mitigated
 from memedge.mitigation.mitigator import Mitigation
@@ -42,71 +33,8 @@ from memedge.results import Scores
 
 MEMORIZED = ["the burrito sign", "the left luggage sign"]
 CLEAN = ["cute ship", "a briefcase"]
-SCHEDULERS = [
-    DDIMScheduler,
-    EulerDiscreteScheduler,
-    EulerAncestralDiscreteScheduler,
-    DPMSolverMultistepScheduler,
-    UniPCMultistepScheduler,
-    PNDMScheduler,
-]
 # diffusers 0.42.1 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-GIVEN = {"gamma_norm": 1.0, "gamma_alignment": 0.0, "alignment": "channel", "operands": "uncond_delta", **PROVENANCE}
-
-
-def seeded(seed: int = 7) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def same(a, b) -> bool:
-    """Whether two images, arrays or tensors are equal bit by bit."""
-    return type(a) is type(b) and np.array_equal(np.asarray(a), np.asarray(b))
-
-
-def actions(result: GuardedOutput) -> list[str]:
-    return [verdict.action for verdict in result.verdicts]
-
-
-def mean_norms(output: torch.Tensor, prompts: int) -> list[float]:
-    """‖Δ‖ by its definition, from the two halves of a UNet's output: the mean over each prompt's images."""
-    uncond, cond = output.chunk(2)
-    return (cond - uncond).flatten(1).norm(dim=1).reshape(prompts, -1).mean(1).tolist()
-
-
-class Model(NamedTuple):
-    """A pipeline, a detector on its engine, and prompts that are and are not memorized to that detector."""
-
-    pipe: Any
-    detector: Detector
-    clean: list[str]
-    memorized: list[str]
-
-
-def calibrate(engine: Path) -> tuple[Detector, list[str], list[str]]:
-    """Calibrate a random model's engine to the norm, so that the upper two of four prompts are memorized."""
-    prompts = ["a star", "zebra on skis", "two cats", "moon"]
-    norms = Detector.load(engine).score(prompts).norm
-    order = np.argsort(norms)
-    threshold = float(norms[order[1:3]].mean())
-    given = GIVEN | {"threshold": threshold, "clean_score": 0.99 * threshold}
-    edit_manifest(engine, lambda m: m.update(calibrations={"cpu-fp32": given}))
-    return Detector.load(engine), [prompts[i] for i in order[:2]], [prompts[i] for i in order[2:]]
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint, engine, tmp_path_factory):
-    calibrated = shutil.copytree(engine, tmp_path_factory.mktemp("calibrated") / "engine")
-    return Model(make_pipe(StableDiffusionPipeline, checkpoint), *calibrate(calibrated))
-
-
-@pytest.fixture
-def small(model, checkpoint):
-    """The random model, with its own scheduler, and without a hook on its UNet before and after."""
-    model.pipe.scheduler = DDIMScheduler.from_pretrained(checkpoint / "scheduler")
-    assert not model.pipe.unet._forward_hooks
-    yield model
-    assert not model.pipe.unet._forward_hooks
 
 
 @pytest.fixture(scope="module")
@@ -120,15 +48,6 @@ def emoji(detector):
         if detector.score_embeddings(read).score[0] != pytest.approx(detector.score(MEMORIZED[:1]).score[0], rel=1e-3):
             pytest.skip("this transformers reads the embedded checkpoint otherwise than the one it was made with")
     return Model(pipe, detector, CLEAN, MEMORIZED)
-
-
-@pytest.fixture(scope="module")
-def sdxl(tmp_path_factory):
-    """A random SDXL model."""
-    folder = tmp_path_factory.mktemp("sdxl")
-    checkpoint = make(folder / "checkpoint", "sdxl")
-    export(checkpoint, folder / "engine")
-    return Model(make_pipe(StableDiffusionXLPipeline, checkpoint), *calibrate(folder / "engine"))
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)

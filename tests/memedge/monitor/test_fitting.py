@@ -5,7 +5,7 @@ import pytest
 
 from memedge import InputError
 from memedge.metrics import binomial
-from memedge.monitor.fitting import Traces, cross_validate, fit
+from memedge.monitor.fitting import Traces, check_counts, cross_validate, fit
 from memedge.monitor.statistics import running_maximum, values
 
 STEPS = 12
@@ -55,13 +55,16 @@ def test_what_tells_most_is_chosen_and_the_earliest_of_equals():
 
 
 @pytest.mark.parametrize(
-    ("memorized", "clean", "message"),
-    [(20, 50, "50 clean prompts cannot bound false alarms at 0.01: give at least 99"), (4, 200, "give at least 5")],
+    ("memorized", "clean", "target_fpr", "message"),
+    [
+        (20, 50, 0.01, "50 clean prompts cannot bound false alarms at 0.01: give at least 99"),
+        (4, 200, 0.01, "give at least 5"),
+        (9, 9, 2, "rate between 0 and 1"),
+    ],
 )
-def test_too_few_prompts_are_refused(memorized, clean, message):
-    traces = together(generations(memorized, 1.0, 0), generations(clean, 0.0, 1))
+def test_too_few_prompts_are_refused(memorized, clean, target_fpr, message):
     with pytest.raises(InputError, match=message):
-        fit(traces, np.arange(memorized + clean) < memorized, 0.01)
+        check_counts(memorized, clean, target_fpr)
 
 
 def test_generations_without_guidance_are_refused():

@@ -1,0 +1,99 @@
+"""The monitor in real pipelines: it sees what the sampler sees, changes nothing, and is calibrated by generations."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+)
+from guarded import make_pipe
+
+from memedge import InputError, Monitor
+from memedge.integrations.monitoring import MONITOR, feed, make_monitor
+from memedge.integrations.unet_calls import UNetCall, UNetCalls
+
+STEPS, SCALE = 3, 4.0
+PROMPTS = ["the left luggage sign", "a briefcase"]
+# diffusers 0.42.1 with NumPy 2.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return make_pipe(StableDiffusionPipeline)
+
+
+def generate(pipe: Any) -> Any:
+    generator = [torch.Generator().manual_seed(seed) for seed in range(len(PROMPTS))]
+    options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent"}
+    return pipe(PROMPTS, generator=generator, **options).images
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, PNDMScheduler]
+)
+def test_it_sees_what_the_sampler_sees_and_changes_nothing(pipe, scheduler):
+    more = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}  # as in Stable Diffusion's configurations
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **more)
+    rows: list[torch.Tensor] = []
+    hook = pipe.unet.register_forward_hook(lambda _unet, args, output: rows.append((args[0], output[0])))
+    bare = generate(pipe)
+    hook.remove()
+    monitor, timesteps = make_monitor(pipe), []
+
+    def watch(call: UNetCall) -> None:
+        timesteps.append(call.timestep)
+        feed(monitor, call)
+
+    with UNetCalls(pipe, len(PROMPTS), 1, MONITOR, [watch]):
+        assert torch.equal(generate(pipe), bare)
+    norms, conds, latents = [], [], []
+    for sample, predicted in rows:
+        uncond, cond = predicted.double().chunk(2)
+        norms.append((cond - uncond).flatten(1).norm(dim=1))
+        conds.append(cond)
+        latents.append(sample.double()[2:])
+    assert monitor.steps == len(rows) == len(timesteps)
+    np.testing.assert_allclose(monitor.norms, torch.stack(norms).numpy(), rtol=1e-5)
+    changes = torch.stack(conds).diff(dim=0).square().flatten(2).sum(2)
+    np.testing.assert_allclose(monitor.changes, changes.numpy(), rtol=1e-4, atol=1e-9)
+    moves = torch.stack(latents).diff(dim=0).flatten(2).norm(dim=2)
+    np.testing.assert_allclose(monitor.moves, moves.numpy(), rtol=1e-4, atol=1e-9)
+
+
+def test_a_calibration_is_of_the_pipelines_own_generations(pipe):
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    memorized = ["the left luggage sign", "the burrito sign", "eraser", "rooster", "trolleybus sticker"]
+    clean = [f"cute {word}" for word in ("ship", "cat", "sun", "bread", "leaf", "car", "key")]
+    made: list[tuple[int, int]] = []
+    options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "target_fpr": 0.125, "batch": 5}
+    found = Monitor.calibrate(pipe, memorized, clean, **options, progress=lambda *counts: made.append(counts))
+    assert made == [(5, 12), (10, 12), (12, 12)]
+    assert (found.scheduler, found.steps, found.guidance_scale) == ("DDIMScheduler", STEPS, SCALE)
+    assert found.timesteps == (667.0, 334.0, 1.0)
+    assert found == Monitor.calibrate(pipe, memorized, clean, **options)
+
+    monitor = make_monitor(pipe, found)
+    with UNetCalls(pipe, len(PROMPTS), 1, MONITOR, [lambda call: feed(monitor, call)]):
+        generate(pipe)
+    assert monitor.decided
+    assert [verdict.memorized for verdict in monitor.verdicts()] == monitor.memorized.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance_scale": 1.0}, "no guidance"),
+        ({"target_fpr": 2}, "rate between 0 and 1"),
+        ({"clean": ["a", 3]}, "not text"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(pipe, options, message):
+    with pytest.raises(InputError, match=message):
+        Monitor.calibrate(pipe, **{"memorized": ["x"], "clean": ["y"], "num_inference_steps": 1} | options)
