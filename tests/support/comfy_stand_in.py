@@ -3,16 +3,18 @@
 tests/memedge/integrations/test_comfyui.py runs on it, and on the real one where MEMEDGE_COMFYUI names its folder.
 """
 
+# ruff: noqa: ARG002 - the signatures are ComfyUI's
 import math
 import sys
 from enum import Enum
+from itertools import pairwise
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 
 
-class InterruptProcessingException(Exception):
+class InterruptProcessingException(Exception):  # noqa: N818
     """What ComfyUI ends a run with that a user interrupted."""
 
 
@@ -53,23 +55,23 @@ class EDM(V_PREDICTION):
 
 
 class X0(EPS):
-    def calculate_denoised(self, sigma: Any, model_output: Any, model_input: Any) -> Any:  # noqa: ARG002
+    def calculate_denoised(self, sigma: Any, model_output: Any, model_input: Any) -> Any:
         return model_output
 
 
 class CONST:
-    def calculate_input(self, sigma: Any, noise: Any) -> Any:  # noqa: ARG002
+    def calculate_input(self, sigma: Any, noise: Any) -> Any:
         return noise
 
     def calculate_denoised(self, sigma: Any, model_output: Any, model_input: Any) -> Any:
         return model_input - sigma * model_output
 
-    def noise_scaling(self, sigma: Any, noise: Any, latent_image: Any, max_denoise: bool = False) -> Any:  # noqa: ARG002
+    def noise_scaling(self, sigma: Any, noise: Any, latent_image: Any, max_denoise: bool = False) -> Any:
         return sigma * noise + (1 - sigma) * latent_image
 
 
 class ModelSamplingDiscrete(torch.nn.Module):
-    def __init__(self, model_config: Any = None):  # noqa: ARG002
+    def __init__(self, model_config: Any = None):
         super().__init__()
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas = torch.cumprod(1 - betas, 0)
@@ -86,7 +88,7 @@ class ModelSamplingDiscrete(torch.nn.Module):
 
 
 class ModelSamplingDiscreteFlow(torch.nn.Module):
-    def __init__(self, model_config: Any = None):  # noqa: ARG002
+    def __init__(self, model_config: Any = None):
         super().__init__()
         self.register_buffer("sigmas", torch.arange(1, 1001) / 1000)
 
@@ -156,7 +158,7 @@ class ModelPatcher:
     def set_model_sampler_pre_cfg_function(
         self,
         pre_cfg_function: Any,
-        disable_cfg1_optimization: bool = False,  # noqa: ARG002
+        disable_cfg1_optimization: bool = False,
     ) -> None:
         found = self.model_options.get("sampler_pre_cfg_function", [])
         self.model_options["sampler_pre_cfg_function"] = [*found, pre_cfg_function]
@@ -195,7 +197,7 @@ class CFGGuider:
     def __call__(self, x: Any, timestep: Any) -> Any:
         return self.predict_noise(x, timestep, self.model_options)
 
-    def predict_noise(self, x: Any, timestep: Any, model_options: Any, seed: Any = None) -> Any:  # noqa: ARG002
+    def predict_noise(self, x: Any, timestep: Any, model_options: Any, seed: Any = None) -> Any:
         """Do classifier-free guidance with the patches of `model_options`; return what is denoised."""
         model, scale = self.model_patcher.model, self.cfg
         short = math.isclose(scale, 1) and not model_options.get("disable_cfg1_optimization", False)
@@ -210,27 +212,33 @@ class CFGGuider:
         return out[1] + scale * (out[0] - out[1])
 
     def outer_sample(
-        self, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, denoise_mask: Any, callback: Any,
-        disable_pbar: Any, seed: Any, latent_shapes: Any = None,
-    ) -> Any:  # fmt: skip  # noqa: ARG002
+        self, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *others: Any, latent_shapes: Any = None
+    ) -> Any:
         sampling = self.model_patcher.get_model_object("model_sampling")
         full = math.isclose(float(sigmas[0]), float(sampling.sigmas[-1]), rel_tol=1e-5)
         return sampler(self, sampling.noise_scaling(sigmas[0], noise, latent_image, full), sigmas)
 
-    def sample(self, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, denoise_mask: Any = None,
-               callback: Any = None, disable_pbar: Any = False, seed: Any = None) -> Any:  # fmt: skip
+    def sample(
+        self,
+        noise: Any,
+        latent_image: Any,
+        sampler: Any,
+        sigmas: Any,
+        denoise_mask: Any = None,
+        callback: Any = None,
+        disable_pbar: Any = False,
+        seed: Any = None,
+    ) -> Any:
         self.conds = {name: [dict(one) for one in cond] for name, cond in self.original_conds.items()}
         keys = self.model_patcher.wrappers.get(WrappersMP.OUTER_SAMPLE, {})
         run = Executor(self.outer_sample, self, [one for wrappers in keys.values() for one in wrappers])
-        shapes = [latent_image.shape]
-        return run(
-            noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, latent_shapes=shapes
-        )
+        others, shapes = (denoise_mask, callback, disable_pbar, seed), [latent_image.shape]
+        return run(noise, latent_image, sampler, sigmas, *others, latent_shapes=shapes)
 
 
 def euler(model: Any, x: Any, sigmas: Any, heun: bool = False) -> Any:
     """Integrate from the first σ to the last, by Euler's method or Heun's."""
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in pairwise(sigmas):
         slope = (x - model(x, sigma.expand(len(x)))) / sigma
         ahead = x + slope * (after - sigma)
         if heun and after > 0:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, CLIPTextModel
 
 REAL = os.environ.get("MEMEDGE_COMFYUI")
 EMOJI = Path(__file__).parents[2] / "bench/tiny/emoji"
+LOADER = Path(__file__).with_name("comfyui_loader.py")
 
 if REAL:
     sys.path.insert(0, REAL)

@@ -1,4 +1,4 @@
-"""memedge as nodes of ComfyUI (docs/comfyui.md): this folder, linked or copied into custom_nodes, is the node package."""
+"""memedge as nodes of ComfyUI: this folder, linked or copied into custom_nodes, is the package (docs/comfyui.md)."""
 
 from typing import Any
 

@@ -29,7 +29,7 @@ class MemorizationGate(io.ComfyNode):  # type: ignore[misc]
             node_id="MemedgeMemorizationGate",
             display_name="Memorization Gate",
             category=CATEGORY,
-            description="Measures, at no further pass of the model, how hard the prompt pulls in a sampler's first step.",
+            description="Measures, at no further pass of the model, how hard the prompt pulls in the first step.",
             inputs=[
                 io.Model.Input("model"),
                 io.Float.Input(

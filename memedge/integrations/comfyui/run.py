@@ -78,8 +78,8 @@ class Run:
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
         """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
-        found = self._monitor.map((height, width))
-        return (found / max(float(found.max()), np.finfo(np.float32).tiny)).astype(np.float32)
+        found: npt.NDArray[np.float32] = self._monitor.map((height, width))
+        return found / max(found.max(), np.finfo(np.float32).tiny)
 
     def see(self, args: dict[str, Any]) -> list[Any]:
         """Take one evaluation of the model, and return what the sampler is to make of it: both denoised halves.
@@ -89,7 +89,7 @@ class Run:
 
         Raises:
             InputError: there is no unconditional half, or the latents are no images'.
-            InterruptProcessingException: all images are memorized, and the action is "interrupt".
+            InterruptProcessingException: all images are memorized, and the action is so, or it is too late to steer.
         """
         _check(args)
         cond, uncond = args["conds_out"][:2]
@@ -116,12 +116,14 @@ class Run:
         return calc_cond_batch(args["model"], conds, args["input"], args["sigma"], args["model_options"])[0]
 
     def _decide(self, sigma: float) -> None:
+        too_late = self._action == "steer" and not self._is_early(sigma)
         if self._action == "steer":
             late = f", not steered, as the run begins at t ≤ {UNTIL}"
-            self._remedy = f", steered until t ≤ {UNTIL}" if self._is_early(sigma) else late
+            self._remedy = late if too_late else f", steered until t ≤ {UNTIL}"
         for reason in self.reasons():
             LOG.info("%s", reason)
-        if self._action == "interrupt" and self.memorized is not None and self.memorized.all():
+        stops = self._action == "interrupt" or too_late
+        if stops and self.memorized is not None and self.memorized.all():
             LOG.warning("All images of the batch are memorized: the Memorization Gate interrupts the run.")
             raise InterruptProcessingException
 

@@ -5,6 +5,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfyui
 import numpy as np
@@ -141,10 +142,16 @@ def test_guidance_of_memorized_images_is_opposite_until_timestep_650(model, cond
     assert (steered - bare)[flagged].abs().max() > 0.1
 
 
-def test_a_run_that_begins_late_says_that_nothing_was_steered(model, conds):
-    gate = Gate(1e-3, "steer")
-    samples = generate(gate.patch(model), conds[CLEAN], conds[""], denoise=0.5)
-    assert gate.run_of(samples).reasons()[0].endswith(", not steered, as the run begins at t ≤ 650")
+def test_a_run_that_begins_late_cannot_be_steered(model, conds):
+    """It is interrupted if all its images are memorized, as a guard blocks them; else its report says so."""
+    with pytest.raises(InterruptProcessingException):
+        generate(Gate(1e-3, "steer").patch(model), conds[CLEAN], conds[""], denoise=0.5)
+    measuring = Gate(None, "flag")
+    norm = measuring.run_of(generate(measuring.patch(model), conds[CLEAN], conds[""], denoise=0.5)).norm
+    gate = Gate(norm.mean(), "steer")
+    run = gate.run_of(generate(gate.patch(model), conds[CLEAN], conds[""], denoise=0.5))
+    assert run.reasons()[norm.argmax()].endswith(", not steered, as the run begins at t ≤ 650")
+    assert run.reasons()[norm.argmin()].startswith("ok: norm ")
 
 
 def test_a_negative_prompt_does_not_hide_the_prompt(model, conds):
@@ -199,14 +206,12 @@ def test_guiders_without_the_hook_are_refused(model, conds):
 
     guider = Guider(Gate(None, "flag").patch(model))
     guider.set_conds(conds[CLEAN], conds[""])
-    from comfy_stand_in import euler
 
     class Sampler:
-        def sample(self, guider, *_args):
+        def sample(self, *_args):
             return noise()
 
-        def __call__(self, guider, x, sigmas):
-            return euler(guider, x, sigmas)
+        __call__ = sample
 
     with pytest.raises(InputError, match="does not give the model's two predictions"):
         guider.sample(noise(), torch.zeros(2, 4, 16, 16), Sampler(), torch.tensor([1.0, 0.0]), disable_pbar=True)
@@ -262,6 +267,70 @@ def test_workflow_fits_the_nodes():
         for link in node["inputs"].values():
             if isinstance(link, list) and (schema := found.get(nodes[link[0]]["class_type"])):
                 assert link[1] < len(schema.outputs)
+
+
+def test_the_workflow_for_the_canvas_is_the_same():
+    """Its nodes, their links and their widgets' values, by each input's name."""
+    api = json.loads(API.read_text())
+    canvas = json.loads((FOLDER / "example_workflows/memorization_gate.json").read_text())
+    links = {link[0]: [str(link[1]), link[2]] for link in canvas["links"]}
+    assert {str(node["id"]): node["type"] for node in canvas["nodes"]} == {
+        n: one["class_type"] for n, one in api.items()
+    }
+    for node in canvas["nodes"]:
+        widgets = iter(node.get("widgets_values", []))
+        found = {}
+        for put in node["inputs"]:
+            if "widget" in put:
+                found[put["name"]] = next(widgets)
+                if put["name"] == "seed":
+                    assert next(widgets) == "fixed"  # what the canvas does with it after each run
+            elif put["link"] is not None:
+                found[put["name"]] = links[put["link"]]
+        assert found == api[str(node["id"])]["inputs"], node["type"]
+
+
+@real
+def test_the_workflow_runs_in_the_real_comfyui(tmp_path, model, conds):
+    """By its own executor, from the package's folder in custom_nodes; only the loader is ours."""
+    import execution
+    import folder_paths
+    import nodes
+
+    folder_paths.set_output_directory(str(tmp_path))
+    folder_paths.set_temp_directory(str(tmp_path))
+    custom = tmp_path / "custom_nodes"
+    custom.mkdir()
+    (custom / "memorization_gate").symlink_to(FOLDER)
+    extras = Path(nodes.__file__).parent / "comfy_extras"
+    for path in (custom / "memorization_gate", comfyui.LOADER, extras / "nodes_preview_any.py"):
+        assert asyncio.run(nodes.load_custom_node(str(path)))
+    workflow = json.loads(API.read_text())
+    workflow["1"] = {"class_type": "EmojiLoader", "inputs": {}}
+    workflow["5"]["inputs"] |= {"width": 128, "height": 128, "batch_size": 2}
+    workflow["6"]["inputs"]["threshold"] = 1.0
+    workflow["7"]["inputs"] |= {"steps": STEPS, "cfg": CFG, "scheduler": "simple"}
+
+    def run():
+        valid, error, outputs, node_errors = asyncio.run(execution.validate_prompt("id", workflow, None))
+        assert valid, (error, node_errors)
+        server = SimpleNamespace(client_id=None, last_node_id=None, last_prompt_id=None, send_sync=lambda *_: None)
+        executor = execution.PromptExecutor(server)
+        executor.execute(workflow, "id", {}, outputs)
+        return executor
+
+    done = run()
+    assert done.success
+    verdicts = done.history_result["outputs"]["9"]["text"][0].splitlines()
+    x = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(0))
+    norms = first_norm(model, conds[MEMORIZED], conds[""], x)
+    assert verdicts == [f"memorized: norm {norm:.4g} ≥ threshold 1" for norm in norms]
+    assert len(list(tmp_path.glob("memedge_*.png"))) == 2
+
+    workflow["6"]["inputs"]["action"] = "interrupt"
+    assert not (stopped := run()).success
+    assert [name for name, _ in stopped.status_messages][-1] == "execution_interrupted"
+    assert len(list(tmp_path.glob("memedge_*.png"))) == 2  # no image was made
 
 
 def test_metadata_is_as_the_registry_wants_it():
