@@ -184,7 +184,10 @@ setup(
     packages=[name for package, folder in FOLDERS.items() for name in packages_in(package, folder)],
     package_dir=FOLDERS,
     include_package_data=False,  # package_data alone says what is installed, MANIFEST.in what the sdist holds
-    package_data={"memedge": ["data/**/*", "py.typed"]},
+    package_data={
+        "memedge": ["data/**/*", "py.typed"],
+        "memedge.integrations.comfyui": ["pyproject.toml", "requirements.txt", "example_workflows/**/*.json"],
+    },
     # Computed or compiled here, for this machine.
     exclude_package_data={
         "memedge": ["data/engine/baseline.*-*.safetensors", "data/engine/plans/*", "data/engine/plans/**/*"]

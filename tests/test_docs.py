@@ -276,5 +276,55 @@ def test_examples_run(page, detector, tmp_path, monkeypatch):
         assert names["noise"].shape == (4, 16, 16)
     if "guarded" in names:
         assert [image is None for image in names["result"].images] == [True, False]
+        check_loops(names)
     if "done" in names:
         assert names["done"].calibration.memorized.prompts == 359
+
+
+def check_loops(names):
+    """docs/servers.md, "Anyone's loop": the sampler by hand is the pipeline's DDIM; both loops measure one norm."""
+    import torch
+    from diffusers import DDIMScheduler
+
+    pipe = names["pipe"]
+    pipe.scheduler = DDIMScheduler.from_config(
+        pipe.scheduler.config, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    x = torch.randn(1, 4, 16, 16, generator=torch.manual_seed(0))
+    empty = pipe.encode_prompt("", "cpu", 1, False)[0].detach()
+    demo = type("Watched", (names["Monitored"], Demo), {"threshold": 2.4, "unet": pipe.unet})()
+    for prompt, stopped in (("the left luggage sign", True), ("a briefcase", False)):
+        states = pipe.encode_prompt(prompt, "cpu", 1, False)[0].detach()
+        latents, monitor = names["sample"](pipe.unet, pipe.scheduler.alphas_cumprod, states, empty, x)
+        if stopped:
+            assert latents is None
+            with pytest.raises(names["MemorizedError"]):
+                demo.denoise_latent(x, torch.cat([empty, states]))
+        else:
+            kwargs = {"guidance_scale": 4.0, "num_inference_steps": 20, "output_type": "latent"}
+            torch.testing.assert_close(latents, pipe(prompt, latents=x, **kwargs).images, rtol=1e-3, atol=1e-3)
+            demo.denoise_latent(x, torch.cat([empty, states]))
+        assert monitor.steps == (1 if stopped else 20)
+        np.testing.assert_allclose(demo.monitor.norm, monitor.norm, rtol=1e-4)
+
+
+class Demo:
+    """A stand-in for the pipeline of TensorRT's demo: the loop's names and order of halves."""
+
+    do_classifier_free_guidance = True
+
+    def denoise_latent(self, latents, text_embeddings):
+        import torch
+
+        feed = {
+            "sample": torch.cat([latents] * 2),
+            "timestep": torch.tensor(999.0),
+            "encoder_hidden_states": text_embeddings,
+        }
+        return self.runEngine("unet", feed)["latent"].chunk(2)
+
+    def runEngine(self, model_name, feed_dict):  # noqa: ARG002, N802
+        import torch
+
+        with torch.no_grad():
+            return {"latent": self.unet(*feed_dict.values()).sample}
