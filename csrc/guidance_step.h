@@ -1,4 +1,5 @@
-// One step of a generation with classifier-free guidance, against the step before it: what memedge.Monitor is fed with.
+// One step of a generation with classifier-free guidance, against the step before it: what a Monitor is fed with
+// (memedge/monitor/monitor.py).
 //
 // For the latents x, the conditional prediction cond and the unconditional one uncond, all [rows, C, P] and contiguous
 // (P = H * W), eps_c = scale * cond + shift * x is the noise that the model predicts (scale 1 and shift 0 where it

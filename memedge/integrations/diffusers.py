@@ -71,7 +71,7 @@ def guard(
     negative prompt is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never
     changes the norm.
 
-    With `monitor` no pass is added either, but where a negative prompt is given: `memedge.Monitor` sees each step until
+    With `monitor` no pass is added either, but where a negative prompt is given: `Monitor` sees each step until
     its calibration needs no more, and each image is judged for itself. A run ends as soon as all of its images are
     memorized, if those are blocked or made again; else they are withheld, alone, at its end.
 
