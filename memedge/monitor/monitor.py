@@ -197,9 +197,16 @@ class Monitor:
             NotFiniteError: the model produced NaN or infinity.
 
         Examples:
+            >>> from pathlib import Path
+            >>> from diffusers import StableDiffusionPipeline
             >>> from memedge import Monitor
-            >>> calibration = Monitor.calibrate(pipe, memorized, clean, num_inference_steps=20, guidance_scale=4.0)
-            >>> calibration.save("my-engine/monitor.json")
+            >>> memorized, clean = (Path(f"{name}.txt").read_text().splitlines() for name in ("memorized", "clean"))
+            >>> pipe = StableDiffusionPipeline.from_pretrained("model")
+            >>> options = {"num_inference_steps": 2, "guidance_scale": 4.0, "target_fpr": 0.05}
+            >>> calibration = Monitor.calibrate(pipe, memorized[:5], clean[:19], **options)
+            >>> calibration.save("engine/monitor.json")
+            >>> calibration.scheduler, calibration.steps, calibration.clean
+            ('DDIMScheduler', 2, 19)
         """
         from memedge.integrations.monitoring import calibrate
 
