@@ -80,7 +80,8 @@ def guard(
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
-            `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
+            `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own, and no
+            `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
