@@ -78,8 +78,9 @@ class Run:
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
         """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
-        found: npt.NDArray[np.float32] = self._monitor.map((height, width))
-        return found / max(found.max(), np.finfo(np.float32).tiny)
+        found = self._monitor.map((height, width))
+        shares: npt.NDArray[np.float32] = found / max(found.max(), np.finfo(np.float32).tiny)
+        return shares
 
     def see(self, args: dict[str, Any]) -> list[Any]:
         """Take one evaluation of the model, and return what the sampler is to make of it: both denoised halves.
