@@ -95,7 +95,7 @@ class Data:
     def __init__(self, folder: Path, vae: AutoencoderKL):
         self.captions = load_captions(folder / "captions.json")
         stored = np.load(folder / "pictures.npz")
-        self.pictures, self.drawing = stored["pictures"], stored["drawing"]
+        self.pictures, self.drawing, self.cover = (stored[name] for name in ("pictures", "drawing", "cover"))
         self.drawings = {name: np.asarray(icons) for name, icons in np.load(folder / "drawings.npz").items()}
         self.fields = printed(vae, np.load(folder / "latents.npy"))
 

@@ -9,42 +9,59 @@
 namespace memedge {
 namespace {
 
-// Sums of float32 squares of one channel of one row; long ones lose no digits, since they are cut into blocks.
-constexpr std::size_t kBlock = 1024;
+// Squares are summed in as many float32 lanes, which compilers make vectors of, and flushed to float64 before they lose
+// digits.
+constexpr std::size_t kLanes = 16, kBlock = 64 * kLanes;
 
 struct StepSums {
   double norm = 0, change = 0, move = 0;  // squared
 };
 
+struct Lanes {
+  float norm[kLanes] = {}, change[kLanes] = {}, move[kLanes] = {};
+};
+
+// One channel of one row, of `count` pixels.
 template <class T>
-StepSums channel_sums(const GuidanceStep& step, std::size_t at, float* map) {
-  StepSums sums;
-  float* const last_x = step.last_x + at;
-  float* const last_eps = step.last_eps + at;
-  for (std::size_t start = 0; start < step.pixels; start += kBlock) {
-    const std::size_t end = start + kBlock < step.pixels ? start + kBlock : step.pixels;
-    float norm = 0, change = 0, move = 0;
-    for (std::size_t p = start; p < end; ++p) {
-      const float x = element<T>(step.x, at + p);
-      const float cond = element<T>(step.cond, at + p);
-      const float eps = step.shift == 0 ? step.scale * cond : step.scale * cond + step.shift * x;
-      const float delta = step.scale * (cond - element<T>(step.uncond, at + p));
-      const float squared = delta * delta;
-      norm += squared;
-      map[p] += squared;
-      if (!step.first) {
-        const float by = eps - last_eps[p], moved = x - last_x[p];
-        change += by * by;
-        move += moved * moved;
-      }
-      last_x[p] = x;
-      last_eps[p] = eps;
-    }
-    sums.norm += norm;
-    sums.change += change;
-    sums.move += move;
+struct Channel {
+  const T* __restrict x;
+  const T* __restrict cond;
+  const T* __restrict uncond;
+  float* __restrict last_x;
+  float* __restrict last_eps;
+  float* __restrict map;
+  float scale, shift, later;  // later: 0 at the first step, 1 at all others
+
+  void add(std::size_t p, std::size_t lane, Lanes& lanes) const {
+    const float own = widen(x[p]), c = widen(cond[p]);
+    const float eps = scale * c + shift * own;
+    const float delta = scale * (c - widen(uncond[p]));
+    const float by = later * (eps - last_eps[p]), moved = later * (own - last_x[p]);
+    lanes.norm[lane] += delta * delta;
+    lanes.change[lane] += by * by;
+    lanes.move[lane] += moved * moved;
+    map[p] += delta * delta;
+    last_x[p] = own;
+    last_eps[p] = eps;
   }
-  return sums;
+};
+
+template <class T>
+void add_channel(StepSums& sums, const Channel<T>& channel, std::size_t pixels) {
+  for (std::size_t start = 0; start < pixels; start += kBlock) {
+    const std::size_t end = start + kBlock < pixels ? start + kBlock : pixels;
+    Lanes lanes;
+    std::size_t p = start;
+    for (; p + kLanes <= end; p += kLanes) {
+      for (std::size_t lane = 0; lane < kLanes; ++lane) channel.add(p + lane, lane, lanes);
+    }
+    for (; p < end; ++p) channel.add(p, 0, lanes);
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      sums.norm += lanes.norm[lane];
+      sums.change += lanes.change[lane];
+      sums.move += lanes.move[lane];
+    }
+  }
 }
 
 template <class T>
@@ -53,10 +70,15 @@ StepSums row_sums(const GuidanceStep& step, std::size_t row) {
   for (std::size_t p = 0; p < step.pixels; ++p) map[p] = 0;
   StepSums sums;
   for (std::size_t k = 0; k < step.channels; ++k) {
-    const StepSums channel = channel_sums<T>(step, (row * step.channels + k) * step.pixels, map);
-    sums.norm += channel.norm;
-    sums.change += channel.change;
-    sums.move += channel.move;
+    const std::size_t at = (row * step.channels + k) * step.pixels;
+    if (step.first) {  // whatever is there may not be finite
+      for (std::size_t p = at; p < at + step.pixels; ++p) step.last_x[p] = step.last_eps[p] = 0;
+    }
+    add_channel<T>(sums,
+                   {static_cast<const T*>(step.x) + at, static_cast<const T*>(step.cond) + at,
+                    static_cast<const T*>(step.uncond) + at, step.last_x + at, step.last_eps + at, map, step.scale,
+                    step.shift, step.first ? 0.0f : 1.0f},
+                   step.pixels);
   }
   return sums;
 }

@@ -1,4 +1,5 @@
-// One step of a generation with classifier-free guidance, against the step before it: what memedge.Monitor is fed with.
+// One step of a generation with classifier-free guidance, against the step before it: what a Monitor is fed with
+// (memedge/monitor/monitor.py).
 //
 // For the latents x, the conditional prediction cond and the unconditional one uncond, all [rows, C, P] and contiguous
 // (P = H * W), eps_c = scale * cond + shift * x is the noise that the model predicts (scale 1 and shift 0 where it
@@ -15,8 +16,8 @@
 // float64 on a CPU and carried float32 on a GPU. A row whose three are not all finite gives three NaNs. The result of a
 // row doesn't depend on the other rows.
 //
-// No instruction set has a path of its own: the compiler makes vectors of these loops, and they take some hundred
-// thousandths of the UNet's time.
+// No instruction set has a path of its own: the compiler makes vectors of the loop, and it takes less than a thousandth
+// of the UNet's time.
 #pragma once
 
 #include "guidance_stats.h"

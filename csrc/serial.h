@@ -18,17 +18,13 @@ inline float widen(Bfloat16 x) {
 }
 
 inline float widen(Half x) {
-  const int exponent = x.bits >> 10 & 31;
-  const int fraction = x.bits & 1023;
+  const std::uint32_t size = x.bits & 0x7fffu;  // without the sign: compilers make vectors of what has no branches
+  const float small = static_cast<float>(static_cast<std::int32_t>(size)) * 0x1p-24f;  // below the least exponent
+  const std::uint32_t bits = size < 0x7c00u ? (size << 13) + 0x38000000u : (size << 13) | 0x7f800000u;
   float value;
-  if (exponent == 31) {
-    value = fraction ? NAN : INFINITY;
-  } else if (exponent == 0) {
-    value = std::ldexp(static_cast<float>(fraction), -24);
-  } else {
-    value = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
-  }
-  return x.bits & 0x8000 ? -value : value;
+  std::memcpy(&value, &bits, sizeof value);
+  value = size < 0x400u ? small : value;
+  return x.bits & 0x8000u ? -value : value;
 }
 
 template <class T>

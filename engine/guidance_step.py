@@ -1,4 +1,4 @@
-"""The fused reduction of a generation's steps, each against the one before (csrc/guidance_step.h; docs/methods.md §6).
+"""The fused reduction of a generation's steps, each against the one before (csrc/guidance_step.h; docs/methods.md §7).
 
 Computed where the tensors are: by the native core on a CPU or an NVIDIA GPU, else in NumPy.
 """

@@ -24,6 +24,7 @@ STEPS = 20
 GUIDANCE = 4.0
 CHUNK = 32  # pictures denoised at once: 64 rows of the UNet
 FIRST_SEED = 1000  # seed k starts from noise FIRST_SEED + k
+Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], None]
 SHAPE = (LATENT_CHANNELS, LATENT_SIZE, LATENT_SIZE)
 
 
@@ -52,7 +53,12 @@ class Generator:
         return found.reshape(len(prompts), len(seeds), *SHAPE)
 
     def denoise(
-        self, states: torch.Tensor, noisy: torch.Tensor, early: torch.Tensor | float = GUIDANCE, until: float = 0.0
+        self,
+        states: torch.Tensor,
+        noisy: torch.Tensor,
+        early: torch.Tensor | float = GUIDANCE,
+        until: float = 0.0,
+        watch: Watch | None = None,
     ) -> torch.Tensor:
         """Return latents [B, 4, 16, 16] by DDIM from pure noise [B, 4, 16, 16], for prompt embeddings [B, L, D].
 
@@ -61,12 +67,15 @@ class Generator:
             noisy: the noise.
             early: the guidance scale at timesteps above `until`, of all or [B]; GUIDANCE at the others.
             until: a timestep.
+            watch: called with x_t, ε_c, ε_0 and t of each step, of at most CHUNK pictures, denoised at once.
         """
         scales = torch.as_tensor(early, dtype=torch.float32).expand(len(noisy))
         chunks = (tensor.split(CHUNK) for tensor in (noisy, states, scales))
-        return torch.cat(list(self._pool.map(partial(self._denoise, until), *chunks)))
+        return torch.cat(list(self._pool.map(partial(self._denoise, until, watch), *chunks)))
 
-    def _denoise(self, until: float, latent: torch.Tensor, states: torch.Tensor, early: torch.Tensor) -> torch.Tensor:
+    def _denoise(
+        self, until: float, watch: Watch | None, latent: torch.Tensor, states: torch.Tensor, early: torch.Tensor
+    ) -> torch.Tensor:
         count = len(latent)
         ddim = scheduler()
         ddim.set_timesteps(STEPS)
@@ -77,6 +86,8 @@ class Generator:
             rows[:count] = rows[CHUNK : CHUNK + count] = latent
             prediction = torch.from_numpy(self._unet(rows, np.float32(t), both))
             uncond, cond = prediction[:count], prediction[CHUNK : CHUNK + count]
+            if watch is not None:
+                watch(latent, cond, uncond, float(t))
             scale = early[:, None, None, None] if t > until else GUIDANCE
             latent = ddim.step(uncond + scale * (cond - uncond), t, latent).prev_sample
         return latent

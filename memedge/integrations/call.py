@@ -1,13 +1,17 @@
 """One call of a diffusers pipeline: what it asks for, and its arguments with some prompts changed."""
 
+import copy
 import inspect
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.errors import InputError
+from memedge.integrations.checks import Needs
+from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.prompts.text import checked_prompts
 
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and SDXL's pooled, [B, P]
@@ -112,9 +116,41 @@ class Call:
                 changed[row] = values[donor]
             self._bound.arguments[name] = changed
 
+    def only(self, images: Sequence[int]) -> "Call":
+        """Return a call for some of the images alone, each of a prompt of its own; after `use_embeddings`.
+
+        They start from other noise: what their generators draw next, and not from latents that were given.
+        """
+        rows, generator = [image // self.images for image in images], self.get("generator")
+        made = copy.copy(self)
+        made._bound = inspect.BoundArguments(self._bound.signature, OrderedDict(self._bound.arguments))
+        made.prompts, made.images = [self.prompts[row] for row in rows], 1
+        arguments = made._bound.arguments
+        arguments.pop("latents", None)
+        arguments["num_images_per_prompt"] = 1
+        if isinstance(generator, list):
+            arguments["generator"] = [generator[image] for image in images]
+        for name in ENCODED:
+            if arguments.get(name) is not None:
+                arguments[name] = arguments[name][rows]
+        return made
+
     def run(self) -> Any:
         """Call the pipeline; returns its own output."""
         return self._pipe(*self._bound.args, **self._bound.kwargs)
+
+    def watched(self, needs: Needs, watchers: Sequence[Callable[[UNetCall], None]]) -> Any:
+        """Call the pipeline while functions see each call of its UNet; returns None if one of them raised AllOver."""
+        output = None
+        try:
+            with UNetCalls(self._pipe, len(self.prompts), self.images, needs, watchers, empty=self.empty()):
+                output = self.run()
+        except AllOver:
+            pass
+        finally:
+            if output is None:
+                self._pipe.maybe_free_model_hooks()  # as the pipeline does at its end
+        return output
 
     def _encode(self, **instead: Any) -> dict[str, Any]:
         """Return the embeddings that the pipeline makes of its arguments, or of others, a row for each prompt."""

@@ -49,7 +49,7 @@ def check_threshold(threshold: Any) -> None:
 
 def check_calls(pipe: Any, needs: Needs) -> None:
     """Raise InputError unless a pipeline guides in one call of its UNet, each of which a hook can see."""
-    if needs == FIRST_STEP and "strength" in inspect.signature(pipe.__call__).parameters:
+    if needs != STEER and "strength" in inspect.signature(pipe.__call__).parameters:
         raise InputError(
             f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: "
             f"{needs.instead}."

@@ -7,7 +7,6 @@
 Needs torch and diffusers, which the pipeline is made of.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
@@ -16,22 +15,37 @@ import numpy as np
 from memedge.detector import Detector
 from memedge.engine.errors import InputError, not_installed
 from memedge.integrations.call import Call, Embeddings
-from memedge.integrations.checks import FIRST_STEP, STEER, Needs, check_calls, check_model, check_scale, check_threshold
+from memedge.integrations.checks import (
+    FIRST_STEP,
+    STEER,
+    check_calls,
+    check_model,
+    check_scale,
+    check_threshold,
+)
 from memedge.integrations.first_step import FirstStep
-from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, mitigated, steered
+from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, kept, mitigated
+from memedge.integrations.monitored import MonitoredRun, calibration_of
+from memedge.integrations.monitoring import MONITOR
 from memedge.integrations.same_model import beside_the_weights, check_same_model
 from memedge.integrations.same_text import read_alike
 from memedge.integrations.steering import Steering
-from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.mitigation.mitigator import Mitigator
+from memedge.monitor.calibration import MonitorCalibration
 
 __all__ = ["Action", "GuardVerdict", "GuardedOutput", "GuardedPipeline", "guard"]
 
 # What from_pipe and its like read of a pipeline first, and what makes another of its class.
 UNGUARDED = ("components", "config", "from_pipe", "from_pretrained", "from_single_file")
-Action = Literal["block", "steer", "mitigate", "flag"]
+Action = Literal["block", "steer", "mitigate", "flag", "reseed"]
 # What is done to memorized prompts; those that are mitigated are blocked until then.
-OVER: dict[Action, Done] = {"block": "blocked", "steer": "steered", "mitigate": "blocked", "flag": "flagged"}
+OVER: dict[Action, Done] = {
+    "block": "blocked",
+    "steer": "steered",
+    "mitigate": "blocked",
+    "flag": "flagged",
+    "reseed": "reseeded",
+}
 
 
 def guard(
@@ -40,6 +54,7 @@ def guard(
     action: Action = "block",
     *,
     first_step: float | None = None,
+    monitor: bool | MonitorCalibration = False,
     threshold: float | None = None,
     target_fpr: float | None = None,
 ) -> "GuardedPipeline":
@@ -56,18 +71,27 @@ def guard(
     negative prompt is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never
     changes the norm.
 
-    A call compares two rows of the UNet with the engine's ε_0 first (not with `first_step`, which measures the pipeline
-    itself): adapters, hooks and edits that change the model are an error.
+    With `monitor` no pass is added either, but where a negative prompt is given: `Monitor` sees each step until
+    its calibration needs no more, and each image is judged for itself. A run ends as soon as all of its images are
+    memorized, if those are blocked or made again; else they are withheld, alone, at its end.
+
+    A call compares two rows of the UNet with the engine's ε_0 first (not with `first_step` or `monitor`, which measure
+    the pipeline itself): adapters, hooks and edits that change the model are an error.
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
-            `first_step`. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
+            `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own, and no
+            `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
-            block; "steer": generate flagged images by opposite guidance while the noise is high, and by the user's own
-            after (docs/remedies.md); no pass is added, but with a negative prompt a call of the flagged rows at each
-            such step. Needs guidance_scale > 1. A run that starts from a picture too late for that is blocked.
+            block; "steer": generate memorized images by opposite guidance while the noise is high, and by the user's
+            own after (docs/remedies.md), at guidance_scale > 1; no pass is added, but with a negative prompt a call of
+            their rows at each such step. Blocked if it is too late for that: if a run from a picture starts below, or
+            the monitor finds it later. "reseed", with `monitor` alone: make memorized images again, up to three times,
+            from what their generator draws next; those that are memorized each time are blocked.
+        monitor: a calibration that `Monitor.calibrate` made for the calls' scheduler, steps and guidance_scale; True:
+            that of the file monitor.json beside the detector's engine.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
         threshold: another operating point of scores than the detector's: see `Detector.at`. Not with `first_step`,
@@ -99,10 +123,21 @@ def guard(
     if not isinstance(detector, Detector):
         raise InputError(f"guard takes a Detector, not {type(detector).__name__}: make one with Detector.load.")
     if action not in get_args(Action):
-        raise InputError(f"There is no action={action!r}: use 'block', 'steer', 'mitigate' or 'flag'.")
+        raise InputError(f"There is no action={action!r}: use 'block', 'steer', 'mitigate', 'flag' or 'reseed'.")
     check_model(pipe, detector.info.manifest)
     if action == "steer":
         check_calls(pipe, STEER)
+    if monitor is not False:
+        if first_step is not None or threshold is not None or target_fpr is not None:
+            raise InputError(
+                "The monitor has a calibration of its own: leave first_step, threshold and target_fpr out."
+            )
+        if action == "mitigate":
+            raise InputError("action='mitigate' needs the prompts' scores: leave monitor out.")
+        check_calls(pipe, MONITOR)
+        return GuardedPipeline(pipe, detector, action, None, calibration_of(monitor, detector))
+    if action == "reseed":
+        raise InputError("action='reseed' is of images that the monitor finds: give monitor=True.")
     if first_step is not None:
         check_threshold(first_step)
         check_calls(pipe, FIRST_STEP)
@@ -110,7 +145,7 @@ def guard(
             raise InputError("first_step is a threshold itself, of the norm: leave threshold and target_fpr out.")
         if action == "mitigate":
             raise InputError("action='mitigate' needs the prompts' scores: leave first_step out.")
-        return GuardedPipeline(pipe, detector, action, first_step)
+        return GuardedPipeline(pipe, detector, action, first_step, None)
     detector = detector.at(threshold, target_fpr)
     if detector.info.rule.threshold is None:
         raise InputError(
@@ -118,7 +153,7 @@ def guard(
             "`memedge calibrate`, or give first_step a threshold of the norm."
         )
     check_same_model(pipe, detector)
-    return GuardedPipeline(pipe, detector, action, first_step)
+    return GuardedPipeline(pipe, detector, action, None, None)
 
 
 class GuardedPipeline:
@@ -130,7 +165,14 @@ class GuardedPipeline:
     detector, and a UNet.
     """
 
-    def __init__(self, pipe: Any, detector: Detector, action: Action, first_step: float | None):
+    def __init__(
+        self,
+        pipe: Any,
+        detector: Detector,
+        action: Action,
+        first_step: float | None,
+        calibration: MonitorCalibration | None,
+    ):
         """Take what `guard` has checked."""
         self.__dict__.update(  # as attributes are otherwise set on the pipeline
             _pipe=pipe,
@@ -138,6 +180,7 @@ class GuardedPipeline:
             _over=OVER[action],
             _does="mitigated or blocked" if action == "mitigate" else OVER[action],
             _first_step=first_step,
+            _calibration=calibration,
             _mitigator=Mitigator.for_detector(detector) if action == "mitigate" else None,
         )
 
@@ -156,6 +199,7 @@ class GuardedPipeline:
 
     def __repr__(self) -> str:
         judge = f"first_step={self._first_step:g}" if self._first_step is not None else repr(self._detector)
+        judge = "the monitor" if self._calibration is not None else judge
         return f"<{type(self._pipe).__name__} guarded by {judge}, memorized prompts are {self._does}>"
 
     def to(self, *args: Any, **kwargs: Any) -> "GuardedPipeline":
@@ -167,8 +211,9 @@ class GuardedPipeline:
         """Generate what the pipeline's own arguments say, but for memorized prompts.
 
         Raises:
-            InputError: arguments that the guard cannot follow (return_dict=False, first_step without guidance), or
-                prompts or embeddings that the detector does not take.
+            InputError: arguments that the guard cannot follow (return_dict=False, no guidance where it is measured
+                or steered, another run than the monitor is calibrated for), or prompts or embeddings that the detector
+                does not take.
             NotFiniteError: the model produced NaN or infinity.
         """
         check_model(self._pipe, self._detector.info.manifest)
@@ -176,6 +221,12 @@ class GuardedPipeline:
         if self._over == "steered":
             check_calls(self._pipe, STEER)
             check_scale(call.get("guidance_scale"), STEER)
+        if self._calibration is not None:
+            check_calls(self._pipe, MONITOR)
+            scheduler, scale = type(self._pipe.scheduler).__name__, call.get("guidance_scale")
+            check_scale(scale, MONITOR)
+            self._calibration.check(scheduler, call.get("num_inference_steps"), scale)
+            return MonitoredRun(self._pipe, call, self._calibration, self._over).generate()
         if self._first_step is not None:
             return self._watch(call, self._first_step)
         check_same_model(self._pipe, self._detector, call.get("cross_attention_kwargs"))
@@ -187,14 +238,14 @@ class GuardedPipeline:
             self._mitigate(call, self._mitigator, verdicts, alike)
         blocked = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
         if len(blocked) == len(verdicts):
-            return GuardedOutput.assemble(None, verdicts, call.images)
+            return GuardedOutput.assemble(None, verdicts, kept(verdicts, call.images))
         if blocked:
             call.replace(blocked, donor=next(row for row in range(len(verdicts)) if row not in blocked))
         if any(verdict.action == "steered" for verdict in verdicts):
             flagged = np.repeat([verdict.action == "steered" for verdict in verdicts], call.images)
             steering = Steering(self._pipe, len(flagged), lambda: flagged)
-            return self._steered(call, self._run(call, STEER, [steering]), verdicts, steering)
-        return GuardedOutput.assemble(call.run(), verdicts, call.images)
+            return self._steered(call, call.watched(STEER, [steering]), verdicts, steering)
+        return GuardedOutput.assemble(call.run(), verdicts, kept(verdicts, call.images))
 
     def _judge(self, call: Call, embeddings: Embeddings, alike: list[bool]) -> list[GuardVerdict]:
         """Return a verdict for each prompt; those that may yet be mitigated are "blocked"."""
@@ -240,7 +291,7 @@ class GuardedPipeline:
         stop = self._over == "blocked"
         first = FirstStep(self._pipe, len(call.prompts), prediction_type, threshold, stop=stop)
         steering = Steering(self._pipe, len(call.prompts) * call.images, lambda: np.repeat(first.over(), call.images))
-        output = self._run(call, FIRST_STEP, [first, steering] if self._over == "steered" else [first])
+        output = call.watched(FIRST_STEP, [first, steering] if self._over == "steered" else [first])
         verdicts = [
             GuardVerdict(
                 prompt=prompt,
@@ -254,23 +305,12 @@ class GuardedPipeline:
         ]
         return self._steered(call, output, verdicts, steering)
 
-    def _run(self, call: Call, needs: Needs, watchers: Sequence[Callable[[UNetCall], None]]) -> Any:
-        """Generate while the UNet's calls are watched; returns the pipeline's output, or None if it was ended."""
-        output = None
-        try:
-            with UNetCalls(self._pipe, len(call.prompts), call.images, needs, watchers, empty=call.empty()):
-                output = call.run()
-        except AllOver:
-            pass
-        finally:
-            if output is None:
-                self._pipe.maybe_free_model_hooks()  # as the pipeline does at its end
-        return output
-
     def _steered(self, call: Call, output: Any, verdicts: list[GuardVerdict], steering: Steering) -> GuardedOutput:
-        """Say of prompts that were to be steered whether they were."""
-        scale = call.get("guidance_scale")
+        """Say of prompts that were to be steered whether they were; those that it was too late for are blocked."""
         for row, verdict in enumerate(verdicts):
             if verdict.action == "steered":
-                verdicts[row] = steered(verdict, steering, row * call.images, scale)
-        return GuardedOutput.assemble(output, verdicts, call.images)
+                was, said = steering.outcome(row * call.images, call.get("guidance_scale"))
+                verdicts[row] = replace(
+                    verdict, action="steered" if was else "blocked", reason=f"{verdict.reason}; {said}"
+                )
+        return GuardedOutput.assemble(output, verdicts, kept(verdicts, call.images))

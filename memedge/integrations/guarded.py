@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from memedge.engine.errors import InputError
-from memedge.integrations.steering import SCALE, UNTIL, Steering
 from memedge.mitigation.mitigator import Mitigation
+from memedge.monitor.verdicts import MonitorVerdict
 from memedge.results import Scores
 
 LOG = logging.getLogger("memedge")
-Done = Literal["passed", "blocked", "mitigated", "steered", "flagged"]
+Done = Literal["passed", "blocked", "mitigated", "steered", "flagged", "reseeded"]
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,17 @@ class GuardVerdict:
     Attributes:
         prompt: the prompt; None if it was given as embeddings.
         action: "passed": not memorized; "blocked": its images are None; "mitigated": they are generated from other
-            embeddings; "steered": by opposite guidance first; "flagged": as asked for.
-        score: its score, as it was given. None if the verdict needed less than all of it, or with `first_step`.
-        norm: its norm; with `first_step` that of the pipeline's own first step, the mean over its images.
-        threshold: that of scores; with `first_step` that of the norm.
+            embeddings; "steered": by opposite guidance first; "flagged": as asked for; "reseeded": from other noise.
+            With `monitor` it is what was done to the image that fared worst.
+        score: its score, as it was given. None if the verdict needed less than all of it, or with `first_step` or
+            `monitor`.
+        norm: its norm; with `first_step` or `monitor` that of the pipeline's own first step, the mean over its images.
+        threshold: that of scores; with `first_step` that of the norm, with `monitor` its calibration's cut.
         reason: why the verdict is what it is.
         mitigation: what was tried to mitigate it, with the loss before and after; None if nothing was. Its `score`,
             `threshold` and `memorized` are the guard's own, of the embeddings as the pipeline takes them; where the
             detector's provider computes no gradients, the loss is that of another one.
+        images: with `monitor` its verdict on each of the prompt's images, of the last time that it was made; else ().
     """
 
     prompt: str | None
@@ -37,6 +40,7 @@ class GuardVerdict:
     threshold: float | None
     reason: str
     mitigation: Mitigation | None = None
+    images: tuple[MonitorVerdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,27 @@ class GuardedOutput:
     output: Any
 
     @staticmethod
-    def assemble(output: Any, verdicts: list[GuardVerdict], images: int) -> "GuardedOutput":
-        """Take a pipeline's output, of `images` images for each prompt, and withhold those that are blocked.
+    def assemble(output: Any, verdicts: list[GuardVerdict], kept: list[bool]) -> "GuardedOutput":
+        """Take a pipeline's output, and withhold the images that are not kept.
 
         Args:
             output: None if nothing was generated.
+            verdicts: one for each prompt.
+            kept: one for each image.
         """
         for verdict in verdicts:
             LOG.info("guard: %s: %s", verdict.action, verdict.reason)
-        kept = [verdict.action != "blocked" for verdict in verdicts for _ in range(images)]
         if output is None:
             return GuardedOutput([None] * len(kept), verdicts, None)
         if not all(kept):
             for name, values in list(output.items()):
                 output[name] = [value if keep else None for value, keep in zip(values, kept, strict=True)]
         return GuardedOutput(list(output.images), verdicts, output)
+
+
+def kept(verdicts: list[GuardVerdict], images: int) -> list[bool]:
+    """Return whether each image is kept, where all `images` of a prompt are blocked with it, or none."""
+    return [verdict.action != "blocked" for verdict in verdicts for _ in range(images)]
 
 
 def judged(scores: Scores, row: int, prompt: str | None, over: Done) -> GuardVerdict:
@@ -93,24 +103,6 @@ def mitigated(verdict: GuardVerdict, result: Mitigation, scores: Scores, row: in
     else:
         done, reason = "mitigated", f"mitigated: score {compare(score, threshold)} threshold"
     return replace(verdict, action=done, reason=f"{verdict.reason}; {reason}", mitigation=result)
-
-
-def steered(verdict: GuardVerdict, steering: Steering, place: int, scale: float) -> GuardVerdict:
-    """Return the verdict on a prompt that was to be steered; it is blocked if the run left nothing to steer.
-
-    Args:
-        place: that of its first image.
-        scale: the user's own guidance scale.
-    """
-    if steering.missed()[place]:
-        reason = (
-            f"not steered: the run starts at timestep {steering.start:g}, and nothing is steered at {UNTIL} or below"
-        )
-        return replace(verdict, action="blocked", reason=f"{verdict.reason}; {reason}")
-    reason = f"steered: guidance {SCALE:g}, not {scale:g}, above timestep {UNTIL}"
-    return replace(
-        verdict, reason=f"{verdict.reason}; {reason}, in {steering.steered[place]} of {steering.calls} steps"
-    )
 
 
 def compare(value: float, threshold: float) -> str:

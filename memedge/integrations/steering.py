@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.integrations.unet_calls import AllOver, UNetCall
+from memedge.wording import counted
 
 # Swept on the embedded model's calibration captions by bench/mitigation.py --sweep (docs/benchmarks.md).
 SCALE = -2.0  # g′, instead of the user's guidance scale
@@ -26,20 +27,18 @@ class Steering:
     Attributes:
         calls: how many calls there were.
         steered: int [N], in how many of them each image was steered.
-        start: the first call's timestep.
+        since: float [N], the timestep of the call at which each was flagged; NaN if it never was.
     """
 
     def __init__(self, pipe: Any, images: int, flagged: Callable[[], npt.NDArray[np.bool_]]):
         """Take the pipeline, how many images it is to make, and what says at each call which are to be steered, [N]."""
         self._pipe, self._flagged = pipe, flagged
-        self.calls, self.start = 0, 0.0
-        self.steered = np.zeros(images, np.int64)
+        self.calls, self.steered, self.since = 0, np.zeros(images, np.int64), np.full(images, np.nan)
 
     def __call__(self, call: UNetCall) -> None:
         """Steer the flagged images of one call; raises AllOver if all are flagged and it is too late for each."""
-        if not self.calls:
-            self.start = call.timestep
         self.calls += 1
+        self.since[self._flagged() & np.isnan(self.since)] = call.timestep
         if call.timestep <= UNTIL:
             if self.missed().all():
                 raise AllOver
@@ -51,6 +50,19 @@ class Steering:
         wanted = uncond + SCALE * (cond - uncond)
         call.set_cond(rows, own + (wanted - own) / self._pipe.guidance_scale)
         self.steered[rows] += 1
+
+    def outcome(self, place: int, scale: float) -> tuple[bool, str]:
+        """Return whether a flagged image was steered at all, and what is to be said of it.
+
+        Args:
+            place: the image's.
+            scale: the user's own guidance scale.
+        """
+        if not self.steered[place]:
+            where = f"timestep {self.since[place]:g} is the first that could be"
+            return False, f"not steered: {where}, and nothing is at {UNTIL} or below"
+        steps = f"{self.steered[place]} of {counted(self.calls, 'step')}"
+        return True, f"steered: guidance {SCALE:g}, not {scale:g}, above timestep {UNTIL}, in {steps}"
 
     def missed(self) -> npt.NDArray[np.bool_]:
         """Return which images are flagged and were never steered."""

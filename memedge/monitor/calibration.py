@@ -11,7 +11,7 @@ from memedge.engine.errors import InputError, ManifestError, shown
 from memedge.engine.manifest import Count, Estimate, Real, Text
 from memedge.monitor.statistics import Statistic
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 FILE_NAME = "monitor.json"  # beside an engine's manifest, where `guard(..., monitor=True)` looks for it
 SIZE_LIMIT = 1 << 20
 NEAR = 0.5  # timesteps: schedulers round them

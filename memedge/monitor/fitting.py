@@ -1,10 +1,10 @@
-"""Which statistic to look at, for how many steps, and from where on an image counts as memorized (docs/methods.md §6).
+"""Which statistic to look at, for how many steps, and from where on an image counts as memorized (docs/methods.md §7).
 
 Needs scikit-learn and SciPy, of the extra `eval`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Estimate
 from memedge.metrics import auc, binomial, delong
+from memedge.monitor.calibration import MonitorCalibration
 from memedge.monitor.statistics import STATISTICS, Statistic, running_maximum, values
 
 FEWEST_MEMORIZED = 5
@@ -104,6 +105,36 @@ def cross_validate(traces: Traces, memorized: Bools, target_fpr: float) -> tuple
         called[others] = fit(traces.of(some), memorized[some], target_fpr).memorized(traces.of(others))
     shares = [binomial(int(called[of].sum()), int(of.sum())) for of in (memorized, ~memorized)]
     return Estimate(*shares[0]), Estimate(*shares[1])
+
+
+def calibration_of(
+    traces: Traces,
+    memorized: Bools,
+    target_fpr: float,
+    scheduler: str,
+    guidance_scale: float,
+    steps: int,
+    timesteps: Sequence[float],
+) -> MonitorCalibration:
+    """Return the calibration, fitted and cross-validated, for generations like these; it names the arguments."""
+    found = fit(traces, memorized, target_fpr)
+    true, false = cross_validate(traces, memorized, target_fpr)
+    return MonitorCalibration(
+        scheduler=scheduler,
+        steps=steps,
+        guidance_scale=float(guidance_scale),
+        timesteps=tuple(map(float, timesteps)),
+        statistic=found.statistic,
+        looks=len(found.mean),
+        mean=tuple(map(float, found.mean)),
+        deviation=tuple(map(float, found.deviation)),
+        cut=found.cut,
+        target_fpr=target_fpr,
+        clean=int((~memorized).sum()),
+        memorized=int(memorized.sum()),
+        found=true,
+        false_alarms=false,
+    )
 
 
 def _tried(traces: Traces, memorized: Bools) -> Iterator[tuple[MonitorFit, Floats]]:

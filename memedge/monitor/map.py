@@ -1,4 +1,4 @@
-"""Where an image is copied: Σ over channels of Δ² at each pixel (docs/methods.md §6)."""
+"""Where an image is copied: Σ over channels of Δ² at each pixel (docs/methods.md §7)."""
 
 from typing import Any
 

@@ -1,12 +1,12 @@
-"""A monitor of one generation, fed with each step's own predictions (docs/methods.md §6)."""
+"""A monitor of one generation, fed with each step's own predictions (docs/methods.md §7)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from memedge.engine.arrays import Bools, Floats
+from memedge.engine.arrays import Bools, Floats, Singles
 from memedge.engine.errors import InputError
 from memedge.engine.guidance_step import StepReduction
 from memedge.engine.manifest import PredictionType, velocity_norm_factor
@@ -104,7 +104,8 @@ class Monitor:
     @property
     def norm(self) -> Floats:
         """‖Δ‖₂ of the first step, float64 [B], as `guidance_stats` gives it (docs/methods.md §1, v-prediction)."""
-        return self.norms[0] * self._first_factor
+        first: Floats = self.norms[0] * self._first_factor
+        return first
 
     @property
     def norms(self) -> Floats:
@@ -145,7 +146,7 @@ class Monitor:
         """
         return verdicts(self._calibration(), self.norms, np.array(self._changes), np.array(self._moves))
 
-    def map(self, size: tuple[int, int] | None = None, *, smooth: bool = True) -> Any:
+    def map(self, size: tuple[int, int] | None = None, *, smooth: bool = True) -> Singles:
         """Return where the last step's guidance is: Σ over channels of Δ² at each pixel, float32 [B, H, W].
 
         Where a part of a training image is copied, it is there that Δ is large. Late steps tell best.
@@ -162,11 +163,55 @@ class Monitor:
         return values if size is None else enlarged(values, size)
 
     @staticmethod
-    def calibrate(pipe: Any, memorized: Sequence[str], clean: Sequence[str], **options: Any) -> MonitorCalibration:
-        """Fit a calibration to generations of prompts whose answer is known: see `memedge.integrations.monitoring`."""
+    def calibrate(
+        pipe: Any,
+        memorized: Sequence[str],
+        clean: Sequence[str],
+        *,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 7.5,
+        target_fpr: float = 0.01,
+        batch: int = 8,
+        seed: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> MonitorCalibration:
+        """Generate one image of each prompt, and fit what tells the memorized ones from the others, and how early.
+
+        The calibration holds for the pipeline's model and scheduler, this number of steps and this guidance scale. All
+        statistics of all numbers of steps are tried (memedge/monitor/fitting.py). The cut is on the running maximum, so
+        that `target_fpr` is the share of false alarms over all looks. Images are generated to the end and thrown away.
+
+        Args:
+            pipe: a pipeline of Stable Diffusion 1, 2 or XL, from text.
+            memorized: prompts that make the model print training images, at least 5.
+            clean: prompts that do not, at least 1 / target_fpr − 1.
+            num_inference_steps, guidance_scale: as the pipeline takes them.
+            target_fpr: the share of clean images that may be called memorized.
+            batch: how many images are generated at once.
+            seed: of the images' noise: the i-th starts from seed + i.
+            progress: called with the numbers of images made and in all, after each batch.
+
+        Raises:
+            ImportError: diffusers or scikit-learn is not installed.
+            InputError: a pipeline whose calls cannot be followed, or too few prompts.
+            NotFiniteError: the model produced NaN or infinity.
+
+        Examples:
+            >>> from pathlib import Path
+            >>> from diffusers import StableDiffusionPipeline
+            >>> from memedge import Monitor
+            >>> memorized, clean = (Path(f"{name}.txt").read_text().splitlines() for name in ("memorized", "clean"))
+            >>> pipe = StableDiffusionPipeline.from_pretrained("model")
+            >>> options = {"num_inference_steps": 2, "guidance_scale": 4.0, "target_fpr": 0.05}
+            >>> calibration = Monitor.calibrate(pipe, memorized[:5], clean[:19], **options)
+            >>> calibration.save("engine/monitor.json")
+            >>> calibration.scheduler, calibration.steps, calibration.clean
+            ('DDIMScheduler', 2, 19)
+        """
         from memedge.integrations.monitoring import calibrate
 
-        return calibrate(pipe, memorized, clean, **options)
+        options = (num_inference_steps, guidance_scale, target_fpr, batch, seed, progress)
+        return calibrate(pipe, memorized, clean, *options)
 
     def _calibration(self) -> MonitorCalibration:
         if self.calibration is None:

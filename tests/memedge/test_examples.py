@@ -26,6 +26,7 @@ CALLS = {
     "memedge.export.export": ["export"],
     "memedge.guidance": ["guidance_stats"],
     "memedge.integrations.diffusers": ["guard"],
+    "memedge.monitor.monitor": ["Monitor", "Monitor.calibrate"],
     "memedge.mitigation.mitigator": ["Mitigator.embedding", "Mitigator.noise"],
 }
 MEMORIZED, CLEAN = 20, 40

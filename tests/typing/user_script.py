@@ -112,6 +112,23 @@ def free_norm(eps_cond: Singles, eps_uncond: Singles) -> Floats:
     return stats.norm
 
 
+def watch(x: Singles, eps_cond: Singles, eps_uncond: Singles) -> list[memedge.MonitorVerdict]:
+    calibration = memedge.MonitorCalibration.load("engine/monitor.json")
+    calibration.check("DDIMScheduler", 50, 7.5)
+    monitor = memedge.Monitor(calibration, prediction_type="v_prediction", alphas_cumprod=[0.9, 0.1])
+    monitor.step(x, eps_cond, eps_uncond, 981)
+    monitor.step(x, eps_cond, eps_uncond, sigma=2.0)
+    assert_type(monitor.norm, Floats)
+    assert_type(monitor.mean_norm(2), Floats)
+    assert_type(monitor.map((512, 512), smooth=False), Singles)
+    assert_type(monitor.memorized, npt.NDArray[np.bool_])
+    return monitor.verdicts()
+
+
+def calibrate_monitor(pipe: object) -> memedge.MonitorCalibration:
+    return memedge.Monitor.calibrate(pipe, ["a memorized prompt"], ["a clean prompt"], num_inference_steps=20)
+
+
 def mitigate(detector: memedge.Detector, loss: memedge.Loss = "norm") -> Singles:
     mitigator = memedge.Mitigator.load("engine", "cpu", 2, checkpoint="model")
     result = mitigator.embedding("a prompt", 1.5, loss=loss, steps=3)

@@ -78,7 +78,7 @@ class Run:
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
         """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
-        found = self._monitor.map((height, width))
+        found: npt.NDArray[np.float32] = self._monitor.map((height, width))
         shares: npt.NDArray[np.float32] = found / max(found.max(), np.finfo(np.float32).tiny)
         return shares
 

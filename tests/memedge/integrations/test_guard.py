@@ -461,7 +461,7 @@ def test_a_mitigated_verdict_has_one_threshold(caplog):
     before = GuardVerdict("a", "blocked", 4.01, 2.0, 3.4414, "score 4.01 ≥ threshold 3.441")
     with caplog.at_level("INFO", logger="memedge"):
         verdict = mitigated(before, result, scores, 0)
-        GuardedOutput.assemble(None, [before], 1)
+        GuardedOutput.assemble(None, [before], [False])
     assert verdict.threshold == verdict.mitigation.threshold == 3.4414
     assert (verdict.mitigation.score, verdict.mitigation.memorized) == (0.95, False)
     assert (verdict.mitigation.before, verdict.mitigation.after) == (4.0, 0.9)
@@ -560,7 +560,7 @@ def test_is_the_pipeline(small):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"action": "refuse"}, "no action='refuse': use 'block', 'steer', 'mitigate' or 'flag'"),
+        ({"action": "refuse"}, "no action='refuse': use 'block', 'steer', 'mitigate', 'flag' or 'reseed'"),
         ({"action": "mitigate", "first_step": 1.0}, "leave first_step out"),
         *(({"first_step": bad}, "first_step is .*: give a threshold") for bad in (0, -1.0, float("nan"), "3", True)),
         ({"first_step": float("inf")}, "first_step is inf"),

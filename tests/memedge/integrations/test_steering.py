@@ -201,7 +201,7 @@ def test_a_run_from_a_picture(small):
     options = OPTIONS | {"image": [Image.new("RGB", (32, 32), "red")] * 2}
     for strength, action, words in [
         (0.9, "steered", "; steered: guidance -2, not 5, above timestep 650, in 1 of 5 steps"),
-        (0.5, "blocked", "; not steered: the run starts at timestep 333, and nothing is steered at 650 or below"),
+        (0.5, "blocked", "; not steered: timestep 333 is the first that could be, and nothing is at 650 or below"),
     ]:
         bare = other(prompts, generator=seeded(), strength=strength, **options).images
         result = guarded(prompts, generator=seeded(), strength=strength, **options)
