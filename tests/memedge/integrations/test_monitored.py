@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline
-from guarded import actions, recorded, same, seeded
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from guarded import actions, make_pipe, recorded, same, seeded
 
-from memedge import InputError, MonitorCalibration
+from memedge import Detector, InputError, MonitorCalibration
 from memedge.engine.manifest import Estimate
 from memedge.integrations.diffusers import guard
 
@@ -51,6 +51,16 @@ def watched(small):
     assert actions(seen) == ["passed", "passed"] and all(map(same, seen.images, bare))
     values = [image.value for verdict in seen.verdicts for image in verdict.images]
     return pipe, detector, prompts, options, bare, values
+
+
+def test_the_embedded_engine_has_a_calibration():
+    pipe = make_pipe(StableDiffusionPipeline)
+    guarded = guard(pipe, Detector.load(provider="cpu", threads=1), monitor=True)
+    prompts = ["the left luggage sign", "a briefcase"]
+    result = guarded(prompts, num_inference_steps=20, guidance_scale=4.0, generator=seeded(), output_type="latent")
+    assert actions(result) == ["blocked", "passed"]
+    assert result.images[0] is None and result.images[1] is not None
+    assert result.verdicts[0].images[0].step <= 4
 
 
 def middle(values: list[float], over: int) -> float:
