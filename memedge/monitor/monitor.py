@@ -204,7 +204,7 @@ class Monitor:
             >>> pipe = StableDiffusionPipeline.from_pretrained("model")
             >>> options = {"num_inference_steps": 2, "guidance_scale": 4.0, "target_fpr": 0.05}
             >>> calibration = Monitor.calibrate(pipe, memorized[:5], clean[:19], **options)
-            >>> calibration.save("engine/monitor.json")
+            >>> calibration.save("monitor.json")
             >>> calibration.scheduler, calibration.steps, calibration.clean
             ('DDIMScheduler', 2, 19)
         """

@@ -246,6 +246,9 @@ int check_all() {
   check_refusals();
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const Operands operands : {Operands::uncond_delta, Operands::cond_uncond, Operands::cond_delta}) {
+#ifdef __SANITIZE_ADDRESS__  // all pairs read the same addresses, and this takes minutes
+      if (operands != Operands::cond_uncond) continue;
+#endif
       for (const std::size_t channels : {1, 3, 4, 16, 65, 130}) {
         for (const std::size_t pixels : {1, 35, 64}) check_truth({dtype, operands, 2, 1, channels, pixels, 0});
         check_truth({dtype, operands, 4, 2, channels, 64, 1});

@@ -41,14 +41,14 @@ class Run:
         self._kind = kind_of(model_sampling)
         self._guider, self._threshold, self._action, self._has_empty = guider, threshold, action, has_empty
         self._monitor = Monitor(prediction_type="epsilon" if self._kind == "flow" else self._kind)
-        self._sigmas, self._seen = [float(sigma) for sigma in sigmas], 0
-        self._until = sigma_at(model_sampling, UNTIL)
+        self._left, self._seen = [float(sigma) for sigma in sigmas[:-1]], 0
+        self._timestep, self._until = model_sampling.timestep, sigma_at(model_sampling, UNTIL)
         if action == "steer" and (self._kind == "flow" or self._until is None):
             raise InputError(
                 "Steering was measured on models of noise with 1000 training timesteps, which this one is not: use "
                 "another action."
             )
-        self._remedy = ""
+        self._start, self._remedy = 0.0, ""
         self.samples: Any = None
 
     @property
@@ -74,7 +74,7 @@ class Run:
     def _reason(self, norm: float, flagged: bool | None) -> str:
         sign = "≥" if flagged else "<"
         compared = ", no threshold" if flagged is None else f" {sign} threshold {self._threshold:.4g}"
-        return f"{SAID[flagged]}: norm {norm:.4g}{compared}{self._remedy if flagged else ''}"
+        return f"{SAID[flagged]}: norm {norm:.4g} at t {self._start:.0f}{compared}{self._remedy if flagged else ''}"
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
         """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
@@ -99,18 +99,20 @@ class Run:
         origin = self._empty_denoised(args) if wants_empty else uncond
         if self._is_next(sigma):
             measured = halves(self._kind, args["input"].float(), sigma, cond.float(), origin.float())
-            self._monitor.step(*(half.contiguous() for half in measured), sigma=sigma)
+            self._monitor.step(*(half.detach().contiguous() for half in measured), sigma=sigma)
             self._seen += 1
             if self._seen == 1:
+                self._start = float(self._timestep(args["sigma"]).flatten()[0])
                 self._decide(sigma)
         if not self._steers(sigma):
             return args["conds_out"]  # type: ignore[no-any-return]
         return [self._steered(cond, uncond, origin, args["cond_scale"]), *args["conds_out"][1:]]
 
     def _is_next(self, sigma: float) -> bool:
-        """Return whether an evaluation is the next step's first: samplers of a higher order add others between."""
-        left = self._sigmas[self._seen : -1]
-        return self._seen == 0 or (bool(left) and bool(np.isclose(sigma, left[0], rtol=1e-4)))
+        """Return whether an evaluation is the first at the schedule's next level of noise; others lie in between."""
+        passed = [one for one in self._left if one >= sigma * (1 - 1e-4)]  # some skip levels, or have their own
+        self._left = self._left[len(passed) :]
+        return bool(passed) or not self._seen
 
     def _empty_denoised(self, args: dict[str, Any]) -> Any:
         conds = [self._guider.conds[EMPTY]]

@@ -78,7 +78,7 @@ def test_norm_is_that_of_the_unets_own_predictions(model, conds):
         run = gate.run_of(samples)
         np.testing.assert_allclose(run.norm, first_norm(model, conds[prompt], conds[""], noise()), rtol=1e-4)
         assert run.memorized is None
-        assert all(reason.startswith("no verdict: norm ") for reason in run.reasons())
+        assert all(re.fullmatch(r"no verdict: norm [\d.]+ at t 999, no threshold", reason) for reason in run.reasons())
     patched = gate.patch(model)
     assert rows_of(model, lambda: generate(patched, conds[CLEAN], conds[""])) == 2 * 2 * STEPS
 
@@ -324,7 +324,7 @@ def test_the_workflow_runs_in_the_real_comfyui(tmp_path, model, conds):
     verdicts = done.history_result["outputs"]["9"]["text"][0].splitlines()
     x = torch.randn(2, 4, 16, 16, generator=torch.manual_seed(0))
     norms = first_norm(model, conds[MEMORIZED], conds[""], x)
-    assert verdicts == [f"memorized: norm {norm:.4g} ≥ threshold 1" for norm in norms]
+    assert verdicts == [f"memorized: norm {norm:.4g} at t 999 ≥ threshold 1" for norm in norms]
     assert len(list(tmp_path.glob("memedge_*.png"))) == 2
 
     workflow["6"]["inputs"]["action"] = "interrupt"
