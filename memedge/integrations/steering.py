@@ -12,7 +12,7 @@ import numpy.typing as npt
 from memedge.integrations.unet_calls import AllOver, UNetCall
 from memedge.wording import counted
 
-# Swept on the embedded model's calibration captions by bench/mitigation.py --sweep (docs/benchmarks.md).
+# The paper's, and in the middle of what bench/mitigation.py --sweep found on calibration captions (docs/benchmarks.md).
 SCALE = -2.0  # g′, instead of the user's guidance scale
 UNTIL = 650  # t₀: at this timestep, of 1000, and below, the scale is the user's own
 

@@ -236,12 +236,26 @@ def test_generations_are_those_of_diffusers(start, tmp_path):
     from model import Model
 
     start().save(tmp_path / "checkpoint.pt")
-    ours = Generator(Model.load(tmp_path / "pipeline"), 1).latents(["thing 1"], range(1))[0, 0]
+    generator = Generator(Model.load(tmp_path / "pipeline"), 1)
+    ours = generator.latents(["thing 1"], range(1))[0, 0]
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "output_type": "latent"}
     theirs = pipeline("thing 1", latents=noise(range(1)), **options).images[0]
     assert (ours - theirs).abs().max() < 0.05 * theirs.abs().max()
+
+    def end(own, step, *_):
+        own._guidance_scale = 9.0 if own.scheduler.timesteps[step + 1 : step + 2].sum() > 500 else GUIDANCE
+        return {}
+
+    with torch.no_grad():
+        states = pipeline.encode_prompt("thing 1", "cpu", 1, False)[0]
+    early = generator.denoise(
+        states.expand(2, -1, -1), noise(range(1)).expand(2, -1, -1, -1), torch.tensor([4.0, 9.0]), 500
+    )
+    theirs = pipeline("thing 1", latents=noise(range(1)), **options | {"guidance_scale": 9.0}, callback_on_step_end=end)
+    assert (early[0] - ours).abs().max() < 0.01 * ours.abs().max() < (early[1] - ours).abs().max()
+    assert (early[1] - theirs.images[0]).abs().max() < 0.05 * ours.abs().max()
 
 
 @pytest.mark.slow
