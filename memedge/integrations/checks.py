@@ -49,10 +49,12 @@ def check_threshold(threshold: Any) -> None:
 
 def check_calls(pipe: Any, needs: Needs) -> None:
     """Raise InputError unless a pipeline guides in one call of its UNet, each of which a hook can see."""
-    if needs != STEER and "strength" in inspect.signature(pipe.__call__).parameters:
+    if needs != STEER and {"strength", "controlnet_conditioning_scale"} & set(
+        inspect.signature(pipe.__call__).parameters
+    ):
         raise InputError(
-            f"{type(pipe).__name__} starts from a picture, not from noise alone, where the norm means something: "
-            f"{needs.instead}."
+            f"{type(pipe).__name__} generates from a picture, not from noise and a prompt alone, where the norm means "
+            f"something: {needs.instead}."
         )
     if not is_known(pipe, "do_classifier_free_guidance"):
         raise InputError(

@@ -79,9 +79,9 @@ def guard(
     the pipeline itself): adapters, hooks and edits that change the model are an error.
 
     Args:
-        pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; image-to-image too, but not with
-            `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own, and no
-            `__call__`.
+        pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; from a picture and with a ControlNet too,
+            but not with `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own,
+            and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else

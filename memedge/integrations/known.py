@@ -14,7 +14,14 @@ PIPELINES = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionControlNetPipeline",
+    "StableDiffusionControlNetImg2ImgPipeline",
+    "StableDiffusionControlNetInpaintPipeline",
+    "StableDiffusionXLControlNetPipeline",
+    "StableDiffusionXLControlNetImg2ImgPipeline",
+    "StableDiffusionXLControlNetInpaintPipeline",
 )
+MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.")
 
 
 def check_class(pipe: Any) -> None:
@@ -34,4 +41,4 @@ def is_known(pipe: Any, name: str) -> bool:
     found = found.fget if isinstance(found, property) else found
     module, place = getattr(found, "__module__", ""), getattr(found, "__qualname__", "")
     known = {f"{kind}.{name}" for kind in PIPELINES}
-    return module.startswith("diffusers.pipelines.stable_diffusion") and place in known
+    return module.startswith(MODULES) and place in known

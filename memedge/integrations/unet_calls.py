@@ -43,6 +43,12 @@ class UNetCall:
         rows = range(len(self.cond)) if rows is None else rows
         if empty is None:
             return self.own[list(rows)]
+        if self._kwargs.get("mid_block_additional_residual") is not None:
+            raise InputError(
+                "A ControlNet reads the negative prompt too, so that the empty one's prediction, which "
+                f"{self._calls.needs.what} needs, cannot be had beside it: leave the negative prompt out, or "
+                f"{self._calls.needs.instead}."
+            )
         half = [len(self.cond) + row for row in rows]  # of the conditional rows, which have the same latents
         prompts = [row // images for row in rows]
         more = dict(self._kwargs, encoder_hidden_states=empty[0][prompts])
@@ -89,7 +95,7 @@ class UNetCalls:
                 prompt is given, so that the pipeline's own other half is not ε_0.
         """
         self.pipe, self.images, self.empty = pipe, images, empty
-        self._rows, self._needs, self._watchers = prompts * images, needs, watchers
+        self._rows, self.needs, self._watchers = prompts * images, needs, watchers
 
     def __enter__(self) -> "UNetCalls":
         self._thread, self._busy = threading.get_ident(), False
@@ -107,7 +113,7 @@ class UNetCalls:
         if len(output[0]) != 2 * self._rows:
             raise InputError(
                 f"The UNet was called with {len(output[0])} rows for {self._rows} images, not two for each: "
-                f"{self._needs.what} needs classifier-free guidance in one call; {self._needs.instead}."
+                f"{self.needs.what} needs classifier-free guidance in one call; {self.needs.instead}."
             )
         call = UNetCall(self, args, kwargs, output[0])
         self._busy = True  # what a watcher calls the UNet for is not the sampler's

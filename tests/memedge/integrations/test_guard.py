@@ -422,7 +422,7 @@ def test_pictures_to_pictures(small):
         result = guard(other, detector)(prompts, generator=seeded(), **options, **more)
         assert actions(result) == ["passed", "blocked"]
         assert same(result.images[0], bare[0]) and result.images[1] is None
-        with pytest.raises(InputError, match="starts from a picture, not from noise alone"):
+        with pytest.raises(InputError, match="generates from a picture, not from noise"):
             guard(other, detector, first_step=1.0)
 
 

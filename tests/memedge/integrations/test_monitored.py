@@ -186,5 +186,5 @@ def test_wrong_options(small, options, words):
     with pytest.raises(InputError, match=words):
         guard(small.pipe, small.detector, **options)
     other = StableDiffusionImg2ImgPipeline(**small.pipe.components, requires_safety_checker=False)
-    with pytest.raises(InputError, match="starts from a picture, not from noise alone"):
+    with pytest.raises(InputError, match="generates from a picture, not from noise"):
         guard(other, small.detector, monitor=calibration(1.0))

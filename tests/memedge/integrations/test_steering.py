@@ -5,7 +5,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import (
+    ControlNetModel,
     DDIMScheduler,
+    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
@@ -263,3 +265,28 @@ def test_sdxl(sdxl):
     assert actions(result) == ["passed", "steered"] and same(result.images[0], bare[0])
     assert sum(len(call.output) == 1 for call in calls) == 1
     assert_steered(calls, given, row=1)
+
+
+def test_beside_a_controlnet(small):
+    """The prompt alone is judged; what is guided beside it stays so, bit by bit, but for the image that is steered."""
+    bare_pipe, detector, clean, memorized = small
+    torch.manual_seed(0)
+    control = ControlNetModel.from_unet(bare_pipe.unet, conditioning_embedding_out_channels=(16,)).eval()
+    for parameter in control.parameters():  # the network's last layers are zero before training
+        torch.nn.init.normal_(parameter, std=0.05)
+    parts = {name: part for name, part in bare_pipe.components.items() if name != "image_encoder"}
+    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    prompts, pictures = [clean[0], memorized[0]], [Image.new("RGB", (8, 8), colour) for colour in ("red", "navy")]
+    bare = pipe(prompts, pictures, generator=seeded(), **OPTIONS).images
+    plain = bare_pipe(prompts, generator=seeded(), **OPTIONS).images
+    assert not close(bare[0], plain[0], 0.01)
+    for action, done in (("flag", "flagged"), ("steer", "steered"), ("block", "blocked")):
+        result = guard(pipe, detector, action)(prompts, pictures, generator=seeded(), **OPTIONS)
+        assert actions(result) == ["passed", done]
+        assert same(result.images[0], bare[0])
+    steered = guard(pipe, detector, "steer")
+    with pytest.raises(InputError, match="ControlNet reads the negative prompt too"):
+        steered(prompts, pictures, negative_prompt=["blurry"] * 2, generator=seeded(), **OPTIONS)
+    with pytest.raises(InputError, match="generates from a picture"):
+        guard(pipe, detector, first_step=1.0)
