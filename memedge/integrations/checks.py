@@ -47,11 +47,14 @@ def check_threshold(threshold: Any) -> None:
         raise InputError(f"first_step is {threshold!r}: give a threshold of the norm, a number above 0.")
 
 
+def takes_picture(pipe: Any) -> bool:
+    """Return whether a pipeline generates from a picture too: it starts from one, or a ControlNet reads one."""
+    return not {"strength", "controlnet_conditioning_scale"}.isdisjoint(inspect.signature(pipe.__call__).parameters)
+
+
 def check_calls(pipe: Any, needs: Needs) -> None:
     """Raise InputError unless a pipeline guides in one call of its UNet, each of which a hook can see."""
-    if needs != STEER and {"strength", "controlnet_conditioning_scale"} & set(
-        inspect.signature(pipe.__call__).parameters
-    ):
+    if needs == FIRST_STEP and takes_picture(pipe):
         raise InputError(
             f"{type(pipe).__name__} generates from a picture, not from noise and a prompt alone, where the norm means "
             f"something: {needs.instead}."

@@ -22,11 +22,12 @@ from memedge.integrations.checks import (
     check_model,
     check_scale,
     check_threshold,
+    takes_picture,
 )
 from memedge.integrations.first_step import FirstStep
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, kept, mitigated
 from memedge.integrations.monitored import MonitoredRun, calibration_of
-from memedge.integrations.monitoring import MONITOR
+from memedge.integrations.monitoring import MONITOR, settings_of
 from memedge.integrations.same_model import beside_the_weights, check_same_model
 from memedge.integrations.same_text import read_alike
 from memedge.integrations.steering import Steering
@@ -80,7 +81,7 @@ def guard(
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; from a picture and with a ControlNet too,
-            but not with `first_step` or `monitor`. A class made of one of them may have an `encode_prompt` of its own,
+            but not with `first_step`. A class made of one of them may have an `encode_prompt` of its own,
             and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
@@ -90,7 +91,7 @@ def guard(
             their rows at each such step. Blocked if it is too late for that: if a run from a picture starts below, or
             the monitor finds it later. "reseed", with `monitor` alone: make memorized images again, up to three times,
             from what their generator draws next; those that are memorized each time are blocked.
-        monitor: a calibration that `Monitor.calibrate` made for the calls' scheduler, steps and guidance_scale; True:
+        monitor: a calibration that `Monitor.calibrate` made for the calls' scheduler, steps and guidance; True:
             that of the file monitor.json beside the detector's engine.
         first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
             guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
@@ -135,6 +136,10 @@ def guard(
         if action == "mitigate":
             raise InputError("action='mitigate' needs the prompts' scores: leave monitor out.")
         check_calls(pipe, MONITOR)
+        if action == "reseed" and takes_picture(pipe):
+            raise InputError(
+                f"action='reseed' is of pipelines from text, not {type(pipe).__name__}: use another action."
+            )
         return GuardedPipeline(pipe, detector, action, None, calibration_of(monitor, detector))
     if action == "reseed":
         raise InputError("action='reseed' is of images that the monitor finds: give monitor=True.")
@@ -223,9 +228,8 @@ class GuardedPipeline:
             check_scale(call.get("guidance_scale"), STEER)
         if self._calibration is not None:
             check_calls(self._pipe, MONITOR)
-            scheduler, scale = type(self._pipe.scheduler).__name__, call.get("guidance_scale")
-            check_scale(scale, MONITOR)
-            self._calibration.check(scheduler, call.get("num_inference_steps"), scale)
+            check_scale(call.get("guidance_scale"), MONITOR)
+            self._calibration.check(settings_of(self._pipe, call.get))
             return MonitoredRun(self._pipe, call, self._calibration, self._over).generate()
         if self._first_step is not None:
             return self._watch(call, self._first_step)

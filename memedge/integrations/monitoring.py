@@ -8,7 +8,7 @@ import numpy as np
 from memedge.integrations.checks import Needs, check_calls, check_scale
 from memedge.integrations.known import check_class
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
-from memedge.monitor.calibration import MonitorCalibration
+from memedge.monitor.calibration import MonitorCalibration, Settings
 from memedge.monitor.fitting import Traces, calibration_of, check_counts
 from memedge.monitor.monitor import Monitor
 from memedge.prompts.text import checked_prompts
@@ -23,6 +23,17 @@ def make_monitor(pipe: Any, calibration: MonitorCalibration | None = None) -> Mo
         calibration,
         prediction_type=getattr(config, "prediction_type", "epsilon"),
         alphas_cumprod=pipe.scheduler.alphas_cumprod.double().cpu().numpy(),
+    )
+
+
+def settings_of(pipe: Any, argument: Callable[[str], Any]) -> Settings:
+    """Return what a call generates with; `argument` gives the value of one of its arguments, or None."""
+    return Settings(
+        pipeline=type(pipe).__name__,
+        scheduler=type(pipe.scheduler).__name__,
+        steps=argument("num_inference_steps"),
+        guidance_scale=float(argument("guidance_scale")),
+        guidance_rescale=float(argument("guidance_rescale") or 0),
     )
 
 
@@ -42,6 +53,7 @@ def calibrate(
     batch: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    options: dict[str, Any],
 ) -> MonitorCalibration:
     """Do what Monitor.calibrate says (memedge/monitor/monitor.py)."""
     import torch
@@ -69,6 +81,7 @@ def calibrate(
                 guidance_scale=guidance_scale,
                 generator=[torch.Generator().manual_seed(seed + place) for place in places],
                 output_type="latent",
+                **options,
             )
         seen.append(Traces(monitor.norms, monitor.changes, monitor.moves))
         if progress is not None:
@@ -78,8 +91,8 @@ def calibrate(
         traces,
         of_memorized,
         target_fpr,
-        type(pipe.scheduler).__name__,
-        guidance_scale,
-        num_inference_steps,
+        settings_of(
+            pipe, {**options, "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}.get
+        ),
         timesteps,
     )

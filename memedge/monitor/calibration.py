@@ -18,13 +18,31 @@ NEAR = 0.5  # timesteps: schedulers round them
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
+class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """What a generation is made with: what a monitor's statistics depend on, beside model and prompt.
+
+    Attributes:
+        pipeline, scheduler: the classes of diffusers.
+        steps: num_inference_steps.
+        guidance_scale, guidance_rescale: the pipeline's.
+    """
+
+    pipeline: Text
+    scheduler: Text
+    steps: Count
+    guidance_scale: Real
+    guidance_rescale: Real = 0.0
+
+    def __str__(self) -> str:
+        rescale = f" rescaled by {self.guidance_rescale:g}" if self.guidance_rescale else ""
+        return f"{self.pipeline}, {self.scheduler}, {self.steps} steps, guidance {self.guidance_scale:g}{rescale}"
+
+
 class MonitorCalibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What verdicts within a generation are made by, and for which generations it holds.
 
     Attributes:
-        scheduler: the class of diffusers' scheduler.
-        steps: num_inference_steps.
-        guidance_scale: the pipeline's.
+        settings: of the generations that it was fitted to.
         timesteps: of the UNet's calls.
         statistic: what is looked at (memedge/monitor/statistics.py).
         looks: after how many steps it is looked at for the last time.
@@ -37,9 +55,7 @@ class MonitorCalibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True
         false_alarms: the share of clean images that are, likewise.
     """
 
-    scheduler: Text
-    steps: Count
-    guidance_scale: Real
+    settings: Settings
     timesteps: tuple[Real, ...]
     statistic: Statistic
     looks: Annotated[int, msgspec.Meta(ge=1, le=10000)]
@@ -53,14 +69,12 @@ class MonitorCalibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     false_alarms: Estimate
     schema: Literal[1] = SCHEMA
 
-    def check(self, scheduler: str, steps: int, guidance_scale: float) -> None:
+    def check(self, settings: Settings) -> None:
         """Raise InputError for a generation that it was not made for."""
-        own = (self.scheduler, self.steps, self.guidance_scale)
-        if (scheduler, steps, guidance_scale) != own:
+        if settings != self.settings:
             raise InputError(
-                f"The monitor is calibrated for {self.scheduler}, {self.steps} steps and guidance scale "
-                f"{self.guidance_scale:g}, and not for {scheduler}, {steps} and {guidance_scale:g}: ask for the "
-                "former, or calibrate for these with Monitor.calibrate."
+                f"The monitor is calibrated for {self.settings}, and not for {settings}: ask for the former, or "
+                "calibrate for these with Monitor.calibrate."
             )
 
     def check_step(self, place: int, timestep: float | None) -> None:

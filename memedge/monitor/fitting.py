@@ -16,7 +16,7 @@ from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Estimate
 from memedge.metrics import auc, binomial, delong
-from memedge.monitor.calibration import MonitorCalibration
+from memedge.monitor.calibration import MonitorCalibration, Settings
 from memedge.monitor.statistics import STATISTICS, Statistic, running_maximum, values
 
 FEWEST_MEMORIZED = 5
@@ -111,18 +111,14 @@ def calibration_of(
     traces: Traces,
     memorized: Bools,
     target_fpr: float,
-    scheduler: str,
-    guidance_scale: float,
-    steps: int,
+    settings: Settings,
     timesteps: Sequence[float],
 ) -> MonitorCalibration:
     """Return the calibration, fitted and cross-validated, for generations like these; it names the arguments."""
     found = fit(traces, memorized, target_fpr)
     true, false = cross_validate(traces, memorized, target_fpr)
     return MonitorCalibration(
-        scheduler=scheduler,
-        steps=steps,
-        guidance_scale=float(guidance_scale),
+        settings=settings,
         timesteps=tuple(map(float, timesteps)),
         statistic=found.statistic,
         looks=len(found.mean),

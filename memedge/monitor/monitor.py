@@ -48,7 +48,7 @@ class Monitor:
         """Begin a generation.
 
         Args:
-            calibration: made by `Monitor.calibrate` for this scheduler, number of steps and guidance scale.
+            calibration: made by `Monitor.calibrate` for generations like this one.
             prediction_type: what the model predicts, of which ε is made: "epsilon" or "v_prediction".
             alphas_cumprod: the model's ᾱ by timestep, which v-predictions need where `step` is not given σ.
 
@@ -174,15 +174,16 @@ class Monitor:
         batch: int = 8,
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> MonitorCalibration:
         """Generate one image of each prompt, and fit what tells the memorized ones from the others, and how early.
 
-        The calibration holds for the pipeline's model and scheduler, this number of steps and this guidance scale. All
+        The calibration holds for the pipeline's model, class and scheduler, this number of steps and this guidance. All
         statistics of all numbers of steps are tried (memedge/monitor/fitting.py). The cut is on the running maximum, so
         that `target_fpr` is the share of false alarms over all looks. Images are generated to the end and thrown away.
 
         Args:
-            pipe: a pipeline of Stable Diffusion 1, 2 or XL, from text.
+            pipe: a pipeline of Stable Diffusion 1, 2 or XL.
             memorized: prompts that make the model print training images, at least 5.
             clean: prompts that do not, at least 1 / target_fpr − 1.
             num_inference_steps, guidance_scale: as the pipeline takes them.
@@ -190,6 +191,7 @@ class Monitor:
             batch: how many images are generated at once.
             seed: of the images' noise: the i-th starts from seed + i.
             progress: called with the numbers of images made and in all, after each batch.
+            options: what the pipeline takes beside, such as image and strength, or guidance_rescale; as it is for all.
 
         Raises:
             ImportError: diffusers or scikit-learn is not installed.
@@ -205,13 +207,13 @@ class Monitor:
             >>> options = {"num_inference_steps": 2, "guidance_scale": 4.0, "target_fpr": 0.05}
             >>> calibration = Monitor.calibrate(pipe, memorized[:5], clean[:19], **options)
             >>> calibration.save("monitor.json")
-            >>> calibration.scheduler, calibration.steps, calibration.clean
+            >>> calibration.settings.scheduler, calibration.settings.steps, calibration.clean
             ('DDIMScheduler', 2, 19)
         """
         from memedge.integrations.monitoring import calibrate
 
-        options = (num_inference_steps, guidance_scale, target_fpr, batch, seed, progress)
-        return calibrate(pipe, memorized, clean, *options)
+        fit = (num_inference_steps, guidance_scale, target_fpr, batch, seed, progress)
+        return calibrate(pipe, memorized, clean, *fit, options)
 
     def _calibration(self) -> MonitorCalibration:
         if self.calibration is None:

@@ -46,7 +46,7 @@ def verdicts(calibration: MonitorCalibration, norms: Floats, changes: Floats, mo
         relation = "≥" if memorized else "<"
         reason = (
             f"{calibration.statistic} {value:.3g} deviations from clean {relation} cut {calibration.cut:.3g} after "
-            f"{step} of {counted(calibration.steps, 'step')}"
+            f"{step} of {counted(calibration.settings.steps, 'step')}"
         )
-        found.append(MonitorVerdict(memorized, value, calibration.cut, step, calibration.steps, reason))
+        found.append(MonitorVerdict(memorized, value, calibration.cut, step, calibration.settings.steps, reason))
     return found

@@ -10,9 +10,11 @@ from guarded import actions, make_pipe, recorded, same, seeded
 from memedge import Detector, InputError, MonitorCalibration
 from memedge.engine.manifest import Estimate
 from memedge.integrations.diffusers import guard
+from memedge.monitor.calibration import Settings
 
 STEPS, SCALE = 4, 5.0
 OPTIONS: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent"}
+SETTINGS = Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
 TIMES = (751.0, 501.0, 251.0, 1.0)
 # diffusers 0.42.1 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -21,9 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 def calibration(cut: float, mean: tuple[float, ...] = (0.0,) * STEPS, **more: Any) -> MonitorCalibration:
     """One by which an image is memorized where log ‖Δ‖ − mean reaches the cut at any of the steps."""
     made = {
-        "scheduler": "DDIMScheduler",
-        "steps": STEPS,
-        "guidance_scale": SCALE,
+        "settings": SETTINGS,
         "timesteps": TIMES,
         "statistic": "norm",
         "looks": len(mean),
@@ -152,10 +152,10 @@ def test_what_is_asked_for_is_what_was_calibrated(watched):
     pipe, detector, prompts, options, _, _ = watched
     guarded = guard(pipe, detector, monitor=calibration(1e9))
     assert repr(guarded) == "<StableDiffusionPipeline guarded by the monitor, memorized prompts are blocked>"
-    with pytest.raises(InputError, match="calibrated for DDIMScheduler, 4 steps and guidance scale 5, and not for"):
+    with pytest.raises(InputError, match="calibrated for StableDiffusionPipeline, DDIMScheduler, 4 steps, guidance 5, and not for"):
         guarded(prompts, **options | {"num_inference_steps": 5})
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(InputError, match="and not for DPMSolverMultistepScheduler"):
+    with pytest.raises(InputError, match="and not for StableDiffusionPipeline, DPMSolverMultistepScheduler"):
         guarded(prompts, **options)
 
 
@@ -186,5 +186,5 @@ def test_wrong_options(small, options, words):
     with pytest.raises(InputError, match=words):
         guard(small.pipe, small.detector, **options)
     other = StableDiffusionImg2ImgPipeline(**small.pipe.components, requires_safety_checker=False)
-    with pytest.raises(InputError, match="generates from a picture, not from noise"):
-        guard(other, small.detector, monitor=calibration(1.0))
+    with pytest.raises(InputError, match="of pipelines from text, not StableDiffusionImg2ImgPipeline"):
+        guard(other, small.detector, "reseed", monitor=calibration(1.0))

@@ -10,15 +10,21 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
 )
 from guarded import make_pipe
+from PIL import Image
 
-from memedge import InputError, Monitor
+from memedge import Detector, InputError, Monitor
+from memedge.integrations.diffusers import guard
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
+from memedge.monitor.calibration import Settings
 
 STEPS, SCALE = 3, 4.0
+MEMORIZED = ["the left luggage sign", "the burrito sign", "eraser", "rooster", "trolleybus sticker"]
+CLEAN = [f"cute {word}" for word in ("ship", "cat", "sun", "bread", "leaf", "car", "key")]
 PROMPTS = ["the left luggage sign", "a briefcase"]
 # diffusers 0.42.1 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -69,21 +75,32 @@ def test_it_sees_what_the_sampler_sees_and_changes_nothing(pipe, scheduler):
 
 def test_a_calibration_is_of_the_pipelines_own_generations(pipe):
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    memorized = ["the left luggage sign", "the burrito sign", "eraser", "rooster", "trolleybus sticker"]
-    clean = [f"cute {word}" for word in ("ship", "cat", "sun", "bread", "leaf", "car", "key")]
     made: list[tuple[int, int]] = []
     options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "target_fpr": 0.125, "batch": 5}
-    found = Monitor.calibrate(pipe, memorized, clean, **options, progress=lambda *counts: made.append(counts))
+    found = Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options, progress=lambda *counts: made.append(counts))
     assert made == [(5, 12), (10, 12), (12, 12)]
-    assert (found.scheduler, found.steps, found.guidance_scale) == ("DDIMScheduler", STEPS, SCALE)
+    assert found.settings == Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
     assert found.timesteps == (667.0, 334.0, 1.0)
-    assert found == Monitor.calibrate(pipe, memorized, clean, **options)
+    assert found == Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options)
 
     monitor = make_monitor(pipe, found)
     with UNetCalls(pipe, len(PROMPTS), 1, MONITOR, [lambda call: feed(monitor, call)]):
         generate(pipe)
     assert monitor.decided
     assert [verdict.memorized for verdict in monitor.verdicts()] == monitor.memorized.tolist()
+
+
+def test_from_a_picture_it_is_calibrated_with_that_picture():
+    pipe, detector = make_pipe(StableDiffusionImg2ImgPipeline), Detector.load(provider="cpu", threads=1)
+    start = {"image": Image.new("RGB", (16, 16), "navy"), "strength": 0.5}
+    options = {"num_inference_steps": 4, "guidance_scale": SCALE}
+    found = Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options, **start, target_fpr=0.125)
+    assert found.timesteps == (251.0, 1.0)
+    guarded = guard(pipe, detector, "flag", monitor=found)
+    (verdict,) = guarded("a briefcase", **start, **options, output_type="latent").verdicts
+    assert len(verdict.images) == 1
+    with pytest.raises(InputError, match="Step 1 is at timestep 501, and at 251 in the monitor's calibration"):
+        guarded("a briefcase", **start | {"strength": 0.75}, **options)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from PIL import Image
 from memedge import InputError, Monitor, MonitorCalibration, guidance_stats
 from memedge.engine.errors import ManifestError
 from memedge.engine.manifest import Estimate
+from memedge.monitor.calibration import Settings
 from memedge.monitor.map import enlarged, smoothed
 from memedge.monitor.statistics import running_maximum, values
 
@@ -26,9 +28,7 @@ def given() -> list[list[torch.Tensor]]:
 
 def calibration(**more: Any) -> MonitorCalibration:
     own = {
-        "scheduler": "DDIMScheduler",
-        "steps": STEPS,
-        "guidance_scale": 4.0,
+        "settings": Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0),
         "timesteps": (900.0, 600.0, 300.0, 1.0),
         "statistic": "mean norm",
         "looks": 3,
@@ -143,10 +143,18 @@ def test_a_calibration_is_kept_and_holds_for_its_generations_alone(tmp_path):
     own = calibration()
     own.save(tmp_path / "monitor.json")
     assert MonitorCalibration.load(tmp_path / "monitor.json") == own
-    own.check("DDIMScheduler", STEPS, 4.0)
-    for other in (("PNDMScheduler", STEPS, 4.0), ("DDIMScheduler", 5, 4.0), ("DDIMScheduler", STEPS, 7.5)):
-        with pytest.raises(InputError, match="calibrated for DDIMScheduler, 4 steps and guidance scale 4, and not"):
-            own.check(*other)
+    own.check(Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0))
+    for other in (
+        {"pipeline": "StableDiffusionImg2ImgPipeline"},
+        {"scheduler": "PNDMScheduler"},
+        {"steps": 5},
+        {"guidance_scale": 7.5},
+        {"guidance_rescale": 0.7},
+    ):
+        with pytest.raises(
+            InputError, match="for StableDiffusionPipeline, DDIMScheduler, 4 steps, guidance 4, and not"
+        ):
+            own.check(msgspec.structs.replace(own.settings, **other))
     with pytest.raises(InputError, match="cannot be read"):
         MonitorCalibration.load(tmp_path / "other.json")
     with pytest.raises(InputError, match="cannot be written"):
