@@ -1,6 +1,6 @@
 """What the steps of a generation tell, at no further pass: the embedded model's captions, one image each.
 
-    python bench/monitor.py DATA_DIR [--captions N] [--traces FILE] [--save FILE] [--json FILE]
+    python bench/monitor.py DATA_DIR [--captions N] [--traces FILE] [--save FILE] [--sheet FILE] [--json FILE]
 
 DATA_DIR is what bench/tiny/prepare.py and train_vae.py write. Captions are those that the model was trained on, of both
 splits; each is generated once, from noise of its own (20 DDIM steps, guidance 4), watched by memedge.Monitor. All that
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mitigation import CHECKPOINT, TINY, Data
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
 from sklearn.linear_model import LogisticRegression
@@ -50,7 +51,9 @@ from vae import decode
 
 SEEN = ("memorized", "near", "template", "partly", "frequent", "seen")
 AFTER = (1, 2, 3, 4, 6, 10, STEPS)
-SHARES = np.linspace(0.05, 0.95, 19)
+SHARES = np.geomspace(0.005, 0.9, 30)
+MAPPED = (1, 2, 4, 10, 19, STEPS)
+SHOWN = 6  # copies on the sheet
 
 
 @dataclass(frozen=True)
@@ -163,16 +166,31 @@ def overlaps(maps: np.ndarray, cover: np.ndarray) -> np.ndarray:
     return np.asarray(both / either)
 
 
-def where(seen: Seen, of: list[Caption], data: Data, model: Model) -> dict[str, dict[str, float]]:
-    """Return the IoU of maps by step, plain and smoothed, over held-out copies of templates, and how many they are."""
-    places = [place for place, one in enumerate(of) if one.group == "template" and one.memorized]
+@dataclass(frozen=True)
+class Copies:
+    """Images of templates that are copies: their places, the images, the training pictures, the drawings' pixels."""
+
+    places: list[int]
+    pictures: np.ndarray
+    training: np.ndarray
+    cover: np.ndarray
+    held_out: np.ndarray
+
+
+def copies_of(seen: Seen, of: list[Caption], data: Data, model: Model) -> Copies:
+    places = np.array([place for place, one in enumerate(of) if one.group == "template" and one.memorized])
     pictures = decode(model.vae, torch.from_numpy(seen.latents[places]))
     copies, nearest = data.replicated(pictures)
-    places = [place for place, copy in zip(places, copies, strict=True) if copy]
-    cover = data.cover[nearest[copies]] >= 128
+    places, nearest = places[copies], nearest[copies]
     held_out = np.array([of[place].split == "held-out" for place in places])
+    return Copies(list(places), pictures[copies], data.pictures[nearest], data.cover[nearest] >= 128, held_out)
+
+
+def where(seen: Seen, copies: Copies) -> dict[str, dict[str, float]]:
+    """Return the IoU of maps by step, plain and smoothed, over held-out copies of templates, and how many they are."""
+    places, cover, held_out = copies.places, copies.cover, copies.held_out
     found = {}
-    for step in (4, 10, STEPS):
+    for step in MAPPED:
         for name, smooth in (("plain", lambda maps: maps), ("smoothed", smoothed)):
             maps = enlarged(smooth(seen.maps[step - 1][places]), cover.shape[1:])
             by_share = overlaps(maps, cover)
@@ -188,11 +206,32 @@ def where(seen: Seen, of: list[Caption], data: Data, model: Model) -> dict[str, 
     return found
 
 
+def sheet(seen: Seen, copies: Copies) -> Image.Image:
+    """Return some held-out copies: the training picture, the image, and its maps, brighter where Δ is larger."""
+    side, left, head = 2 * copies.pictures.shape[1], 8, 28
+    rows = np.flatnonzero(copies.held_out)[:SHOWN]
+    columns = ("training picture", "image", *(f"map, step {step}" for step in MAPPED))
+    image = Image.new("RGB", (left + len(columns) * (side + left), head + len(rows) * (side + left)), "white")
+    draw, text = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for column, name in enumerate(columns):
+        x = left + column * (side + left)
+        draw.text((x, 6), name, "black", text)
+        for place, row in enumerate(rows):
+            if column < 2:
+                shown = Image.fromarray((copies.training, copies.pictures)[column][row])
+            else:
+                values = np.sqrt(seen.maps[MAPPED[column - 2] - 1][copies.places[row]])
+                shown = Image.fromarray((255 * values / values.max()).astype(np.uint8))
+            image.paste(shown.resize((side, side), Image.Resampling.NEAREST), (x, head + place * (side + left)))
+    return image.quantize(256)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--captions", type=int, help="so many, spread over the file; default: all")
     parser.add_argument("--traces", type=Path)
+    parser.add_argument("--sheet", type=Path, help="write a picture of the maps here")
     parser.add_argument("--save", type=Path, help="write the calibration for target_fpr = .01 here")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -233,7 +272,10 @@ def main() -> None:
     if arguments.save:
         chosen[0.01].save(arguments.save)
 
-    maps = where(seen, of, Data(arguments.data, model.vae), model)
+    copies = copies_of(seen, of, Data(arguments.data, model.vae), model)
+    if arguments.sheet:
+        sheet(seen, copies).save(arguments.sheet, optimize=True)
+    maps = where(seen, copies)
     for name, one in maps.items():
         console.print(f"map, {name}: {one}")
     if arguments.json:

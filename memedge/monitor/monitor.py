@@ -149,7 +149,8 @@ class Monitor:
     def map(self, size: tuple[int, int] | None = None, *, smooth: bool = True) -> Singles:
         """Return where the last step's guidance is: Σ over channels of Δ² at each pixel, float32 [B, H, W].
 
-        Where a part of a training image is copied, it is there that Δ is large. Late steps tell best.
+        Where a part of a training image is copied, it is there that Δ is large. The first step told best on the
+        embedded model (docs/detectors.md), and the last is published for Stable Diffusion 1.4.
 
         Args:
             size: the image's (height, width), which the map is enlarged to; None: that of the latents.
