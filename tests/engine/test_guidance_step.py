@@ -1,12 +1,16 @@
 """The steps' reduction against its definition in float64, on both paths; what does not fit is refused."""
 
+import ctypes
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from device_tensors import LEGACY, CudaArray, Dlpack, memory
 
 from memedge import InputError
-from memedge.engine import reduction
-from memedge.engine.errors import NotFiniteError
+from memedge.engine import numpy_reduction, reduction
+from memedge.engine.errors import NotFiniteError, ProviderError
 from memedge.engine.guidance_step import StepReduction
 
 SHAPE = (3, 4, 5, 7)
@@ -105,3 +109,95 @@ def test_what_does_not_fit_is_refused(change, message):
 def test_without_a_step_there_is_no_map():
     with pytest.raises(InputError, match="no step"):
         StepReduction().map()
+
+
+class Memory:
+    """A GPU's memory, in the host's."""
+
+    def __init__(self, size, device):
+        self.device, self.values = device, np.full(size, 0xFF, np.uint8)
+
+    @property
+    def address(self):
+        return self.values.ctypes.data
+
+    def download(self, host):
+        host.view(np.uint8).reshape(-1)[:] = self.values
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A core that plays the GPU: it notes each call and reduces what the pointers point to."""
+    core = SimpleNamespace(CUDA_TARGETS=(75,), calls=[], error=None, DeviceMemory=Memory)
+    core.address = lambda array: array.ctypes.data
+    core.cuda_device = lambda _pointer: 5
+
+    def step(x, cond, uncond, last_x, last_eps, map, out, dtype, first, scale, shift, *sizes, device, streams):
+        if core.error:
+            raise RuntimeError(core.error)
+        core.calls.append((device, streams))
+        rows, channels, pixels = sizes
+        shape = rows, channels, 1, pixels
+        given = [memory(pointer, shape, dtype) for pointer in (x, cond, uncond)]
+        kept = [memory(pointer, shape, "float32") for pointer in (last_x, last_eps)]
+        result = np.frombuffer((ctypes.c_double * (3 * rows)).from_address(out)).reshape(3, rows)
+        last = None if first else tuple(values.copy() for values in kept)
+        found = numpy_reduction.guidance_step(*given, last, dtype, (scale, shift), result)
+        for values, new in zip(kept, found[:2], strict=True):
+            values[:] = new
+        ctypes.memmove(map, found[2].ctypes.data, found[2].nbytes)
+
+    core.cuda_guidance_step = step
+    monkeypatch.setattr(reduction, "core", core)
+    return core
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_gpu_all_stays_there_but_three_numbers(gpu, dtype):
+    given, taken = steps(dtype), StepReduction()
+    for tensors, (norm, change, move, map) in zip(given, expected(given, 0.6, 0.8), strict=True):
+        on_gpu = [Dlpack(tensor, (2, 3)) for tensor in tensors]
+        found = taken.step(*on_gpu, 0.6, 0.8)
+        for own, value in ((found.norm, norm), (found.change, change), (found.move, move), (taken.map(), map)):
+            np.testing.assert_allclose(own, value, rtol=2e-6)
+        assert [tensor.streams for tensor in on_gpu] == [[LEGACY]] * 3
+    assert gpu.calls == [(3, [LEGACY])] * 3
+
+
+def test_streams_that_tensors_name_are_waited_for(gpu):
+    tensors = [tensor.numpy() for tensor in steps(torch.float32)[0]]
+    StepReduction().step(*(CudaArray(array, stream=stream) for array, stream in zip(tensors, (7, 9, 7), strict=True)))
+    StepReduction().step(*(CudaArray(array) for array in tensors))
+    assert gpu.calls == [(5, [7, 9]), (5, [LEGACY])]
+
+
+def test_what_a_gpu_does_not_take_is_refused(gpu):
+    tensors = steps(torch.float32)[0]
+    on_gpu = [Dlpack(tensor) for tensor in tensors]
+    with pytest.raises(InputError, match="eps_cond on GPU 1: move one to the other's device"):
+        StepReduction().step(on_gpu[0], Dlpack(tensors[1], (2, 1)), on_gpu[2])
+    with pytest.raises(InputError, match="some are on a GPU and some in host memory"):
+        StepReduction().step(*on_gpu[:2], tensors[2])
+    with pytest.raises(InputError, match="float64"):
+        StepReduction().step(*(Dlpack(tensor.double()) for tensor in tensors))
+    with pytest.raises(InputError, match="not contiguous"):
+        StepReduction().step(*(Dlpack(tensor.transpose(2, 3)) for tensor in tensors))
+    taken = StepReduction()
+    taken.step(*on_gpu)
+    with pytest.raises(InputError, match="or is on another device"):
+        taken.step(*(Dlpack(tensor, (2, 1)) for tensor in tensors))
+    gpu.error = "out of memory"
+    with pytest.raises(ProviderError, match=r"GPU 0 could not reduce the predictions \(out of memory"):
+        taken.step(*on_gpu)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_on_a_real_gpu(dtype):
+    if not reduction.core_status().cuda or not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU, or the native core was built without nvcc")
+    given, taken = steps(dtype, shape=(3, 4, 64, 64)), StepReduction()
+    for tensors, (norm, change, move, map) in zip(given, expected(given, 0.6, 0.8), strict=True):
+        found = taken.step(*(tensor.cuda() for tensor in tensors), 0.6, 0.8)
+        for own, value in ((found.norm, norm), (found.change, change), (found.move, move), (taken.map(), map)):
+            np.testing.assert_allclose(own, value, rtol=2e-6)
