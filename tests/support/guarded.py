@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    ControlNetModel,
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionControlNetPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
@@ -62,6 +64,18 @@ def make_pipe(kind: type[DiffusionPipeline], folder: Path = EMOJI, **more: Any) 
     pipe = kind(**parts, **more)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def with_controlnet(pipe: Any) -> Any:
+    """Return a pipeline of the same parts, and a random ControlNet that reads pictures as large as the latents."""
+    torch.manual_seed(0)
+    control = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16,)).eval()
+    for parameter in control.parameters():  # the network's last layers are zero before training
+        torch.nn.init.normal_(parameter, std=0.05)
+    parts = {name: part for name, part in pipe.components.items() if name != "image_encoder"}
+    made = StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+    made.set_progress_bar_config(disable=True)
+    return made
 
 
 class UnetCall(NamedTuple):

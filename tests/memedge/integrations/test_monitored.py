@@ -2,10 +2,18 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
-from guarded import actions, make_pipe, recorded, same, seeded
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+)
+from engines import edit_manifest
+from guarded import actions, make_pipe, recorded, same, seeded, with_controlnet
+from PIL import Image
 
 from memedge import Detector, InputError, MonitorCalibration
 from memedge.engine.manifest import Estimate
@@ -188,3 +196,53 @@ def test_wrong_options(small, options, words):
     other = StableDiffusionImg2ImgPipeline(**small.pipe.components, requires_safety_checker=False)
     with pytest.raises(InputError, match="of pipelines from text, not StableDiffusionImg2ImgPipeline"):
         guard(other, small.detector, "reseed", monitor=calibration(1.0))
+
+
+def of(pipe: Any, **more: Any) -> MonitorCalibration:
+    """One that nothing reaches, for a pipeline's class."""
+    return calibration(1e9, settings=msgspec.structs.replace(SETTINGS, pipeline=type(pipe).__name__), **more)
+
+
+def test_beside_a_controlnet(small):
+    """What the UNet itself predicts is seen, so the picture's guidance too; a negative prompt is refused."""
+    pipe, detector = with_controlnet(small.pipe), small.detector
+    pipe.scheduler.register_to_config(steps_offset=1)
+    prompts, pictures = [small.clean[0], small.memorized[0]], [Image.new("RGB", (8, 8), c) for c in ("red", "navy")]
+    bare = pipe(prompts, pictures, generator=seeded(), **OPTIONS).images
+    guarded = guard(pipe, detector, "flag", monitor=of(pipe))
+    with recorded(pipe.unet) as calls:
+        result = guarded(prompts, pictures, generator=seeded(), **OPTIONS)
+    assert actions(result) == ["passed", "passed"] and all(map(same, result.images, bare))
+    first = calls[0].output[2:] - calls[0].output[:2]
+    assert [verdict.norm for verdict in result.verdicts] == pytest.approx(
+        first.flatten(1).norm(dim=1).tolist(), rel=1e-5
+    )
+    with pytest.raises(InputError, match="ControlNet reads the negative prompt too"):
+        guarded(prompts, pictures, negative_prompt=["blurry"] * 2, **OPTIONS)
+
+
+def test_v_prediction(copy, checkpoint):
+    """In ε: √ᾱ times the difference of velocities, and the first norm as `first_step` has it."""
+    edit_manifest(copy, lambda m: m.update(prediction_type="v_prediction"))
+    pipe = make_pipe(StableDiffusionPipeline, checkpoint)
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction", steps_offset=1)
+    detector = Detector.load(copy)
+    bare = pipe("a star", generator=seeded(), **OPTIONS).images
+    result = guard(pipe, detector, "flag", monitor=of(pipe))("a star", generator=seeded(), **OPTIONS)
+    assert same(result.images[0], bare[0])
+    first = guard(pipe, detector, "flag", first_step=1e9)("a star", generator=seeded(), **OPTIONS)
+    assert result.verdicts[0].norm == pytest.approx(first.verdicts[0].norm, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_sdxl(sdxl):
+    """With a negative prompt: the monitor sees the empty one's half, and the images stay as they are."""
+    pipe, detector, clean, memorized = sdxl
+    pipe.scheduler.register_to_config(steps_offset=1)
+    prompts, options = [clean[0], memorized[0]], OPTIONS | {"negative_prompt": "red"}
+    bare = pipe(prompts, generator=seeded(), **options).images
+    result = guard(pipe, detector, "flag", monitor=of(pipe, looks=2))(prompts, generator=seeded(), **options)
+    assert actions(result) == ["passed", "passed"] and all(map(same, result.images, bare))
+    without = guard(pipe, detector, "flag", monitor=of(pipe))(prompts, generator=seeded(), **OPTIONS)
+    norms = [[verdict.norm for verdict in one.verdicts] for one in (result, without)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)

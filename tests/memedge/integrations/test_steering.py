@@ -5,16 +5,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from diffusers import (
-    ControlNetModel,
     DDIMScheduler,
-    StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from engines import edit_manifest
-from guarded import SCHEDULERS, actions, make_pipe, recorded, same, seeded
+from guarded import SCHEDULERS, actions, make_pipe, recorded, same, seeded, with_controlnet
 from PIL import Image
 
 from memedge import Detector, InputError
@@ -270,13 +268,7 @@ def test_sdxl(sdxl):
 def test_beside_a_controlnet(small):
     """The prompt alone is judged; what is guided beside it stays so, bit by bit, but for the image that is steered."""
     bare_pipe, detector, clean, memorized = small
-    torch.manual_seed(0)
-    control = ControlNetModel.from_unet(bare_pipe.unet, conditioning_embedding_out_channels=(16,)).eval()
-    for parameter in control.parameters():  # the network's last layers are zero before training
-        torch.nn.init.normal_(parameter, std=0.05)
-    parts = {name: part for name, part in bare_pipe.components.items() if name != "image_encoder"}
-    pipe = StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = with_controlnet(bare_pipe)
     prompts, pictures = [clean[0], memorized[0]], [Image.new("RGB", (8, 8), colour) for colour in ("red", "navy")]
     bare = pipe(prompts, pictures, generator=seeded(), **OPTIONS).images
     plain = bare_pipe(prompts, generator=seeded(), **OPTIONS).images
