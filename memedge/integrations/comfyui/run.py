@@ -13,6 +13,7 @@ from memedge.decision.reasons import SAID
 from memedge.engine.errors import InputError
 from memedge.integrations.comfyui.sampling import halves, kind_of, sigma_at
 from memedge.integrations.steering import SCALE, UNTIL
+from memedge.monitor.map import enlarged
 from memedge.monitor.monitor import Monitor
 
 Action = Literal["interrupt", "flag", "steer"]
@@ -49,6 +50,7 @@ class Run:
                 "another action."
             )
         self._start, self._remedy = 0.0, ""
+        self._map: Any = None  # of the first step, float32 [B, H, W]
         self.samples: Any = None
 
     @property
@@ -77,8 +79,8 @@ class Run:
         return f"{SAID[flagged]}: norm {norm:.4g} at t {self._start:.0f}{compared}{self._remedy if flagged else ''}"
 
     def map(self, height: int, width: int) -> npt.NDArray[np.float32]:
-        """Return where the last step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
-        found: npt.NDArray[np.float32] = self._monitor.map((height, width))
+        """Return where the first step's guidance pulls, [B, height, width], as a share of the batch's largest value."""
+        found = enlarged(self._map, (height, width))
         shares: npt.NDArray[np.float32] = found / max(found.max(), np.finfo(np.float32).tiny)
         return shares
 
@@ -103,6 +105,7 @@ class Run:
             self._seen += 1
             if self._seen == 1:
                 self._start = float(self._timestep(args["sigma"]).flatten()[0])
+                self._map = self._monitor.map()  # kept: later steps tell less of where the copy is (docs/detectors.md)
                 self._decide(sigma)
         if not self._steers(sigma):
             return args["conds_out"]  # type: ignore[no-any-return]

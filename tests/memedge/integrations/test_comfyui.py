@@ -14,6 +14,7 @@ import torch
 
 from memedge import InputError, guidance_stats
 from memedge.integrations import comfyui as package
+from memedge.monitor.map import smoothed
 
 from comfy.model_management import InterruptProcessingException  # isort: skip
 from comfy.model_sampling import X0, ModelSamplingDiscrete  # isort: skip
@@ -235,6 +236,9 @@ def test_report_has_score_verdict_and_map(model, conds):
     assert shown[*place].tolist() == [1, 0, 0]  # red where it pulls most
     alone = MemorizationReport.execute(gate, {"samples": latents}).result
     assert alone[3].shape == (2, 128, 128, 3)
+    delta = predicted(model, conds[MEMORIZED], noise(), 999) - predicted(model, conds[""], noise(), 999)
+    first = smoothed(delta.square().sum(1).numpy())
+    np.testing.assert_allclose(run.map(16, 16), first / first.max(), atol=1e-3)
     with pytest.raises(InputError, match="1 images for 2 latents"):
         MemorizationReport.execute(gate, {"samples": latents}, image[:1])
 
