@@ -31,8 +31,8 @@ def data(tmp_path_factory):
         icons = (smooth * 255).byte().permute(0, 2, 3, 1).numpy()
         pictures, captions = plan(concepts, 0, COUNTS)
         drawing = [picture.drawing % 5 for picture in pictures]
-        rendered, vae = render(pictures, icons)[0], load_vae(TINY / "emoji" / "vae")
-        np.savez(folder / "pictures.npz", pictures=rendered, drawing=drawing)
+        (rendered, cover), vae = render(pictures, icons), load_vae(TINY / "emoji" / "vae")
+        np.savez(folder / "pictures.npz", pictures=rendered, cover=cover, drawing=drawing)
         np.save(folder / "latents.npy", encode(vae, rendered).astype(np.float16))
         np.savez(folder / "drawings.npz", **{name: icons[places] for name, places in concepts.items()})
         save_captions(folder / "captions.json", captions)
