@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from memedge.engine.arrays import Bools, Floats, Singles
-from memedge.engine.errors import InputError
+from memedge.engine.errors import InputError, not_installed
 from memedge.engine.guidance_step import StepReduction
 from memedge.engine.manifest import PredictionType, velocity_norm_factor
 from memedge.monitor.calibration import MonitorCalibration
@@ -211,8 +211,10 @@ class Monitor:
             >>> calibration.settings.scheduler, calibration.settings.steps, calibration.clean
             ('DDIMScheduler', 2, 19)
         """
-        from memedge.integrations.monitoring import calibrate
-
+        try:
+            from memedge.integrations.monitor_calibration import calibrate
+        except ModuleNotFoundError as error:
+            raise ImportError(not_installed("Monitor.calibrate", error, "eval")) from error
         fit = (num_inference_steps, guidance_scale, target_fpr, batch, seed, progress)
         return calibrate(pipe, memorized, clean, *fit, options)
 

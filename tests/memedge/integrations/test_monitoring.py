@@ -1,5 +1,7 @@
 """The monitor in real pipelines: it sees what the sampler sees, changes nothing, and is calibrated by generations."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,18 @@ def test_from_a_picture_it_is_calibrated_with_that_picture():
     assert len(verdict.images) == 1
     with pytest.raises(InputError, match="Step 1 is at timestep 501, and at 251 in the monitor's calibration"):
         guarded("a briefcase", **start | {"strength": 0.75}, **options)
+
+
+def test_the_guard_and_the_monitor_need_no_scikit_learn():
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import memedge, memedge.integrations.diffusers\n"
+        "memedge.Monitor()\n"
+        "try: memedge.Monitor.calibrate(None, [], [])\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd="/")
+    assert "Monitor.calibrate needs 'sklearn.model_selection', which is not installed" in done.stdout
 
 
 @pytest.mark.parametrize(
