@@ -37,7 +37,7 @@ from sklearn.preprocessing import StandardScaler
 from memedge import Detector, Monitor
 from memedge.embedded import Caption, captions
 from memedge.metrics import auc, binomial, interval, tpr
-from memedge.monitor.calibration import Settings
+from memedge.monitor.calibration import GenerationSettings
 from memedge.monitor.fitting import Traces, calibration_of
 from memedge.monitor.map import enlarged, smoothed
 from memedge.monitor.statistics import STATISTICS, running_maximum, values
@@ -257,7 +257,7 @@ def main() -> None:
     ddim = scheduler()
     ddim.set_timesteps(STEPS)
     for rate in (0.01, 0.05):
-        settings = Settings("StableDiffusionPipeline", type(ddim).__name__, STEPS, GUIDANCE)
+        settings = GenerationSettings("StableDiffusionPipeline", type(ddim).__name__, STEPS, GUIDANCE)
         timesteps = ddim.timesteps.tolist()
         chosen[rate] = calibration_of(first.traces.of(train), first.memorized[train], rate, settings, timesteps)
         called = np.array([verdict.memorized for verdict in verdicts(chosen[rate], *first.traces)])

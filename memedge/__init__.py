@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.mitigation.mitigator import Mitigation as Mitigation
     from memedge.mitigation.mitigator import Mitigator as Mitigator
     from memedge.mitigation.target import Loss as Loss
+    from memedge.monitor.calibration import GenerationSettings as GenerationSettings
     from memedge.monitor.calibration import MonitorCalibration as MonitorCalibration
     from memedge.monitor.monitor import Monitor as Monitor
     from memedge.monitor.verdicts import MonitorVerdict as MonitorVerdict
@@ -117,7 +118,7 @@ _PUBLIC = {
     "memedge.guidance": "GuidanceStats guidance_stats",
     "memedge.mitigation.mitigator": "MitigatedNoise Mitigation Mitigator",
     "memedge.mitigation.target": "Loss",
-    "memedge.monitor.calibration": "MonitorCalibration",
+    "memedge.monitor.calibration": "GenerationSettings MonitorCalibration",
     "memedge.monitor.monitor": "Monitor",
     "memedge.monitor.verdicts": "MonitorVerdict",
     "memedge.prompts.labelled": "Prompts",

@@ -5,7 +5,7 @@ from typing import Any
 
 from memedge.integrations.checks import Needs
 from memedge.integrations.unet_calls import UNetCall
-from memedge.monitor.calibration import MonitorCalibration, Settings
+from memedge.monitor.calibration import GenerationSettings, MonitorCalibration
 from memedge.monitor.monitor import Monitor
 
 MONITOR = Needs("the monitor", "leave it out to have the prompts scored before")
@@ -21,9 +21,9 @@ def make_monitor(pipe: Any, calibration: MonitorCalibration | None = None) -> Mo
     )
 
 
-def settings_of(pipe: Any, argument: Callable[[str], Any]) -> Settings:
+def settings_of(pipe: Any, argument: Callable[[str], Any]) -> GenerationSettings:
     """Return what a call generates with; `argument` gives the value of one of its arguments, or None."""
-    return Settings(
+    return GenerationSettings(
         pipeline=type(pipe).__name__,
         scheduler=type(pipe.scheduler).__name__,
         steps=argument("num_inference_steps"),

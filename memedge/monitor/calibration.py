@@ -18,7 +18,7 @@ NEAR = 0.5  # timesteps: schedulers round them
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 
 
-class Settings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+class GenerationSettings(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """What a generation is made with: what a monitor's statistics depend on, beside model and prompt.
 
     Attributes:
@@ -55,7 +55,7 @@ class MonitorCalibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True
         false_alarms: the share of clean images that are, likewise.
     """
 
-    settings: Settings
+    settings: GenerationSettings
     timesteps: tuple[Real, ...]
     statistic: Statistic
     looks: Annotated[int, msgspec.Meta(ge=1, le=10000)]
@@ -69,7 +69,7 @@ class MonitorCalibration(msgspec.Struct, forbid_unknown_fields=True, frozen=True
     false_alarms: Estimate
     schema: Literal[1] = SCHEMA
 
-    def check(self, settings: Settings) -> None:
+    def check(self, settings: GenerationSettings) -> None:
         """Raise InputError for a generation that it was not made for."""
         if settings != self.settings:
             raise InputError(

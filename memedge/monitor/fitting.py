@@ -16,7 +16,7 @@ from memedge.engine.arrays import Bools, Floats
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Estimate
 from memedge.metrics import auc, binomial, delong
-from memedge.monitor.calibration import MonitorCalibration, Settings
+from memedge.monitor.calibration import GenerationSettings, MonitorCalibration
 from memedge.monitor.statistics import STATISTICS, Statistic, running_maximum, values
 
 FEWEST_MEMORIZED = 5
@@ -111,7 +111,7 @@ def calibration_of(
     traces: Traces,
     memorized: Bools,
     target_fpr: float,
-    settings: Settings,
+    settings: GenerationSettings,
     timesteps: Sequence[float],
 ) -> MonitorCalibration:
     """Return the calibration, fitted and cross-validated, for generations like these; it names the arguments."""

@@ -114,7 +114,9 @@ def free_norm(eps_cond: Singles, eps_uncond: Singles) -> Floats:
 
 def watch(x: Singles, eps_cond: Singles, eps_uncond: Singles) -> list[memedge.MonitorVerdict]:
     calibration = memedge.MonitorCalibration.load("engine/monitor.json")
-    print(calibration.settings.steps, calibration.settings, calibration.looks)
+    settings = memedge.GenerationSettings("StableDiffusionPipeline", "DDIMScheduler", 50, 7.5)
+    calibration.check(settings)
+    print(calibration.settings.steps, calibration.looks)
     monitor = memedge.Monitor(calibration, prediction_type="v_prediction", alphas_cumprod=[0.9, 0.1])
     monitor.step(x, eps_cond, eps_uncond, 981)
     monitor.step(x, eps_cond, eps_uncond, sigma=2.0)

@@ -18,11 +18,11 @@ from PIL import Image
 from memedge import Detector, InputError, MonitorCalibration
 from memedge.engine.manifest import Estimate
 from memedge.integrations.diffusers import guard
-from memedge.monitor.calibration import Settings
+from memedge.monitor.calibration import GenerationSettings
 
 STEPS, SCALE = 4, 5.0
 OPTIONS: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "output_type": "latent"}
-SETTINGS = Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
+SETTINGS = GenerationSettings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
 TIMES = (751.0, 501.0, 251.0, 1.0)
 # diffusers 0.42.1 with NumPy 2.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

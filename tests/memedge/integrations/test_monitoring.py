@@ -22,7 +22,7 @@ from memedge import Detector, InputError, Monitor
 from memedge.integrations.diffusers import guard
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
-from memedge.monitor.calibration import Settings
+from memedge.monitor.calibration import GenerationSettings
 
 STEPS, SCALE = 3, 4.0
 MEMORIZED = ["the left luggage sign", "the burrito sign", "eraser", "rooster", "trolleybus sticker"]
@@ -81,7 +81,7 @@ def test_a_calibration_is_of_the_pipelines_own_generations(pipe):
     options = {"num_inference_steps": STEPS, "guidance_scale": SCALE, "target_fpr": 0.125, "batch": 5}
     found = Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options, progress=lambda *counts: made.append(counts))
     assert made == [(5, 12), (10, 12), (12, 12)]
-    assert found.settings == Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
+    assert found.settings == GenerationSettings("StableDiffusionPipeline", "DDIMScheduler", STEPS, SCALE)
     assert found.timesteps == (667.0, 334.0, 1.0)
     assert found == Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from memedge import InputError, Monitor, MonitorCalibration, guidance_stats
 from memedge.engine.errors import ManifestError
 from memedge.engine.manifest import Estimate
-from memedge.monitor.calibration import Settings
+from memedge.monitor.calibration import GenerationSettings
 from memedge.monitor.map import enlarged, smoothed
 from memedge.monitor.statistics import running_maximum, values
 
@@ -28,7 +28,7 @@ def given() -> list[list[torch.Tensor]]:
 
 def calibration(**more: Any) -> MonitorCalibration:
     own = {
-        "settings": Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0),
+        "settings": GenerationSettings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0),
         "timesteps": (900.0, 600.0, 300.0, 1.0),
         "statistic": "mean norm",
         "looks": 3,
@@ -143,7 +143,7 @@ def test_a_calibration_is_kept_and_holds_for_its_generations_alone(tmp_path):
     own = calibration()
     own.save(tmp_path / "monitor.json")
     assert MonitorCalibration.load(tmp_path / "monitor.json") == own
-    own.check(Settings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0))
+    own.check(GenerationSettings("StableDiffusionPipeline", "DDIMScheduler", STEPS, 4.0))
     for other in (
         {"pipeline": "StableDiffusionImg2ImgPipeline"},
         {"scheduler": "PNDMScheduler"},
