@@ -111,7 +111,8 @@ class MemorizationFilter:
                 raise InputError(
                     f"prediction is the UNet's output for noisy, {list(uncond.shape)}, not {list(cond.shape)}."
                 )
-            norm = torch.linalg.vector_norm(cond.float() - uncond.float(), dim=(1, 2, 3)) * self._factor(timesteps)
+            delta = cond.float() - uncond.float()
+            norm: torch.Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3)) * self._factor(timesteps)
         if not torch.isfinite(norm).all():
             raise NotFiniteError("The model's predictions hold NaN or infinity: training has diverged, or overflows.")
         return norm
