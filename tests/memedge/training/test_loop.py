@@ -42,7 +42,7 @@ def fresh(tmp_path, monkeypatch) -> Iterator[None]:
 
 
 class Loop:
-    """Two optimizer steps of two batches of four, as in the script; what differs is in `run`."""
+    """Two optimizer steps of two batches of two, as in the script; what differs is in `run`."""
 
     def __init__(self, checkpoint: Path, precision: str, prediction_type: str):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -52,11 +52,11 @@ class Loop:
         self.text_encoder = text_encoder.to(dtype=dtype)
         self.tokenizer = CLIPTokenizer.from_pretrained(checkpoint / "tokenizer")
         unet = UNet2DConditionModel.from_pretrained(checkpoint / "unet").train()
-        ids, generator = self.tokenize({"text": CAPTIONS * 2}), torch.manual_seed(0)
-        latents, noise = (torch.randn(16, 4, 8, 8, generator=generator).to(dtype) for _ in range(2))
-        samples = list(zip(ids, latents, noise, torch.randint(1000, (16,), generator=generator), strict=True))
+        ids, generator = self.tokenize({"text": CAPTIONS}), torch.manual_seed(0)
+        latents, noise = (torch.randn(8, 4, 8, 8, generator=generator).to(dtype) for _ in range(2))
+        samples = list(zip(ids, latents, noise, torch.randint(1000, (8,), generator=generator), strict=True))
         self.unet, self.optimizer, self.loader = self.accelerator.prepare(
-            unet, torch.optim.AdamW(unet.parameters(), lr=1e-5), torch.utils.data.DataLoader(samples, batch_size=4)
+            unet, torch.optim.AdamW(unet.parameters(), lr=1e-5), torch.utils.data.DataLoader(samples, batch_size=2)
         )
         self.scheduler = DDPMScheduler.from_config(make_scheduler(prediction_type).config)
 
@@ -130,7 +130,7 @@ class Loop:
 
 def middle(norms: torch.Tensor) -> float:
     """A target in the widest gap among the middle ones."""
-    ordered = norms.sort().values[5:11]
+    ordered = norms.sort().values[2:6]
     widest = int(ordered.diff().argmax())
     return float(ordered[widest : widest + 2].mean())
 
@@ -149,7 +149,7 @@ def test_samples_that_are_left_out_are_not_learnt_from(checkpoint, lines, precis
     expected, left, _ = Loop(checkpoint, precision, prediction_type).by_hand(target)
     found, masks, losses = Loop(checkpoint, precision, prediction_type).run(lines, target)
     assert masks == left
-    assert 5 <= sum(map(sum, masks)) <= 11
+    assert 3 <= sum(map(sum, masks)) <= 5
     assert all(np.isfinite(losses))
     assert len(found) == 2
     for one, other, unfiltered in zip(found, expected, everything, strict=True):
