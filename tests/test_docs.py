@@ -277,8 +277,29 @@ def test_examples_run(page, detector, tmp_path, monkeypatch):
     if "guarded" in names:
         assert [image is None for image in names["result"].images] == [True, False]
         check_loops(names)
+    if "targets" in names:
+        check_targets(names)
     if "done" in names:
         assert names["done"].calibration.memorized.prompts == 359
+
+
+def check_targets(names):
+    """docs/training.md: by the targets that it saves, memorized captions' own pictures are left out, the clean kept."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    pipe, known = names["pipe"], [one for one in names["captions"]() if one.strip and (one.clean or one.memorized)]
+    pictures = [names["Image"].open(one.strip).convert("RGB").crop((0, 0, 64, 64)) for one in known]
+    with torch.no_grad():
+        latents = pipe.vae.encode(pipe.image_processor.preprocess(pictures)).latent_dist.mean
+    t = torch.full((len(known),), 500)
+    noise = torch.randn(latents.shape, generator=torch.manual_seed(1))
+    noisy = DDPMScheduler.from_config(pipe.scheduler.config).add_noise(latents, noise, t)
+    prompts = [one.prompt for one in known]
+    states, empty = (pipe.encode_prompt(texts, "cpu", 1, False)[0].detach() for texts in (prompts, [""]))
+    keep = names["MemorizationFilter"](pipe.unet, np.load("targets.npy")).mask(noisy, t, states, empty)
+    assert not keep[[one.memorized for one in known]].any()
+    assert keep[[one.clean for one in known]].float().mean() > 0.7
 
 
 def check_loops(names):

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "evaluation": (*RUN_TIME, "detectors", "metrics", "reports", "scoring"),
     "calibration": (*RUN_TIME, "metrics", "scoring"),
     "measure": RUN_TIME,
+    "training": ("engine",),
     "doctor": ("detector", "embedded", "engine"),
     "demo": ("embedded", "engine", "results"),
     "heat": ("engine", "explain"),

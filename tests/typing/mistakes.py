@@ -1,7 +1,10 @@
 """What a user may get wrong, line by line, and the rule by which a type checker must say so."""
 
+import torch
+
 import memedge
 from memedge.integrations.diffusers import guard
+from memedge.training import MemorizationFilter
 
 detector = memedge.Detector.load()
 memedge.Detector.load(threds=2)  # reportCallIssue
@@ -19,4 +22,5 @@ memedge.calibrate("engine", "memorized.txt")  # reportCallIssue
 print(memedge.evaluate("engine", "a.txt", "b.txt", "report").findings.verdicts.found)  # reportOptionalMemberAccess
 print(memedge.Mitigator.load().embedding("a prompt", loss="alignment").after)  # reportArgumentType
 guard(None, detector, "stop")  # reportArgumentType
+MemorizationFilter(torch.nn.Identity(), "2")  # reportArgumentType
 print(memedge.Detecter)  # reportAttributeAccessIssue

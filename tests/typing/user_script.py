@@ -6,9 +6,11 @@ from typing import Any, assert_type
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 import memedge
 from memedge.integrations.diffusers import Action, GuardedOutput, GuardedPipeline, GuardVerdict, guard
+from memedge.training import MemorizationFilter
 
 Floats = npt.NDArray[np.float64]
 Singles = npt.NDArray[np.float32]
@@ -193,6 +195,13 @@ def export(model: Path) -> memedge.Manifest:
     return memedge.export_engine(
         model, "engine", draws=4, precision="fp16", loras=["a.safetensors:0.5"], progress=print
     )
+
+
+def train(unet: torch.nn.Module, noisy: torch.Tensor, t: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    memorization = MemorizationFilter(unet, [2.0] * 1000, scheduler=None)
+    assert_type(memorization.target, torch.Tensor)
+    assert_type(memorization.norm(noisy, t, states, states[:1], prediction=noisy), torch.Tensor)
+    return memorization.mask(noisy, t, states, states[:1])
 
 
 def many_callers(detector: memedge.Detector) -> memedge.Verdict:
