@@ -12,7 +12,7 @@ def test_measures_what_it_says(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(serve, "ROUNDS", 1)
     path = tmp_path / "found.json"
-    monkeypatch.setattr(sys, "argv", ["serve.py", "--seconds", "1", "--requests", "20", "--json", str(path)])
+    monkeypatch.setattr(sys, "argv", ["serve.py", "--seconds", "2", "--requests", "20", "--json", str(path)])
     serve.main()
     found = json.loads(path.read_text())
     assert [load["times"] for load in found["loads"]] == [0.5, 1, 2, 4]
