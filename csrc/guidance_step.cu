@@ -75,27 +75,11 @@ const char* words(cudaError_t error) { return error == cudaSuccess ? nullptr : c
 
 const char* cuda_guidance_step(GuidanceStep step, int device, const std::vector<void*>& streams) {
   if (step.rows > INT_MAX) return "there are more rows than a launch has blocks for";
-  double* const host_out = step.out;
-  const std::size_t bytes = kStepSums * step.rows * sizeof(double);
-  const auto stream = static_cast<cudaStream_t>(streams[0]);
-  const OnDevice current(device);
-  cudaError_t error = current.error;
-  for (std::size_t i = 1; i < streams.size() && error == cudaSuccess; ++i) {  // rare, and this function waits anyway
-    if (streams[i] != streams[0]) error = cudaStreamSynchronize(static_cast<cudaStream_t>(streams[i]));
-  }
-  void* out = nullptr;
-  if (error == cudaSuccess) error = cudaMallocAsync(&out, bytes, stream);
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-
-  step.out = static_cast<double*>(out);
-  error = launch(step, stream);
-  const auto check = [&error](cudaError_t result) {
-    if (error == cudaSuccess) error = result;
-  };
-  if (error == cudaSuccess) check(cudaMemcpyAsync(host_out, out, bytes, cudaMemcpyDeviceToHost, stream));
-  check(cudaFreeAsync(out, stream));
-  check(cudaStreamSynchronize(stream));  // after an error too: the copy may be under way
-  return words(error);
+  return to_host(step.out, kStepSums * step.rows * sizeof(double), device, streams,
+                 [&step](double* out, cudaStream_t stream) {
+                   step.out = out;
+                   return words(launch(step, stream));
+                 });
 }
 
 const char* cuda_allocate(std::size_t bytes, int device, void** memory) {
