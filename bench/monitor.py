@@ -40,7 +40,7 @@ from memedge.metrics import auc, binomial, interval, tpr
 from memedge.monitor.calibration import GenerationSettings
 from memedge.monitor.fitting import Traces, calibration_of
 from memedge.monitor.map import enlarged, smoothed
-from memedge.monitor.statistics import STATISTICS, running_maximum, values
+from memedge.monitor.statistics import STATISTICS, reference, running_maximum, values
 from memedge.monitor.verdicts import verdicts
 
 sys.path.insert(0, str(TINY))
@@ -137,11 +137,7 @@ class Table1:
         calibration = ~self.held_out & self.clean
         for statistic in STATISTICS:
             of = values(statistic, *self.traces)
-            known = ~np.isnan(of[:, 0])
-            mean, deviation = np.zeros(len(of)), np.ones(len(of))
-            some = of[known][:, calibration]
-            mean[known], deviation[known] = some.mean(axis=1), some.std(axis=1)
-            highest = running_maximum(statistic, of, mean, deviation)
+            known, highest = ~np.isnan(of[:, 0]), running_maximum(statistic, of, *reference(of, calibration))
             for step in AFTER:
                 if known[step - 1]:
                     yield row(statistic, 0, step, *self.split(of[step - 1]))

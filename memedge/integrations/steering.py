@@ -38,12 +38,13 @@ class Steering:
     def __call__(self, call: UNetCall) -> None:
         """Steer the flagged images of one call; raises AllOver if all are flagged and it is too late for each."""
         self.calls += 1
-        self.since[self._flagged() & np.isnan(self.since)] = call.timestep
+        flagged = self._flagged()
+        self.since[flagged & np.isnan(self.since)] = call.timestep
         if call.timestep <= UNTIL:
-            if self.missed().all():
+            if (flagged & (self.steered == 0)).all():
                 raise AllOver
             return
-        rows = np.flatnonzero(self._flagged()).tolist()
+        rows = np.flatnonzero(flagged).tolist()
         if not rows:
             return
         own, cond, uncond = (half.float() for half in (call.own[rows], call.cond[rows], call.uncond(rows)))
@@ -63,8 +64,3 @@ class Steering:
             return False, f"not steered: {where}, and nothing is at {UNTIL} or below"
         steps = f"{self.steered[place]} of {counted(self.calls, 'step')}"
         return True, f"steered: guidance {SCALE:g}, not {scale:g}, above timestep {UNTIL}, in {steps}"
-
-    def missed(self) -> npt.NDArray[np.bool_]:
-        """Return which images are flagged and were never steered."""
-        missed: npt.NDArray[np.bool_] = self._flagged() & (self.steered == 0)
-        return missed

@@ -17,7 +17,7 @@ from memedge.engine.errors import InputError
 from memedge.engine.manifest import Estimate
 from memedge.metrics import auc, binomial, delong
 from memedge.monitor.calibration import GenerationSettings, MonitorCalibration
-from memedge.monitor.statistics import STATISTICS, Statistic, running_maximum, values
+from memedge.monitor.statistics import STATISTICS, Statistic, reference, running_maximum, values
 
 FEWEST_MEMORIZED = 5
 FOLDS = 5
@@ -144,8 +144,7 @@ def _tried(traces: Traces, memorized: Bools) -> Iterator[tuple[MonitorFit, Float
                 "Some images have no guidance, or all the same one: leave the empty prompt out, and see whether the "
                 "pipeline guides."
             )
-        mean, deviation = np.zeros(len(of)), np.ones(len(of))
-        mean[known], deviation[known] = clean.mean(axis=1), clean.std(axis=1)
+        mean, deviation = reference(of, ~memorized)
         highest = running_maximum(statistic, of, mean, deviation)
         for looks in range(1 if known[0] else 2, len(of) + 1):
             yield MonitorFit(statistic, mean[:looks], deviation[:looks], math.inf), highest[looks - 1]

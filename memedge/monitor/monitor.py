@@ -12,7 +12,7 @@ from memedge.engine.guidance_step import StepReduction
 from memedge.engine.manifest import PredictionType, velocity_norm_factor
 from memedge.monitor.calibration import MonitorCalibration
 from memedge.monitor.map import enlarged, smoothed
-from memedge.monitor.verdicts import MonitorVerdict, verdicts
+from memedge.monitor.verdicts import MonitorVerdict, highest_so_far, verdicts
 
 
 class Monitor:
@@ -131,7 +131,10 @@ class Monitor:
         Raises:
             InputError: there is no calibration, or there was no step.
         """
-        return np.array([bool(verdict.memorized) for verdict in self.verdicts()])
+        calibration = self._calibration()
+        highest = highest_so_far(calibration, self.norms, np.array(self._changes), np.array(self._moves))
+        over: Bools = highest[-1] >= calibration.cut
+        return over
 
     @property
     def decided(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from memedge.engine.arrays import Floats
+from memedge.engine.arrays import Bools, Floats
 
 Statistic = Literal["norm", "mean norm", "change", "move"]
 STATISTICS: tuple[Statistic, ...] = get_args(Statistic)
@@ -27,6 +27,19 @@ def values(statistic: Statistic, norms: Floats, changes: Floats, moves: Floats) 
             return np.asarray(np.log(np.cumsum(norms, axis=0) / count))
         later = np.log(changes if statistic == "change" else moves).reshape(-1, norms.shape[1])
     return np.concatenate([np.full((1, norms.shape[1]), np.nan), later])
+
+
+def reference(of: Floats, clean: Bools) -> tuple[Floats, Floats]:
+    """Return the mean and deviation of clean images after each step, [K] each; 0 and 1 where nothing is known yet.
+
+    Args:
+        of: what `values` returns, [K, N].
+        clean: which images are, [N].
+    """
+    known = ~np.isnan(of[:, 0])
+    mean, deviation, some = np.zeros(len(of)), np.ones(len(of)), of[known][:, clean]
+    mean[known], deviation[known] = some.mean(axis=1), some.std(axis=1)
+    return mean, deviation
 
 
 def running_maximum(statistic: Statistic, of: Floats, mean: Floats, deviation: Floats) -> Floats:

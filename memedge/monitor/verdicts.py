@@ -31,13 +31,18 @@ class MonitorVerdict:
     reason: str
 
 
-def verdicts(calibration: MonitorCalibration, norms: Floats, changes: Floats, moves: Floats) -> list[MonitorVerdict]:
-    """Return a verdict per image, given what Monitor has: norms [K, B], changes and moves [K − 1, B]."""
+def highest_so_far(calibration: MonitorCalibration, norms: Floats, changes: Floats, moves: Floats) -> Floats:
+    """Return the highest deviation from clean images after each look there was, float64 [looks, B]."""
     looks = min(len(norms), calibration.looks)
     mean, deviation = (np.array(of[:looks]) for of in (calibration.mean, calibration.deviation))
     of = values(calibration.statistic, norms[:looks], changes[: looks - 1], moves[: looks - 1])
-    highest = running_maximum(calibration.statistic, of, mean, deviation)
-    found = []
+    return running_maximum(calibration.statistic, of, mean, deviation)
+
+
+def verdicts(calibration: MonitorCalibration, norms: Floats, changes: Floats, moves: Floats) -> list[MonitorVerdict]:
+    """Return a verdict per image, given what Monitor has: norms [K, B], changes and moves [K − 1, B]."""
+    highest = highest_so_far(calibration, norms, changes, moves)
+    looks, found = len(highest), []
     for column in highest.T:
         over = np.flatnonzero(column >= calibration.cut)
         memorized = True if len(over) else None if looks < calibration.looks else False
