@@ -37,6 +37,7 @@ class StepReduction:
 
     def __init__(self) -> None:
         self._shape: tuple[int, ...] | None = None
+        self._double = False
         self._memory: _HostMemory | _DeviceMemory | None = None
 
     def step(self, x: Any, cond: Any, uncond: Any, scale: float = 1.0, shift: float = 0.0) -> StepStatistics:
@@ -54,13 +55,15 @@ class StepReduction:
         tensors, dtype = _read(x, cond, uncond)
         shape, device = tensors[0].shape, tensors[0].device if isinstance(tensors[0], ForeignTensor) else None
         if self._memory is None:
-            self._shape = shape
+            self._shape, self._double = shape, dtype == "float64"
             self._memory = _HostMemory(shape, dtype) if device is None else _DeviceMemory(shape, device)
         if shape != self._shape or device != self._memory.device:
             raise InputError(
                 f"x has shape {shape} and was {self._shape} at the first step, or is on another device: make a new "
                 "Monitor for each generation."
             )
+        if self._double != (dtype == "float64"):  # what is kept of the last step is as wide as the first one's
+            raise InputError(f"x is {dtype}, and was not at the first step: convert it to the first step's dtype.")
         out = self._memory.step(tensors, dtype, scale, shift)
         if bad := int(np.isnan(out[0]).sum()):
             raise NotFiniteError(

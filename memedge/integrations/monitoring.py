@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memedge.integrations.checks import Needs
+from memedge.integrations.tensors import readable
 from memedge.integrations.unet_calls import UNetCall
 from memedge.monitor.calibration import GenerationSettings, MonitorCalibration
 from memedge.monitor.monitor import Monitor
@@ -34,5 +35,5 @@ def settings_of(pipe: Any, argument: Callable[[str], Any]) -> GenerationSettings
 
 def feed(monitor: Monitor, call: UNetCall) -> None:
     """Take a call of the UNet as the monitor's next step."""
-    x, cond, uncond = (tensor.contiguous() for tensor in (call.latents, call.cond, call.uncond()))
+    x, cond, uncond = (readable(tensor) for tensor in (call.latents, call.cond, call.uncond()))
     monitor.step(x, cond, uncond, call.timestep)

@@ -97,6 +97,7 @@ def test_what_is_not_finite_gives_no_statistics(which, value):
         (lambda t: ["x", *t[1:]], "x is a str"),
         (lambda t: [tensor[:0] for tensor in t], "no values|same of all three"),
         (lambda t: [tensor[:2] for tensor in t], "at the first step"),
+        (lambda t: [tensor.double() for tensor in t], "x is float64, and was not at the first step"),
     ],
 )
 def test_what_does_not_fit_is_refused(change, message):

@@ -13,6 +13,7 @@ from memedge.decision.reasons import SAID
 from memedge.engine.errors import InputError
 from memedge.integrations.comfyui.sampling import halves, kind_of, sigma_at
 from memedge.integrations.steering import SCALE, UNTIL
+from memedge.integrations.tensors import readable
 from memedge.monitor.map import enlarged
 from memedge.monitor.monitor import Monitor
 
@@ -101,7 +102,7 @@ class Run:
         origin = self._empty_denoised(args) if wants_empty else uncond
         if self._is_next(sigma):
             measured = halves(self._kind, args["input"].float(), sigma, cond.float(), origin.float())
-            self._monitor.step(*(half.detach().contiguous() for half in measured), sigma=sigma)
+            self._monitor.step(*(readable(half.detach()) for half in measured), sigma=sigma)
             self._seen += 1
             if self._seen == 1:
                 self._start = float(self._timestep(args["sigma"]).flatten()[0])

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from guarded import make_pipe
 from PIL import Image
 
 from memedge import Detector, InputError, Monitor
+from memedge.integrations import tensors
 from memedge.integrations.diffusers import guard
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor
 from memedge.integrations.unet_calls import UNetCall, UNetCalls
@@ -103,6 +105,26 @@ def test_from_a_picture_it_is_calibrated_with_that_picture():
     assert len(verdict.images) == 1
     with pytest.raises(InputError, match="Step 1 is at timestep 501, and at 251 in the monitor's calibration"):
         guarded("a briefcase", **start | {"strength": 0.75}, **options)
+
+
+@pytest.mark.parametrize(
+    ("device", "is_cuda", "nvidia", "core", "copied"),
+    [
+        ("cpu", False, True, False, False),
+        ("cuda", True, True, True, False),
+        ("cuda", True, True, False, True),  # a wheel that was built without nvcc
+        ("cuda", True, False, True, True),  # ROCm, as torch names it
+        ("mps", False, True, True, True),
+    ],
+)
+def test_tensors_are_copied_from_where_the_reduction_cannot_read(monkeypatch, device, is_cuda, nvidia, core, copied):
+    monkeypatch.setattr(torch.version, "cuda", "13.0" if nvidia else None)
+    monkeypatch.setattr(tensors, "core_status", lambda: SimpleNamespace(cuda=core))
+    host = SimpleNamespace(contiguous=lambda: "host")
+    tensor = SimpleNamespace(
+        device=SimpleNamespace(type=device), is_cuda=is_cuda, cpu=lambda: host, contiguous=lambda: "there"
+    )
+    assert tensors.readable(tensor) == ("host" if copied else "there")
 
 
 def test_the_guard_and_the_monitor_need_no_scikit_learn():
