@@ -33,6 +33,7 @@ from memedge.commands import (  # noqa: F401
     export,
     build,
     triton,
+    audit,
 )
 
 # isort: on

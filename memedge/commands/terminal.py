@@ -142,14 +142,14 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class RowProgress:
-    """How far a long job is, in rows; call it with what is going on, rows done, and rows in all or None.
+    """How far a long job is, in rows or another unit; call it with what is going on, those done, and all or None.
 
     A terminal shows a bar. Elsewhere a line comes every LINE_SECONDS, so that a log says how it goes.
     """
 
-    def __init__(self, progress: "Progress", terminal: bool):
+    def __init__(self, progress: "Progress", terminal: bool, unit: str):
         self.phase, self.so_far = "", ""
-        self._progress, self._terminal = progress, terminal
+        self._progress, self._terminal, self._unit = progress, terminal, unit
         self._times: deque[tuple[float, int]] = deque()  # when how many rows were done, over the last RATE_SECONDS
         self._said = time.monotonic()
 
@@ -162,7 +162,7 @@ class RowProgress:
                 for task in self._progress.task_ids:
                     self._progress.remove_task(task)
                 self._progress.add_task(phase, total=total, rate="")
-        self.so_far = f"{done} rows" if total is None else f"{done} of {total} rows"
+        self.so_far = f"{done} {self._unit}" if total is None else f"{done} of {total} {self._unit}"
         self._times.append((now, done))
         while now - self._times[0][0] > RATE_SECONDS:
             self._times.popleft()
@@ -177,11 +177,12 @@ class RowProgress:
         if now - then < 0.5 or done == before:
             return ""
         speed = (done - before) / (now - then)
-        left = "" if total is None else f", {_duration((total - done) / speed)} left"
+        left = "" if total is None else f", {duration((total - done) / speed)} left"
         return f", {speed:.0f}/s{left}" if speed >= 10 else f", {speed:.2g}/s{left}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return a time in the largest unit that gives at least two."""
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"
@@ -189,8 +190,8 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress_of_rows() -> Iterator[RowProgress]:
-    """Yield a callback that says on stderr how far a long job is."""
+def progress_of_rows(unit: str = "rows") -> Iterator[RowProgress]:
+    """Yield a callback that says on stderr how far a long job is; `unit` is what is counted."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -201,4 +202,4 @@ def progress_of_rows() -> Iterator[RowProgress]:
         TextColumn("{task.completed} of {task.total}{task.fields[rate]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield RowProgress(progress, console.is_terminal)
+        yield RowProgress(progress, console.is_terminal, unit)
