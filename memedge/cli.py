@@ -34,6 +34,7 @@ from memedge.commands import (  # noqa: F401
     build,
     triton,
     audit,
+    cure,
 )
 
 # isort: on

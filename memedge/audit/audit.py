@@ -21,7 +21,7 @@ from memedge.audit.page import page
 from memedge.audit.pairs import load_pictures, read_pairs
 from memedge.audit.picture import PictureAudit
 from memedge.audit.sheet import sheet
-from memedge.audit.similarity import SSCD, Outlines, Similarity
+from memedge.audit.similarity import Outlines, similarity_of
 from memedge.autograd.diffusion_model import DiffusionModel
 from memedge.engine import atomic
 from memedge.engine.errors import InputError
@@ -40,7 +40,7 @@ def audit(
     *,
     captions: str | PathLike[str] | None = None,
     settings: AuditSettings = AuditSettings(),  # noqa: B008 - it is frozen
-    sscd: str | PathLike[str] | None = None,
+    sscd: str | Path | None = None,
     resume: bool = False,
     command: str = "",
     progress: Progress | None = None,
@@ -144,7 +144,7 @@ def estimate(
     *,
     captions: str | PathLike[str] | None = None,
     settings: AuditSettings = AuditSettings(),  # noqa: B008 - it is frozen
-    sscd: str | PathLike[str] | None = None,
+    sscd: str | Path | None = None,
     told: Told = lambda _: None,
 ) -> Cost:
     """Return what an audit would cost at most; arguments and errors are those of `audit`."""
@@ -194,13 +194,13 @@ class _Job:
         images: Path,
         captions: Path | None,
         settings: AuditSettings,
-        sscd: str | PathLike[str] | None,
+        sscd: str | Path | None,
         state: PartialState,
         told: Told,
     ):
         self.pairs = read_pairs(images, captions)
         device = state.device
-        self.similarity: Similarity = Outlines() if sscd is None else SSCD(Path(sscd), device)
+        self.similarity = similarity_of(sscd, device)
         self.model = DiffusionModel(checkpoint, device, told)
         self.of_picture = PictureAudit(self.model, self.similarity, settings)
         self._settings, self._processes = settings, state.num_processes

@@ -80,3 +80,8 @@ class SSCD:
             values = F.interpolate(values, size, mode="bilinear", antialias=True, align_corners=False)
             found.append(self._model((values - mean) / deviation).float())
         return F.normalize(torch.cat(found)).cpu()
+
+
+def similarity_of(sscd: str | Path | None, device: torch.device | str) -> Similarity:
+    """Return SSCD of a file, or the stand-in."""
+    return Outlines() if sscd is None else SSCD(sscd, device)

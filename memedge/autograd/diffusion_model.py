@@ -169,7 +169,6 @@ class DiffusionModel:
             latents = self._ddim.step(uncond + guidance * (cond - uncond), timestep, latents).prev_sample
         return latents
 
-
     def save(self, place: Path) -> None:
         """Write the checkpoint with the UNet as it is now, in the number format that its weights were in.
 

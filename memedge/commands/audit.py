@@ -9,6 +9,17 @@ import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import JsonOption, ResumeOption, app
+from memedge.commands.training_options import (
+    BatchSizeOption,
+    CheckpointArgument,
+    DryRunOption,
+    GenerationsOption,
+    GuidanceOption,
+    InferenceStepsOption,
+    SeedOption,
+    SscdOption,
+    StepsOption,
+)
 from memedge.engine.errors import InputError, MemedgeError
 
 if TYPE_CHECKING:
@@ -17,9 +28,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def audit(
-    checkpoint: Annotated[
-        str, typer.Argument(metavar="CHECKPOINT", help="Stable Diffusion 1.x or 2.x: diffusers' folder, or a hub id.")
-    ],
+    checkpoint: CheckpointArgument,
     images: Annotated[Path, typer.Option(metavar="DIR", help="Training pictures.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to make for the report.")
@@ -32,17 +41,14 @@ def audit(
             show_default="all, without captions",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of the search, at most.")] = 50,
-    generations: Annotated[int, typer.Option(min=1, help="Pictures made at each check.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Scale of guidance that they are made with.")] = 7.5,
-    inference_steps: Annotated[int, typer.Option(min=1, help="DDIM steps that they are made with.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows of the UNet at once: less takes less memory.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of all noise.")] = 0,
-    sscd: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="SSCD's TorchScript file.", show_default="outlines, a stand-in"),
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and end.")] = False,
+    steps: StepsOption = 50,
+    generations: GenerationsOption = 4,
+    guidance: GuidanceOption = 7.5,
+    inference_steps: InferenceStepsOption = 50,
+    batch_size: BatchSizeOption = 8,
+    seed: SeedOption = 0,
+    sscd: SscdOption = None,
+    dry_run: DryRunOption = False,
     resume: ResumeOption = False,
     json: JsonOption = False,
 ) -> None:

@@ -1,10 +1,12 @@
-"""Fine-tuning that does not memorize: samples that a model already prints are left out. Needs torch (extra `train`)."""
+"""Fine-tuning that does not memorize, and that forgets what a model memorized. Needs torch (extra `train`)."""
 
 from memedge.engine.errors import not_installed
 
 try:
+    from memedge.training.cure import cure
+    from memedge.training.cure_figures import Cure, CureSettings
     from memedge.training.filter import MemorizationFilter
 except ModuleNotFoundError as error:
     raise ImportError(not_installed("memedge.training", error, "train")) from error
 
-__all__ = ["MemorizationFilter"]
+__all__ = ["Cure", "CureSettings", "MemorizationFilter", "cure"]
