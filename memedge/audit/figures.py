@@ -35,6 +35,9 @@ class AuditSettings:
         return [*(one for one in CHECKS if one < self.steps), self.steps]
 
 
+DEFAULTS = AuditSettings()
+
+
 @dataclass(frozen=True)
 class Check:
     """A start's generations after some steps of its search.

@@ -1,5 +1,6 @@
 """How similar two pictures are: whether a generation is a copy of a training picture."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +64,9 @@ class SSCD:
         """
         self._device = torch.device(device)
         try:
-            self._model: Any = torch.jit.load(str(path), map_location=self._device).eval()  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript, which the authors' file is
+                self._model: Any = torch.jit.load(str(path), map_location=self._device).eval()  # type: ignore[no-untyped-call]
         except (RuntimeError, ValueError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(

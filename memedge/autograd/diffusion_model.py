@@ -176,7 +176,8 @@ class DiffusionModel:
             OSError: it cannot be written.
         """
         shutil.copytree(self.folder, place, ignore=self._left_out)
-        self.unet.to(self._stored).save_pretrained(place / "unet")
+        with quiet():
+            self.unet.to(self._stored).save_pretrained(place / "unet")
         self.unet.float()
 
     def _left_out(self, parent: str, names: list[str]) -> list[str]:

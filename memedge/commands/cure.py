@@ -63,9 +63,9 @@ def cure(
     """
     try:
         from memedge.audit import AuditSettings
-        from memedge.training.cure import cure as run
-        from memedge.training.cure import estimate
         from memedge.training.cure_figures import CureSettings
+        from memedge.training.cure_run import cure as run
+        from memedge.training.cure_run import estimate
     except ImportError as error:
         raise MemedgeError(str(error)) from None
     settings = CureSettings(

@@ -9,12 +9,10 @@ import typer
 
 from memedge.commands import terminal
 from memedge.commands.options import (
-    CleanOption,
     DrawsOption,
     EngineArgument,
     EngineOption,
     JsonOption,
-    MemorizedOption,
     PrecisionOption,
     ProviderOption,
     ResumeOption,
@@ -31,10 +29,16 @@ if TYPE_CHECKING:
 
 @app.command()
 def evaluate(
-    memorized: MemorizedOption,
-    clean: CleanOption,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to make for the report.")],
     directory: EngineArgument = None,
+    memorized: Annotated[
+        Path | None, typer.Option("--memorized", metavar="FILE", help="Prompts known to replicate training images.")
+    ] = None,
+    clean: Annotated[Path | None, typer.Option("--clean", metavar="FILE", help="Prompts known not to.")] = None,
+    audit: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="In place of both: what `memedge audit` found of the same checkpoint."),
+    ] = None,
     detectors: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,6 +83,7 @@ def evaluate(
             memorized,
             clean,
             output,
+            audit=audit,
             detectors=detectors,
             draws=several,
             seed=seed,

@@ -40,6 +40,7 @@ from memedge.evaluation.figures import (
 from memedge.evaluation.measurements import Measurements
 from memedge.evaluation.page import page
 from memedge.evaluation.screening import screen_figures
+from memedge.prompts.audited import AuditLabels
 from memedge.prompts.cells import guarded
 from memedge.prompts.labelled import Prompts, Sample, select
 
@@ -51,10 +52,11 @@ Progress = Callable[[int, int], None]
 
 def evaluate(
     path: str | PathLike[str],
-    memorized: str | PathLike[str],
-    clean: str | PathLike[str],
+    memorized: str | PathLike[str] | None,
+    clean: str | PathLike[str] | None,
     output: str | PathLike[str],
     *,
+    audit: str | PathLike[str] | None = None,
     detectors: Sequence[str] | None = None,
     draws: Sequence[int] | None = None,
     seed: int | None = None,
@@ -73,6 +75,8 @@ def evaluate(
         memorized: a file of prompts (memedge/prompts/files.py) that the model is known to have memorized.
         clean: a file of prompts that it is known not to have memorized. Prompts in both files are left out.
         output: the folder to make; what is there must be an empty one.
+        audit: in place of both files: a folder that `memedge audit` made of the engine's checkpoint. Captions are
+            memorized whose pictures were printed.
         detectors: names (memedge/detectors); the others are compared with the first. Default: the score and its terms.
         draws: numbers of noise draws to give figures for; default: the engine's own. Fewer are the first of the most.
         seed: of the noise; default: the engine's own draws, then more from its seed.
@@ -101,9 +105,14 @@ def evaluate(
     """
     folder = Path(output)
     _check(detectors, draws, folder, resume)
-    lists = Prompts.read(Path(memorized)), Prompts.read(Path(clean))
+    labels, lists = _labels(memorized, clean, audit)
     engine = Engine.open(Path(path), provider, precision, threads)
     info = Detector(engine).info
+    if labels is not None and labels.checkpoint_sha256 != info.manifest.source.sha256:
+        raise InputError(
+            f"{audit} is an audit of other weights than {path} was made of: audit {info.manifest.source.id}, or "
+            "evaluate an engine of what was audited."
+        )
     sample = select(engine, *lists)
     rule = rule_of(engine)
     names = list(dict.fromkeys(detectors or (ANISOTROPY, *terms(rule))))
@@ -129,7 +138,11 @@ def evaluate(
             run=_run(info, seed, command),
             memorized=_file(lists[0], int(sample.memorized.sum())),
             clean=_file(lists[1], int((~sample.memorized).sum())),
-            cautions=[*sample.warnings, *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured)],
+            cautions=[
+                *sample.warnings,
+                *([labels.caution] if labels else []),
+                *_cautions(info, lists, sample, seed, main, ANISOTROPY in measured),
+            ],
             rule=rule,
             terms=terms(rule),
             detectors=[EvaluatedDetector(one.name, one.formula, one.passes, one.seconds) for one in chosen],
@@ -141,6 +154,18 @@ def evaluate(
         _write(evaluation, folder)
         journal.delete()
     return evaluation
+
+
+def _labels(
+    memorized: str | PathLike[str] | None, clean: str | PathLike[str] | None, audit: str | PathLike[str] | None
+) -> tuple[AuditLabels | None, tuple[Prompts, Prompts]]:
+    """Return the audit, if labels come from one, and memorized and clean prompts."""
+    if audit is not None and memorized is None and clean is None:
+        labels = AuditLabels.read(audit)
+        return labels, labels.prompts()
+    if audit is not None or memorized is None or clean is None:
+        raise InputError("Labels are needed: give files of memorized and of clean prompts, or an audit, and not both.")
+    return None, (Prompts.read(Path(memorized)), Prompts.read(Path(clean)))
 
 
 def _journal(output: Path) -> Path:

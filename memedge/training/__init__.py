@@ -3,8 +3,8 @@
 from memedge.engine.errors import not_installed
 
 try:
-    from memedge.training.cure import cure
     from memedge.training.cure_figures import Cure, CureSettings
+    from memedge.training.cure_run import cure
     from memedge.training.filter import MemorizationFilter
 except ModuleNotFoundError as error:
     raise ImportError(not_installed("memedge.training", error, "train")) from error

@@ -17,7 +17,7 @@ from memedge.autograd.diffusion_model import DiffusionModel
 from memedge.engine.errors import InputError, NotFiniteError
 
 TOGETHER = 4  # pictures searched for at once
-UPDATES = 8  # of the UNet after each search
+UPDATES = 16  # of the UNet after each search, which takes three times as long
 ROWS = 2  # of each of these pictures in an update, and as many ordinary ones
 POOL = 4  # embeddings kept along a search
 LARGEST = 1.0  # norm of the gradient

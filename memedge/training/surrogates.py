@@ -7,7 +7,7 @@ from memedge.audit.similarity import Similarity
 from memedge.autograd.diffusion_model import DiffusionModel, Pictures
 
 MOST = 8  # kept of a picture: one alone would be memorized in its place
-TRIED = 16
+TRIED = 8
 EARLY, UNTIL = -2.0, 650  # opposite guidance above this timestep, as guard(action="steer") has it (Jain et al. 2025)
 MARGIN = 0.2  # below a copy's similarity: a near copy is no surrogate
 

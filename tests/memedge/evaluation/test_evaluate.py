@@ -322,6 +322,39 @@ def test_command_line(lists, tmp_path):
     assert printed["run"]["command"].startswith(f"memedge evaluate {EMBEDDED_ENGINE} --memorized")
 
 
+def test_labels_of_an_audit(lists, tmp_path):
+    """Captions are memorized whose pictures were printed; an audit of other weights is refused, and so are both."""
+    memorized, clean = (path.read_text().splitlines() for path in lists)
+    audit = {
+        "checkpoint": "emoji",
+        "checkpoint_sha256": read_manifest(EMBEDDED_ENGINE).source.sha256,
+        "similarity": "outlines",
+        "settings": {"steps": 20},
+        "images": [{"caption": text, "by_audit": text in memorized, "image": text} for text in (*memorized, *clean)],
+    }
+    (tmp_path / "audit").mkdir()
+    report = tmp_path / "audit" / "report.json"
+    report.write_text(json.dumps(audit))
+    options = ["--audit", tmp_path / "audit", "--provider", "cpu", "--detector", "norm", "--json"]
+    done = memedge("evaluate", *options, "-o", tmp_path / "report")
+    assert done.returncode == 0, done.stderr
+    assert "Labels are of an audit: printed within 20 steps, by outlines" in done.stderr
+    told, expected = json.loads(done.stdout), tmp_path / "expected"
+    memedge("evaluate", "--memorized", lists[0], "--clean", lists[1], *options[2:], "-o", expected)
+    assert told["findings"] == json.loads((expected / "report.json").read_text())["findings"]
+    for change, words in (
+        ({"checkpoint_sha256": "0"}, "is an audit of other weights"),
+        ({"images": audit["images"][:8]}, "8 captions whose pictures are printed and 0 others"),
+        ({"images": 1}, "is no audit's report"),
+    ):
+        report.write_text(json.dumps(audit | change))
+        fails(memedge("evaluate", *options, "-o", tmp_path / "other"), words)
+    fails(memedge("evaluate", "--audit", tmp_path, "-o", tmp_path / "other"), "name a folder that `memedge audit` made")
+    fails(memedge("evaluate", *options, "--clean", lists[1], "-o", tmp_path / "other"), "and not both")
+    fails(memedge("evaluate", "-o", tmp_path / "other"), "Labels are needed")
+    assert names(tmp_path) == ["audit", "expected", "report"]
+
+
 def test_table(report, capsys):
     evaluation, output = report
     print_evaluation(evaluation, output, json=False)

@@ -15,7 +15,7 @@ from accelerate import PartialState
 from safetensors.torch import save_file
 
 import memedge
-from memedge.audit.figures import Audit, AuditedImage, AuditSettings, Cost, summarise
+from memedge.audit.figures import DEFAULTS, Audit, AuditedImage, AuditSettings, Cost, summarise
 from memedge.audit.journal import AuditJournal
 from memedge.audit.page import page
 from memedge.audit.pairs import load_pictures, read_pairs
@@ -39,7 +39,7 @@ def audit(
     output: str | PathLike[str],
     *,
     captions: str | PathLike[str] | None = None,
-    settings: AuditSettings = AuditSettings(),  # noqa: B008 - it is frozen
+    settings: AuditSettings = DEFAULTS,
     sscd: str | Path | None = None,
     resume: bool = False,
     command: str = "",
@@ -143,7 +143,7 @@ def estimate(
     images: str | PathLike[str],
     *,
     captions: str | PathLike[str] | None = None,
-    settings: AuditSettings = AuditSettings(),  # noqa: B008 - it is frozen
+    settings: AuditSettings = DEFAULTS,
     sscd: str | Path | None = None,
     told: Told = lambda _: None,
 ) -> Cost:
