@@ -49,7 +49,7 @@ def audit(
     """Search, for each training picture, for an embedding that makes the model print it; write a folder.
 
     A model whose *prompts* no longer replicate may hold the pictures all the same. Source: DoRI, Kowalczuk et al., ICML
-    2026 (docs/methods.md §5).
+    2026 (docs/methods.md §8).
 
     The folder gets report.html (one page, nothing else needed), report.json (everything), sheet.png (what was printed)
     and embeddings.safetensors (the best embedding of each picture, float32 [L, D], by its name). What is found is kept

@@ -16,7 +16,7 @@ class EmbeddingSearch:
 
     Every start is searched from by itself, as if it were alone: they share a batch for speed.
 
-    Source: Kowalczuk et al., ICML 2026 (docs/methods.md §5): rate .1, 8 draws.
+    Source: Kowalczuk et al., ICML 2026 (docs/methods.md §8): rate .1, 8 draws.
 
     Attributes:
         embeddings: where they are now, float32 [S, L, D].

@@ -52,16 +52,16 @@ class AuditLabels(msgspec.Struct):
         Raises:
             InputError: there are none of a kind, because pictures had no captions, or all or none was printed.
         """
-        printed = {one.caption for one in self.images if one.by_audit and one.caption}
-        others = {one.caption for one in self.images if one.caption} - printed
+        printed = list(dict.fromkeys(one.caption for one in self.images if one.by_audit and one.caption))
+        others = list(dict.fromkeys(one.caption for one in self.images if one.caption and one.caption not in printed))
         if not printed or not others:
             raise InputError(
                 f"The audit of {self.checkpoint} has {len(printed)} captions whose pictures are printed and "
                 f"{len(others)} others: audit some of both, with their captions."
             )
         return (
-            Prompts.given(sorted(printed), "printed in the audit"),
-            Prompts.given(sorted(others), "not printed in the audit"),
+            Prompts.given(printed, "printed in the audit"),
+            Prompts.given(others, "not printed in the audit"),
         )
 
     @property

@@ -45,7 +45,7 @@ def cure(
 ) -> Cure | None:
     """Fine-tune a checkpoint until no embedding prints some pictures any more; audit it before and after.
 
-    Source: Kowalczuk et al., ICML 2026 (docs/methods.md §5). The new checkpoint is the old one with another UNet; its
+    Source: Kowalczuk et al., ICML 2026 (docs/methods.md §8). The new checkpoint is the old one with another UNet; its
     folder `cure` holds both audits and cure.json. What is done so far is kept in `NEW.partial` until then.
 
     Args:

@@ -1,6 +1,6 @@
 """Adversarial fine-tuning: embeddings that print a picture are searched for, and the model learns to print another.
 
-Source: Kowalczuk et al., ICML 2026 (docs/methods.md §5).
+Source: Kowalczuk et al., ICML 2026 (docs/methods.md §8).
 """
 
 import time
