@@ -70,6 +70,10 @@ class Gallery:
         best.scatter_reduce_(1, self._concept.expand(len(pictures), -1), similar, "amax")
         return (best > best[:, own, None]).float().mean(1).numpy()
 
+    def shows(self, pictures: np.ndarray, concept: str, without: int | None = None) -> np.ndarray:
+        """Return which pictures [S, 64, 64, 3] show a concept, bool [S]; arguments as of `ranks`."""
+        return self.ranks(pictures, concept, without) < NEAREST
+
 
 def small(pictures: np.ndarray) -> torch.Tensor:
     """Return unit vectors [N, 3 · 8 · 8] of pictures uint8 [N, 64, 64, 3]: coarse, without the background's colour."""
@@ -91,6 +95,6 @@ class Judged:
 def judge(data: Data, gallery: Gallery, caption: Caption, pictures: np.ndarray) -> Judged:
     return Judged(
         data.replicated(pictures)[0],
-        gallery.ranks(pictures, caption.concept) < NEAREST,
-        gallery.ranks(pictures, caption.concept, data.drawing_of(caption)) < NEAREST,
+        gallery.shows(pictures, caption.concept),
+        gallery.shows(pictures, caption.concept, data.drawing_of(caption)),
     )
