@@ -9,15 +9,17 @@ prompt is the mean of |v| over the tokens. Values are of the text alone, so neit
    is under a mark. The search ends at θ = 1; the mark of what follows is then what was reached.
 2. Blocked layers, from the last to the first, then single neurons, are given back as long as it stays under the mark.
 
-A noise difference is ε_θ(x, t, prompt) − x of pure noise x at the second of 50 steps' timesteps, with no guidance; each
-channel is scaled to [0, 1]. Memorized prompts have the same one from any seed. The mark says when differences are
-as unlike as a clean prompt's are between two seeds: the mean and a standard deviation of that SSIM, over clean prompts
-and pairs of seeds. Only the prompt's seeds that are above it, with some other seed, are looked at; a prompt without any
-isn't memorized by this measure, and gets no neurons.
+A noise difference is ε_θ(x, t, prompt) − x, of pure noise x at the second of 50 steps' timesteps and without guidance,
+each channel scaled to [0, 1]; as in their code, which takes no step of the scheduler before. Memorized prompts have
+about the same one from any seed. So the mark is an SSIM between two seeds of a clean prompt, its mean and a standard
+deviation: blocking is enough when the prompt's differences are as unlike what they were as those of a clean prompt are
+unlike each other. Only seeds that are above the mark with some other seed are looked at; a prompt without any isn't
+memorized by this measure, and gets no neurons.
 
 What differs from the paper: SSIM has one scale and a window of 5 × 5 without weights, as latents are 16 × 16, where
-their three scales with a window of 11 need more than 40; the mark is fitted without guidance, as the prompts are seen
-(their code fits it at guidance 7); layers of `up_blocks` can be had too.
+their three scales with a window of 11 need more than 40 pixels a side; the mark is fitted here, and without guidance,
+as the prompts are looked at (their code fits it at guidance 7); 4 seeds instead of 10, for time; layers of `up` blocks
+too if asked for; and `shared`, for less than the union.
 """
 
 from collections import Counter
