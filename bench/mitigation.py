@@ -45,8 +45,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
@@ -60,12 +58,12 @@ from memedge.mitigation.mitigator import MitigatedNoise, Mitigation, Mitigator
 TINY = Path(__file__).parent / "tiny"
 sys.path.insert(0, str(TINY))
 
-from copies import fields, nearest, printed  # noqa: E402
-from dataset import Caption, load_captions  # noqa: E402
+from concepts import Data, Gallery, Judged, judge  # noqa: E402
+from dataset import Caption  # noqa: E402
 from generate import GUIDANCE, Generator, noise  # noqa: E402
-from label import COPY, SEEDS  # noqa: E402
+from label import SEEDS  # noqa: E402
 from model import Model  # noqa: E402
-from pictures import SIZE, render, varied  # noqa: E402
+from pictures import SIZE  # noqa: E402
 from vae import decode  # noqa: E402
 
 Results = list[Mitigation] | list[MitigatedNoise]
@@ -75,9 +73,6 @@ SAIL_STEPS = 10
 STRONGEST = -4.0  # scale, by score
 WEAKER = {"early": -1.0, "until": 750}  # steering, of embeddings that were moved too
 SWEPT = [(-1, 650), (-2, 650), (-3, 650), (-2, 550), (-3, 750), (-4, 750), (-4, 850)]
-POSES = 16  # of each drawing, in the gallery
-POOL = 8  # pixels of a picture that the gallery takes the mean of, each way
-NEAREST = 0.05  # of the concepts
 
 
 def random_words(caption: str, count: int, vocabulary: list[str], seed: int) -> str:
@@ -87,85 +82,6 @@ def random_words(caption: str, count: int, vocabulary: list[str], seed: int) -> 
     for _ in range(count):
         words.insert(chance.randint(0, len(words)), chance.choice(vocabulary))
     return " ".join(words)
-
-
-class Data:
-    """What prepare.py wrote, and the training pictures' fields."""
-
-    def __init__(self, folder: Path, vae: AutoencoderKL):
-        self.captions = load_captions(folder / "captions.json")
-        stored = np.load(folder / "pictures.npz")
-        self.pictures, self.drawing, self.cover = (stored[name] for name in ("pictures", "drawing", "cover"))
-        self.drawings = {name: np.asarray(icons) for name, icons in np.load(folder / "drawings.npz").items()}
-        self.fields = printed(vae, np.load(folder / "latents.npy"))
-
-    def replicated(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which pictures [S, 64, 64, 3] are copies, bool [S], and the training picture nearest to each."""
-        similarity, picture = nearest(fields(pictures), self.fields)
-        return (similarity >= COPY).numpy(), picture.numpy()
-
-    def drawing_of(self, caption: Caption) -> int:
-        """Return which of its concept's drawings a caption showed most often."""
-        return int(self.drawing[max(caption.pictures, key=lambda pair: pair[1])[0]])
-
-
-class Gallery:
-    """Drawings of all concepts that the model was trained on, in random poses and on random backgrounds.
-
-    The concept that a picture shows is that of the drawing it is most similar to, in small: at 8 × 8 pixels a drawing
-    is more similar to itself in another pose than at 64 × 64.
-    """
-
-    def __init__(self, data: Data):
-        names = dict.fromkeys(caption.concept for caption in data.captions if caption.pictures)
-        self.concepts = list(names)
-        rng, icons, of_concept, of_drawing, pictures = np.random.default_rng(7), [], [], [], []
-        for place, name in enumerate(self.concepts):
-            for drawing, icon in enumerate(data.drawings[name]):
-                pictures += varied(rng, (len(icons),), POSES)
-                icons.append(icon)
-                of_concept += [place] * POSES
-                of_drawing += [drawing] * POSES
-        self._concept, self._drawing = torch.tensor(of_concept), torch.tensor(of_drawing)
-        self._small = small(render(pictures, np.stack(icons))[0])
-
-    def ranks(self, pictures: np.ndarray, concept: str, without: int | None = None) -> np.ndarray:
-        """Return the share of concepts that pictures [S, 64, 64, 3] are nearer to than to `concept`, [S].
-
-        `without` is the place of a drawing of the concept that is left out.
-        """
-        own = self.concepts.index(concept)
-        similar = small(pictures) @ self._small.T
-        if without is not None:
-            similar = similar.masked_fill((self._concept == own) & (self._drawing == without), -1)
-        best = torch.full((len(pictures), len(self.concepts)), -1.0)
-        best.scatter_reduce_(1, self._concept.expand(len(pictures), -1), similar, "amax")
-        return (best > best[:, own, None]).float().mean(1).numpy()
-
-
-def small(pictures: np.ndarray) -> torch.Tensor:
-    """Return unit vectors [N, 3 · 8 · 8] of pictures uint8 [N, 64, 64, 3]: coarse, without the background's colour."""
-    values = torch.from_numpy(pictures).permute(0, 3, 1, 2).float()
-    border = torch.cat([values[:, :, 0], values[:, :, -1], values[:, :, :, 0], values[:, :, :, -1]], dim=2)
-    coarse = F.avg_pool2d(values - border.median(2).values[:, :, None, None], POOL)
-    return F.normalize(coarse.flatten(1))
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Of one caption's generations [S]: which are replicas, and which show the concept."""
-
-    replica: np.ndarray
-    concept: np.ndarray
-    other_drawings: np.ndarray
-
-
-def judge(data: Data, gallery: Gallery, caption: Caption, pictures: np.ndarray) -> Judged:
-    return Judged(
-        data.replicated(pictures)[0],
-        gallery.ranks(pictures, caption.concept) < NEAREST,
-        gallery.ranks(pictures, caption.concept, data.drawing_of(caption)) < NEAREST,
-    )
 
 
 @dataclass(frozen=True)

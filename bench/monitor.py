@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from mitigation import CHECKPOINT, TINY, Data
+from mitigation import CHECKPOINT, TINY
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +45,7 @@ from memedge.monitor.verdicts import verdicts
 
 sys.path.insert(0, str(TINY))
 
+from concepts import Data
 from generate import CHUNK, GUIDANCE, STEPS, Generator, noise
 from model import Model, scheduler
 from vae import decode

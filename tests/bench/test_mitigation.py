@@ -17,8 +17,8 @@ def data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(TINY.parent))
         patch.syspath_prepend(str(TINY))
+        from concepts import Data
         from dataset import plan, save_captions
-        from mitigation import Data
         from pictures import render
         from vae import encode, load_vae
 
@@ -67,7 +67,7 @@ def test_replicas_are_copies_of_any_training_picture(data):
 
 
 def test_gallery_knows_concepts_in_poses_that_it_has_not_seen(data):
-    from mitigation import NEAREST, Gallery
+    from concepts import NEAREST, Gallery
     from pictures import render, varied
 
     gallery, rng = Gallery(data), np.random.default_rng(99)
@@ -85,7 +85,7 @@ def test_gallery_knows_concepts_in_poses_that_it_has_not_seen(data):
 
 def test_gallery_leaves_a_drawing_out(data):
     """A picture of a concept's first drawing is no longer its nearest one when that drawing is left out."""
-    from mitigation import Gallery
+    from concepts import Gallery
     from pictures import render, varied
 
     gallery = Gallery(data)
@@ -98,7 +98,7 @@ def test_gallery_leaves_a_drawing_out(data):
 
 def test_rank_is_the_share_of_nearer_concepts(data):
     """Against the definition, concept by concept."""
-    from mitigation import Gallery, small
+    from concepts import Gallery, small
 
     gallery = Gallery(data)
     similar = small(data.pictures[:3]) @ gallery._small.T
@@ -108,7 +108,7 @@ def test_rank_is_the_share_of_nearer_concepts(data):
 
 
 def test_a_background_is_not_looked_at():
-    from mitigation import small
+    from concepts import small
 
     drawing = np.zeros((2, 64, 64, 3), dtype=np.int64)
     drawing[:, 20:40, 10:50] = 60
