@@ -7,8 +7,8 @@ its folder cure/after). Each model's row:
 
 - by caption, within n steps: the share of the audit's memorized pictures that are printed so, with 95 % intervals
   (Wilson).
-- concept: of 24 frequent captions, the share of 4 generations that show what the caption says (concepts.py), with the 95 %
-  interval of resampled captions.
+- concept: of 24 frequent captions, the share of 4 generations that show what the caption says (concepts.py), with the
+  95 % interval of resampled captions.
 - AUC: of the shipped detector's score on an engine made of the model, of the audit's memorized captions against the
   frequent ones. found, false alarms: of these captions, at the threshold that was calibrated on the model as shipped,
   which belongs to that one alone: what a server sees that changes its model and not its engine's calibration.
