@@ -3,6 +3,8 @@
 from memedge.engine.errors import not_installed
 
 try:
+    import torch  # noqa: F401 - first, so that the sentence names this package
+
     from memedge.training.cure_figures import Cure, CureSettings
     from memedge.training.cure_run import cure
     from memedge.training.filter import MemorizationFilter

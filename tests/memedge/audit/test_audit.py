@@ -21,7 +21,7 @@ from memedge.engine.errors import ExportError, InputError, NotFiniteError
 
 EMOJI = Path(__file__).parents[3] / "bench/tiny/emoji"
 FILES = ["embeddings.safetensors", "report.html", "report.json", "sheet.png"]
-SHORT = AuditSettings(steps=2, generations=2, inference_steps=2, rows=6)
+SHORT = AuditSettings(steps=2, generations=2, inference_steps=2, rows=64)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_picture_that_is_not_memorized_takes_longer(drawings):
 def test_the_folder(whole, pairs, tmp_path):
     done = memedge(
         "audit", whole, "--images", pairs.parent, "--captions", pairs, "-o", tmp_path / "report", "--json",
-        "--steps", 2, "--generations", 2, "--inference-steps", 2,
+        "--steps", 2, "--generations", 2, "--inference-steps", 2, "--batch-size", 64,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "report"

@@ -23,8 +23,8 @@ from memedge.training import CureSettings, cure, forgetting
 from memedge.training.forgetting import Forgetting, Memorized, Ordinary
 from memedge.training.surrogates import MARGIN, MOST, Surrogates
 
-SHORT = CureSettings(epochs=1, rate=1e-3, audit=AuditSettings(steps=2, generations=2, inference_steps=2, rows=6))
-OPTIONS = ("--steps", 2, "--generations", 2, "--inference-steps", 2, "--epochs", 1)
+SHORT = CureSettings(epochs=1, rate=1e-3, audit=AuditSettings(steps=2, generations=2, inference_steps=2, rows=64))
+OPTIONS = ("--steps", 2, "--generations", 2, "--inference-steps", 2, "--epochs", 1, "--batch-size", 64)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +42,12 @@ def ordinary(tmp_path_factory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("ordinary"), [f"caption {k}" for k in range(20)])
 
 
+@pytest.fixture
+def few_updates(monkeypatch):
+    """Two after each search, for what is not about learning."""
+    monkeypatch.setattr(forgetting, "UPDATES", 2)
+
+
 def training(whole: Path, rate: float = 1e-3, epochs: int = 2) -> tuple[DiffusionModel, Forgetting]:
     """Two pictures that are to be forgotten, four that are not."""
     model, generator = DiffusionModel(str(whole)), torch.Generator().manual_seed(5)
@@ -52,13 +58,13 @@ def training(whole: Path, rate: float = 1e-3, epochs: int = 2) -> tuple[Diffusio
     memorized = [Memorized(name, name, latents(1)[0], latents(2)) for name in ("a", "b")]
     ordinary = Ordinary(latents(4), ["c", "d", "e", "f"])
     accelerator = Accelerator(cpu=True)
-    more = {"epochs": epochs, "rate": rate, "steps": 4, "rows": 8, "seed": 0, "accelerator": accelerator}
+    more = {"epochs": epochs, "rate": rate, "steps": 4, "rows": 64, "seed": 0, "accelerator": accelerator}
     return model, Forgetting(model, memorized, ordinary, **more)
 
 
 def test_surrogates_learn_their_place(whole, tmp_path):
     """The loss on surrogates under the captions, and on the ordinary pairs, falls; the other weights stay."""
-    model, forgetting_ = training(whole, epochs=4)
+    model, forgetting_ = training(whole, epochs=3)
     ordinary, memorized = forgetting_._ordinary, forgetting_._memorized
     kept = [value.clone() for value in model._text_encoder.parameters()]
 
@@ -84,6 +90,7 @@ def test_surrogates_learn_their_place(whole, tmp_path):
     assert not any(parameter.requires_grad for parameter in model.unet.parameters())
 
 
+@pytest.mark.usefixtures("few_updates")
 def test_training_goes_on_where_it_was_cut_off(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(forgetting, "SAVE_SECONDS", 0.0)
     straight, at_once = training(whole)
@@ -131,6 +138,7 @@ def test_surrogates_are_no_copies(whole):
     assert not of_caption
 
 
+@pytest.mark.usefixtures("few_updates")
 def test_the_new_checkpoint(whole, memorized, ordinary, tmp_path):
     done = memedge(
         "cure", whole, "--memorized", memorized, "--ordinary", ordinary, "-o", tmp_path / "new", *OPTIONS, "--json"
@@ -169,6 +177,7 @@ def test_the_embedded_model_stays_a_pipeline(tmp_path):
         torch.testing.assert_close(value, model.unet.state_dict()[name].half().float(), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("few_updates")
 def test_a_run_that_was_cut_off(whole, memorized, ordinary, tmp_path):
     def stop(what: str, _done: int, _total: int) -> None:
         if what == "training":
@@ -191,6 +200,7 @@ def test_a_run_that_was_cut_off(whole, memorized, ordinary, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
+@pytest.mark.slow
 def test_a_full_disk(whole, memorized, ordinary, tmp_path):
     """The journal and the state are small beside the checkpoint: its weights do not fit."""
     limit = 200_000  # bytes of a file
