@@ -14,7 +14,7 @@ from generate import noise
 from model import Model, scheduler
 
 STEPS = 10  # of 50
-SHARE = 0.3  # swept: see README
+SHARE = 0.3  # swept: bench/tiny/README.md
 
 
 def layers(model: Model) -> dict[str, torch.nn.Linear]:
