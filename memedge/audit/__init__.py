@@ -3,8 +3,9 @@
 from memedge.engine.errors import not_installed
 
 try:
+    from memedge.audit.cost import estimate
     from memedge.audit.figures import Audit, AuditedImage, AuditSettings, Check, Cost, Group, Share
-    from memedge.audit.run import audit, estimate
+    from memedge.audit.run import audit
     from memedge.audit.similarity import SSCD, Outlines, Similarity
 except ModuleNotFoundError as error:
     raise ImportError(not_installed("memedge.audit", error, "train")) from error

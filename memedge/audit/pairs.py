@@ -74,6 +74,12 @@ def read_pairs(images: Path, captions: Path | None = None) -> list[Pair]:
     return list(pairs.values())
 
 
+def unlisted(images: Path, pairs: list[Pair]) -> int:
+    """Return how many pictures of the folder are in no pair."""
+    known = {pair.name for pair in pairs}
+    return sum(path.suffix.lower() in SUFFIXES and path.name not in known for path in images.iterdir())
+
+
 def load_pictures(pairs: list[Pair], side: int) -> tuple[Pictures, int]:
     """Return pictures as a training script sees them, uint8 [N, side, side, 3], and how many were not of this size.
 

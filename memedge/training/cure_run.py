@@ -12,9 +12,10 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from memedge.audit import Audit, AuditSettings, Similarity, audit
+from memedge.audit.cost import row_seconds
 from memedge.audit.pairs import Pair, load_pictures, read_pairs
 from memedge.audit.picture import PictureAudit
-from memedge.audit.run import DATA, row_seconds
+from memedge.audit.run import DATA
 from memedge.audit.search import DRAWS, seed_of
 from memedge.audit.similarity import similarity_of
 from memedge.autograd.diffusion_model import DiffusionModel

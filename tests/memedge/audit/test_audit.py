@@ -19,6 +19,7 @@ from memedge.audit import Audit, AuditSettings, audit, estimate, run
 from memedge.embedded import captions
 from memedge.engine.errors import ExportError, InputError, NotFiniteError
 
+PAGE = Path(__file__).parents[3] / "docs/audit.md"
 EMOJI = Path(__file__).parents[3] / "bench/tiny/emoji"
 FILES = ["embeddings.safetensors", "report.html", "report.json", "sheet.png"]
 SHORT = AuditSettings(steps=2, generations=2, inference_steps=2, rows=64)
@@ -106,6 +107,23 @@ def test_the_folder(whole, pairs, tmp_path):
         assert sheet.height > 3 * 16
 
 
+def test_cautions(whole, tmp_path):
+    """No controls; other sizes; pictures in no row. Names may lead into folders."""
+    write_pairs(tmp_path / "all" / "some", ["a"], side=20)
+    write_pairs(tmp_path / "all", ["b", "c"])
+    (tmp_path / "captions.csv").write_text("file_name,caption\nsome/0.png,a\n")
+    done = memedge(
+        "audit", whole, "--images", tmp_path / "all", "--captions", tmp_path / "captions.csv", "-o", tmp_path / "report",
+        "--steps", 1, "--inference-steps", 1, "--batch-size", 64,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "unlabelled" in done.stdout
+    said = " ".join(done.stderr.split())
+    assert "No picture is known not to be memorized" in said
+    assert "1 picture had another size than 16 × 16 pixels" in said
+    assert "2 pictures of the folder stand in no row" in said
+
+
 def test_what_is_cut_off_goes_on_and_finds_the_same(whole, pairs, tmp_path, monkeypatch):
     at_once = audit(str(whole), pairs.parent, tmp_path / "once", captions=pairs, settings=SHORT)
     put, done = run.AuditJournal.put, []
@@ -131,6 +149,22 @@ def test_what_is_cut_off_goes_on_and_finds_the_same(whole, pairs, tmp_path, monk
     for one, two in zip(at_once.images, resumed.images, strict=True):
         assert one.checks == two.checks
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "once"]
+
+
+@pytest.mark.slow
+def test_the_pages_commands_run(whole, tmp_path):
+    """Every line of shell in docs/audit.md, on a random model."""
+    shutil.copytree(whole, tmp_path / "checkpoint")
+    for name, captions in (("pictures", ["a"]), ("memorized", ["a"]), ("ordinary", list("abcdefghijklmnopqrst"))):
+        write_pairs(tmp_path / name, captions)
+    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
+    assert [line[1] for line in lines] == ["audit", "audit", "cure", "cure"]
+    for line in lines:
+        done = memedge(*line[1:], "--batch-size", 64, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "report" / "sheet.png").is_file()
+    assert (tmp_path / "cured" / "cure" / "cure.json").is_file()
 
 
 @pytest.mark.slow
