@@ -113,8 +113,8 @@ def test_cautions(whole, tmp_path):
     write_pairs(tmp_path / "all", ["b", "c"])
     (tmp_path / "captions.csv").write_text("file_name,caption\nsome/0.png,a\n")
     done = memedge(
-        "audit", whole, "--images", tmp_path / "all", "--captions", tmp_path / "captions.csv", "-o", tmp_path / "report",
-        "--steps", 1, "--inference-steps", 1, "--batch-size", 64,
+        "audit", whole, "--images", tmp_path / "all", "--captions", tmp_path / "captions.csv",
+        "-o", tmp_path / "report", "--steps", 1, "--inference-steps", 1, "--batch-size", 64,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "unlabelled" in done.stdout
@@ -155,13 +155,14 @@ def test_what_is_cut_off_goes_on_and_finds_the_same(whole, pairs, tmp_path, monk
 def test_the_pages_commands_run(whole, tmp_path):
     """Every line of shell in docs/audit.md, on a random model."""
     shutil.copytree(whole, tmp_path / "checkpoint")
-    for name, captions in (("pictures", ["a"]), ("memorized", ["a"]), ("ordinary", list("abcdefghijklmnopqrst"))):
-        write_pairs(tmp_path / name, captions)
+    for name, words in (("pictures", "a"), ("memorized", "a"), ("ordinary", "abcdefghijklmnopqrst")):
+        write_pairs(tmp_path / name, list(words))
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
     lines = [line.partition("#")[0].split() for block in blocks for line in block.splitlines()]
     assert [line[1] for line in lines] == ["audit", "audit", "cure", "cure"]
     for line in lines:
-        done = memedge(*line[1:], "--batch-size", 64, cwd=tmp_path)
+        short = ("--steps", 2, "--generations", 1, "--inference-steps", 2, "--batch-size", 64)
+        done = memedge(*line[1:], *short, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "report" / "sheet.png").is_file()
     assert (tmp_path / "cured" / "cure" / "cure.json").is_file()
