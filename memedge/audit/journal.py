@@ -51,15 +51,17 @@ class AuditJournal(JobFile):
 
 
 def _strip(found: Found, picture: Pictures) -> bytes:
-    """Return a PNG: the picture | generations of its caption | generations of the best embedding. Gaps are white."""
-    count = len(found.by_audit)
+    """Return a PNG: the picture | generations of its caption, if it has one | of the best embedding. Gaps are white."""
+    parts = [part for part in (picture[None], found.by_prompt, found.by_audit) if part is not None]
     side = min(THUMBNAIL, picture.shape[0])
     gap = side // 8
-    strip = Image.new("RGB", ((1 + 2 * count) * side + 2 * gap, side), "white")
-    of_prompt = () if found.by_prompt is None else found.by_prompt
-    for start, several in ((0, picture[None]), (side + gap, of_prompt), ((1 + count) * side + 2 * gap, found.by_audit)):
-        for place, one in enumerate(several):
-            strip.paste(Image.fromarray(one).resize((side, side), Image.Resampling.BOX), (start + place * side, 0))
+    strip = Image.new("RGB", (sum(map(len, parts)) * side + (len(parts) - 1) * gap, side), "white")
+    left = 0
+    for part in parts:
+        for one in part:
+            strip.paste(Image.fromarray(one).resize((side, side), Image.Resampling.BOX), (left, 0))
+            left += side
+        left += gap
     stream = io.BytesIO()
     strip.save(stream, "png")
     return stream.getvalue()

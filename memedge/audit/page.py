@@ -35,7 +35,7 @@ def _summary(found: Audit) -> str:
         )
         for group in found.groups
     ]
-    head = ("pictures", "", "printed by their captions", "by any embedding", "steps, median")
+    head = ("pictures", "n", "printed by their captions", "by any embedding", "steps, median")
     words = (
         f"A picture is printed where more than half of {found.settings.generations} generations are copies of it, by "
         f"{found.similarity} of at least {found.copy:g}. In brackets: 95 % intervals (Wilson)."
@@ -61,20 +61,19 @@ def _pictures(found: Audit, strips: Sequence[bytes]) -> str:
     rows = []
     for image, strip in zip(found.images[:SHOWN], strips, strict=False):
         source = f"data:image/png;base64,{base64.b64encode(strip).decode()}"
-        name = escape(plain(image.caption or image.image))
+        name, words = escape(plain(image.caption or image.image)), escape(outcome(image))
         rows.append(
             (
                 f'<img src="{source}" alt="{name}: training picture, and generations">',
-                f'<span class="prompt">{name}</span>',
-                f'<span class="{"memorized" if image.by_audit else "clean"}">{escape(outcome(image))}</span>',
+                f"{name}<br>{f'<strong>{words}</strong>' if image.by_audit else words}",
                 f"{image.similarity:.2f}",
             )
         )
-    words = "The training picture; generations of its caption; generations of the embedding that came nearest." + (
-        f" The first {SHOWN} of {len(found.images)}; all are in report.json." if len(found.images) > SHOWN else ""
-    )
-    head = ("pictures", "caption", "outcome", "similarity")
-    content = f'<p class="note">{escape(words)}</p>{table(head, rows, "Pictures", texts=3)}'
+    note = "The training picture; generations of its caption; generations of the embedding that came nearest."
+    if len(found.images) > SHOWN:
+        note += f" The first {SHOWN} of {len(found.images)}; all are in report.json."
+    head = ("pictures", "what was found", "similarity")
+    content = f'<p class="note">{escape(note)}</p>{table(head, rows, "Pictures", texts=2)}'
     return section("pictures", "Picture by picture", content)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import torch
 from accelerate import PartialState
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 import memedge
 from memedge.audit.figures import DEFAULTS, Audit, AuditSettings, summarise
@@ -151,4 +151,4 @@ def _write(found: Audit, strips: Sequence[bytes], embeddings: dict[str, torch.Te
         (folder / PAGE).write_text(page(found, strips), encoding="utf-8")
         (folder / DATA).write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
         sheet(found, strips).save(folder / SHEET, optimize=True)
-        save_file(embeddings, folder / EMBEDDINGS)
+        (folder / EMBEDDINGS).write_bytes(save(embeddings))
