@@ -79,9 +79,9 @@ def cure(
     job = CureJob(Path(memorized), Path(ordinary), Path(output), settings, resume)
     PartialState(timeout=timedelta(days=7))  # a process that is done waits for the others
     accelerator = Accelerator()
-    model = DiffusionModel(checkpoint, accelerator.device, told)
     similarity = similarity_of(sscd, accelerator.device)
-    job.begin(model, similarity, accelerator)
+    # Loaded again where it is trained: on a GPU there may be no room for two, and each audit has its own.
+    job.begin(DiffusionModel(checkpoint, accelerator.device, told), similarity, accelerator)
 
     def audited(what: str, of: str, name: str) -> Audit | None:
         done = job.work / name
@@ -100,10 +100,9 @@ def cure(
         )
 
     before = audited("auditing before", checkpoint, "before")
-    trained = _train(job, model, similarity, settings, accelerator, progress)
-    del model
+    trained = _train(job, checkpoint, similarity, settings, accelerator, progress)
     after = audited("auditing after", str(job.checkpoint), "after")
-    if before is None or after is None:
+    if not accelerator.is_main_process or before is None or after is None:
         return None
     done = Cure(
         checkpoint=before.checkpoint,
@@ -161,7 +160,7 @@ def estimate(
 
 def _train(
     job: CureJob,
-    model: DiffusionModel,
+    checkpoint: str,
     similarity: Similarity,
     settings: CureSettings,
     accelerator: Accelerator,
@@ -170,7 +169,7 @@ def _train(
     """Write job.checkpoint; if it is there, return what was kept of its training."""
     kept = job.work / "trained.json"
     if not job.checkpoint.exists():
-        of_audit = settings.audit
+        of_audit, model = settings.audit, DiffusionModel(checkpoint, accelerator.device)
         surrogates = Surrogates(
             model, similarity, of_audit.guidance, of_audit.inference_steps, of_audit.rows, of_audit.seed
         )
