@@ -13,6 +13,7 @@ from accelerate import Accelerator, PartialState
 
 from memedge.audit import Audit, AuditSettings, Similarity, audit
 from memedge.audit.cost import row_seconds
+from memedge.audit.job import memory
 from memedge.audit.pairs import Pair, load_pictures, read_pairs
 from memedge.audit.picture import PictureAudit
 from memedge.audit.run import DATA
@@ -195,7 +196,8 @@ def _train(
             accelerator=accelerator,
         )
         loss_before = _loss(model, held_out, of_audit)
-        training.run(job.work / "training.pt", lambda done, total: progress("training", done, total))
+        with memory(of_audit):
+            training.run(job.work / "training.pt", lambda done, total: progress("training", done, total))
         trained = _Trained(of_captions, loss_before, _loss(model, held_out, of_audit), training.seconds)
         if accelerator.is_main_process:
             kept.write_bytes(msgspec.json.encode(trained))
