@@ -25,7 +25,7 @@ from scipy.stats import bootstrap
 from targets import CHECKPOINT, JUDGED_AT, Pairs, load, measure
 from vae import decode
 
-DRAWS = 2  # noises of a clean pair
+DRAWS = 1  # noises of a clean pair
 QUARTERS = 4
 BEFORE = "before"
 SHOWN, EACH, GAP, HEAD = 8, 3, 8, 18  # of the contact sheet: captions, generations of an arm, pixels
@@ -174,4 +174,4 @@ def show(found: list[Measured], seconds: dict[str, float], captions: int, clean:
             quarters.add_row(one.arm, *(f"{d:.3f}, {o:.3f}" for d, o in one.left_out_by_quarter))
     console.print(table, losses, norms, quarters, f"{clean} clean captions")
     times = ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
-    console.print(f"seconds of a step, medians, in turn: {times}")
+    console.print(f"seconds of a step of one thread, medians, in turn: {times}")
