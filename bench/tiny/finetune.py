@@ -144,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--samples", type=int, default=6_400, help="half of them duplicated")
+    parser.add_argument("--samples", type=int, default=7_040, help="half of them duplicated")
     parser.add_argument("--rate", type=float, default=5e-4, help="AdamW's, at its highest")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sheet", type=Path, help="write the contact sheet here")
