@@ -1,7 +1,8 @@
 """What finetune.py's arms copy, what they forget, and what the filter left out.
 
 - copies: the share of 16 generations of each duplicated caption (20 steps, guidance 4) that are copies of its picture,
-  as label.py counts them, with a bootstrap interval over captions. memorized: captions with at least 9 of 16.
+  as label.py counts them, with a bootstrap interval over captions. memorized: captions with at least 9 of 16. The model
+  "before" has never seen the pictures, and makes 4 generations: what is counted by chance.
 - loss: the squared error of the predicted noise on clean captions that were not fine-tuned on, the same noise for all;
   after over before, with a paired bootstrap interval over captions.
 - left out: shares of the duplicated and of the ordinary samples, over training and by quarters of it.
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from copies import fields, printed
 from generate import Generator
-from label import COPY, MEMORIZED, SEEDS
+from label import COPY, FIRST, SEEDS, kind
 from model import Model
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -50,12 +51,12 @@ class Measured:
     left_out_by_quarter: list[tuple[float, float]] | None
 
 
-def generations(folder: Path, pipeline: Path, texts: list[str]) -> np.ndarray:
-    """Return pictures of each caption, uint8 [N, 16, 64, 64, 3], kept in the folder."""
+def generations(folder: Path, pipeline: Path, texts: list[str], count: int) -> np.ndarray:
+    """Return pictures of each caption, uint8 [N, count, 64, 64, 3]; their latents are kept in the folder."""
     folder.mkdir(exist_ok=True)
     path, model = folder / "generations.npy", Model.load(pipeline)
     if not path.exists():
-        np.save(path, Generator(model, 1).latents(texts, range(SEEDS)).numpy())
+        np.save(path, Generator(model, 1).latents(texts, range(count)).numpy())
     latents = torch.from_numpy(np.load(path))
     pictures = decode(model.vae, latents.flatten(0, 1))
     return pictures.reshape(*latents.shape[:2], *pictures.shape[1:])
@@ -117,8 +118,8 @@ def report(
     before = np.zeros(0)
     for name in (BEFORE, *left_out):
         pipeline = CHECKPOINT if name == BEFORE else out / name / "pipeline"
-        made[name] = generations(out / name, pipeline, texts)
-        similar = fields(made[name].reshape(-1, *made[name].shape[2:])).unflatten(0, (len(texts), SEEDS))
+        made[name] = generations(out / name, pipeline, texts, FIRST if name == BEFORE else SEEDS)
+        similar = fields(made[name].reshape(-1, *made[name].shape[2:])).unflatten(0, made[name].shape[:2])
         similar = (similar * own[:, None]).sum(2).numpy()
         copied = similar >= COPY
         norms, errors = measure(load(pipeline), clean, np.array(JUDGED_AT), DRAWS)
@@ -130,7 +131,7 @@ def report(
             name,
             float(copied.mean()),
             mean_interval(copied.mean(1)),
-            int((copied.sum(1) >= MEMORIZED).sum()),
+            sum(kind(copies, copied.shape[1]) == "memorized" for copies in copied.sum(1).tolist()),
             float(np.median(similar)),
             errors.mean(1).tolist(),
             whole[0],
