@@ -1,6 +1,7 @@
 """What generations are counted by: which are copies of training pictures, and which show their caption's concept."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,19 @@ NEAREST = 0.05  # of the concepts
 
 
 class Data:
-    """What prepare.py wrote, and the training pictures' fields."""
+    """What prepare.py and train_vae.py wrote."""
 
     def __init__(self, folder: Path, vae: AutoencoderKL):
         self.captions = load_captions(folder / "captions.json")
         stored = np.load(folder / "pictures.npz")
         self.pictures, self.drawing, self.cover = (stored[name] for name in ("pictures", "drawing", "cover"))
         self.drawings = {name: np.asarray(icons) for name, icons in np.load(folder / "drawings.npz").items()}
-        self.fields = printed(vae, np.load(folder / "latents.npy"))
+        self._folder, self._vae = folder, vae
+
+    @cached_property
+    def fields(self) -> torch.Tensor:
+        """The training pictures' fields, [N, D]; that takes a minute."""
+        return printed(self._vae, np.load(self._folder / "latents.npy"))
 
     def replicated(self, pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which pictures [S, 64, 64, 3] are copies, bool [S], and the training picture nearest to each."""
