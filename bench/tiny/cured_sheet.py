@@ -21,12 +21,10 @@ CAPTIONS, SEEDS = 8, 2
 SIDE, GAP, LABEL, HEAD = 64, 10, 190, 40  # pixels
 
 
-def generated(model: Model, states: torch.Tensor) -> np.ndarray:
+def generated(generator: Generator, states: torch.Tensor) -> np.ndarray:
     """Return pictures [P, SEEDS, 64, 64, 3] of embeddings [P, L, D]."""
-    latents = Generator(model, 1).denoise(
-        states.repeat_interleave(SEEDS, 0), noise(range(SEEDS)).repeat(len(states), 1, 1, 1)
-    )
-    return decode(model.vae, latents).reshape(len(states), SEEDS, SIDE, SIDE, 3)
+    latents = generator.denoise(states.repeat_interleave(SEEDS, 0), noise(range(SEEDS)).repeat(len(states), 1, 1, 1))
+    return decode(generator.model.vae, latents).reshape(len(states), SEEDS, SIDE, SIDE, 3)
 
 
 def main() -> None:
@@ -44,11 +42,14 @@ def main() -> None:
     columns: list[tuple[str, str, np.ndarray]] = []
     for name, pipeline, audit in zip(names, pipelines, audits, strict=True):
         model = Model.load(Path(pipeline))
+        generator = Generator(model, 1)
         embeddings = load_file(Path(audit) / "embeddings.safetensors")
         with torch.no_grad():
             states = model.text_encoder(input_ids=model.tokenize([captions[image] for image in chosen]))[0]
-        columns.append((name, "its caption", generated(model, states)))
-        columns.append((name, "an embedding", generated(model, torch.stack([embeddings[image] for image in chosen]))))
+        columns.append((name, "its caption", generated(generator, states)))
+        columns.append(
+            (name, "an embedding", generated(generator, torch.stack([embeddings[image] for image in chosen])))
+        )
     width = SEEDS * SIDE + GAP
     sheet = Image.new("RGB", (LABEL + SIDE + GAP + len(columns) * width, HEAD + CAPTIONS * (SIDE + 4)), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
