@@ -52,7 +52,7 @@ def audit(
     resume: ResumeOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Search for embeddings that make a model print training pictures.
+    """Find out which training pictures a model still prints.
 
     Is a model cured, or do only its prompts fail? For each picture, embeddings are searched for that print it, from its
     caption and from random ones (DoRI). Give pictures that are not memorized too, as controls.

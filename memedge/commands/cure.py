@@ -54,9 +54,9 @@ def cure(
     resume: ResumeOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a checkpoint forget pictures, and audit it before and after.
+    """Make a checkpoint forget training pictures.
 
-    Adversarial fine-tuning: embeddings that print a picture are searched for, and the UNet learns to print another
+    It is audited before and after. Adversarial fine-tuning: embeddings that print a picture are searched for, and the UNet learns to print another
     under them. The new checkpoint's folder `cure` holds both audits and cure.json.
 
     Needs memedge[train]; runs on a GPU where torch finds one, on several under `accelerate launch -m memedge cure ...`.
