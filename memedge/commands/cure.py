@@ -56,8 +56,8 @@ def cure(
 ) -> None:
     """Make a checkpoint forget training pictures.
 
-    It is audited before and after. Adversarial fine-tuning: embeddings that print a picture are searched for, and the UNet learns to print another
-    under them. The new checkpoint's folder `cure` holds both audits and cure.json.
+    Adversarial fine-tuning: embeddings that print a picture are searched for, and the UNet learns to print another
+    under them. The new checkpoint's folder `cure` holds the audits before and after, and cure.json.
 
     Needs memedge[train]; runs on a GPU where torch finds one, on several under `accelerate launch -m memedge cure ...`.
     """
