@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": (*RUN_TIME, "detectors", "metrics", "reports", "scoring"),
     "calibration": (*RUN_TIME, "metrics", "scoring"),
     "measure": RUN_TIME,
-    "training": ("audit", "autograd", "engine", "plain", "wording"),
+    "training": ("audit", "autograd", "engine", "integrations"),
     "audit": ("autograd", "engine", "plain", "prompts", "reports", "scoring", "wording"),
     "doctor": ("detector", "embedded", "engine"),
     "demo": ("embedded", "engine", "results"),

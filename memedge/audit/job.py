@@ -1,6 +1,5 @@
 """What an audit works on, read and checked."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,7 +10,7 @@ import torch
 from accelerate import PartialState
 
 from memedge.audit.figures import AuditedImage, AuditSettings
-from memedge.audit.pairs import load_pictures, read_pairs, unlisted
+from memedge.audit.pairs import read_all, read_pairs, unlisted
 from memedge.audit.picture import PictureAudit
 from memedge.audit.similarity import Outlines, similarity_of
 from memedge.autograd.diffusion_model import DiffusionModel
@@ -52,19 +51,14 @@ class AuditJob:
         self.model = DiffusionModel(checkpoint, device, told)
         self.of_picture = PictureAudit(self.model, self.similarity, settings)
         self._settings, self._processes = settings, state.num_processes
-        self._digest, self._changed = hashlib.sha256(), 0
-        for pair in self.pairs:
-            pictures, changed = load_pictures([pair], self.model.side)
-            self._changed += changed
-            self._digest.update(f"{pair.name}\n{pair.caption}\n{pair.memorized}\n".encode())
-            self._digest.update(pictures.tobytes())
+        self._digest, self._changed = read_all(self.pairs, self.model.side)
         self._unlisted = unlisted(images, self.pairs)
 
     def header(self) -> dict[str, str]:
         """Return what the journal knows this job by."""
         return {
             "checkpoint": self.model.sha256,
-            "pairs": self._digest.hexdigest(),
+            "pairs": self._digest,
             "settings": msgspec.json.encode(asdict(self._settings)).decode(),
             "similarity": self.similarity.name,
             "processes": str(self._processes),

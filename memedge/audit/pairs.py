@@ -1,6 +1,7 @@
 """Training pictures and their captions: a folder, and a file that says which picture has which caption."""
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,38 +81,30 @@ def unlisted(images: Path, pairs: list[Pair]) -> int:
     return sum(path.suffix.lower() in SUFFIXES and path.name not in known for path in images.iterdir())
 
 
-def load_pictures(pairs: list[Pair], side: int) -> tuple[Pictures, int]:
-    """Return pictures as a training script sees them, uint8 [N, side, side, 3], and how many were not of this size.
+def read_all(pairs: Iterable[Pair], side: int) -> tuple[str, int]:
+    """Read every picture once; return a SHA-256 over all, and how many are of another size.
+
+    Raises:
+        InputError: as load_picture.
+    """
+    digest, others = hashlib.sha256(), 0
+    for pair in pairs:
+        picture, changed = load_picture(pair, side)
+        others += changed
+        digest.update(f"{pair.name}\n{pair.caption}\n{pair.memorized}\n".encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest(), others
+
+
+def load_picture(pair: Pair, side: int) -> tuple[Pictures, bool]:
+    """Return a picture as a training script sees it, uint8 [side, side, 3], and whether it was of another size.
 
     Others are scaled until they cover it, and cut about their centre, as diffusers' script does.
 
     Raises:
         InputError: a file is no picture, or is transparent, or of a mode that has no one way to RGB (CMYK, 16 bit).
     """
-    loaded = [_load(pair.path, side) for pair in pairs]
-    return np.stack([picture for picture, _ in loaded]), sum(changed for _, changed in loaded)
-
-
-def _rows(images: Path, captions: Path) -> Iterator[Pair]:
-    file = PromptFile.at(captions)
-    if file.kind.format == "txt":
-        raise InputError(f"{captions} has no columns: give a .csv, .tsv, .jsonl or .parquet with image and caption.")
-    for row in read_rows(file, Columns(kept=None)):
-        column = next((name for name in IMAGE_NAMES if name in row.kept), None)
-        if column is None:
-            raise InputError(f"{captions} has no column 'image' or 'file_name', only {listed(row.kept)}: add one.")
-        name, known = row.kept[column], row.kept.get("memorized")
-        if not isinstance(name, str) or not name:
-            raise InputError(f"{captions} has a row without a picture's name in {column!r}: fill it in, or remove it.")
-        label = "" if known is None else str(known).strip().lower()
-        if label not in LABELS:
-            raise InputError(
-                f"{captions} has {shown(str(known))!r} in its column 'memorized': write true, false, or nothing."
-            )
-        yield Pair(name, images / name, row.prompt or None, LABELS[label])
-
-
-def _load(path: Path, side: int) -> tuple[Pictures, bool]:
+    path = pair.path
     try:
         with Image.open(path) as opened:
             opened.load()
@@ -133,4 +126,23 @@ def _load(path: Path, side: int) -> tuple[Pictures, bool]:
         picture = picture.convert("RGB").resize(size, Image.Resampling.BILINEAR)
         left, top = (size[0] - side) // 2, (size[1] - side) // 2
         picture = picture.crop((left, top, left + side, top + side))
-    return np.asarray(picture.convert("RGB")), changed
+    return np.array(picture.convert("RGB")), changed  # a copy, which torch may write to
+
+
+def _rows(images: Path, captions: Path) -> Iterator[Pair]:
+    file = PromptFile.at(captions)
+    if file.kind.format == "txt":
+        raise InputError(f"{captions} has no columns: give a .csv, .tsv, .jsonl or .parquet with image and caption.")
+    for row in read_rows(file, Columns(kept=None)):
+        column = next((name for name in IMAGE_NAMES if name in row.kept), None)
+        if column is None:
+            raise InputError(f"{captions} has no column 'image' or 'file_name', only {listed(row.kept)}: add one.")
+        name, known = row.kept[column], row.kept.get("memorized")
+        if not isinstance(name, str) or not name:
+            raise InputError(f"{captions} has a row without a picture's name in {column!r}: fill it in, or remove it.")
+        label = "" if known is None else str(known).strip().lower()
+        if label not in LABELS:
+            raise InputError(
+                f"{captions} has {shown(str(known))!r} in its column 'memorized': write true, false, or nothing."
+            )
+        yield Pair(name, images / name, row.prompt or None, LABELS[label])

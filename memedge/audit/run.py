@@ -16,11 +16,11 @@ from memedge.audit.figures import DEFAULTS, Audit, AuditSettings, summarise
 from memedge.audit.job import AuditJob, Told, check_settings, memory
 from memedge.audit.journal import AuditJournal
 from memedge.audit.page import page
-from memedge.audit.pairs import load_pictures
+from memedge.audit.pairs import load_picture
 from memedge.audit.sheet import sheet
 from memedge.engine import atomic
-from memedge.engine.errors import InputError
 from memedge.engine.places import check_new_folder
+from memedge.scoring.journal import beside, refuse_unfinished
 
 PAGE, DATA, SHEET, EMBEDDINGS = "report.html", "report.json", "sheet.png", "embeddings.safetensors"
 Progress = Callable[[int, int], None]
@@ -92,7 +92,7 @@ def audit(
                 if progress:
                     progress(place, len(mine))
                 if pair.name not in journal:
-                    (picture,), _ = load_pictures([pair], job.model.side)
+                    picture, _ = load_picture(pair, job.model.side)
                     with memory(settings):
                         journal.put(job.of_picture(pair, picture), picture)
         except BaseException:
@@ -135,15 +135,12 @@ def _check(settings: AuditSettings, output: Path, resume: bool) -> None:
     """Refuse what cannot end well, before anything is computed."""
     check_settings(settings)
     check_new_folder(output, "name another folder for the report")
-    if (journal := _journal(output, 0)).exists() and not resume:
-        raise InputError(
-            f"{journal} holds the results of an unfinished job: go on from it with --resume, or delete it."
-        )
+    refuse_unfinished(_journal(output, 0), resume)
 
 
 def _journal(output: Path, process: int) -> Path:
-    place = output.resolve()
-    return place.with_name(f"{place.name}.partial{f'-{process}' if process else ''}")
+    first = beside(output)
+    return first.with_name(f"{first.name}-{process}") if process else first
 
 
 def _write(found: Audit, strips: Sequence[bytes], embeddings: dict[str, torch.Tensor], output: Path) -> None:

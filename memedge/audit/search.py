@@ -4,7 +4,8 @@ import hashlib
 
 import torch
 
-from memedge.autograd.diffusion_model import DiffusionModel, check_finite
+from memedge.autograd.diffusion_model import DiffusionModel
+from memedge.engine.errors import NotFiniteError
 
 RATE = 0.1  # of Adam
 DRAWS = 8  # of noise and timestep, in each step
@@ -56,7 +57,10 @@ class EmbeddingSearch:
         for some in torch.split(torch.arange(count, device=device), self._rows):
             of = owner[some]
             loss = self._model.loss(self._latents[of], noise[some], timesteps[some], self.embeddings[of])
-            check_finite(loss, "the search")
+            if not torch.isfinite(loss).all():
+                raise NotFiniteError(
+                    "The loss of the search is NaN or infinite: the checkpoint is damaged, or a rate is too high."
+                )
             torch.autograd.backward(loss.sum() / DRAWS)
             losses.append(loss.detach())
         self._adam.step()

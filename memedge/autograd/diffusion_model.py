@@ -229,11 +229,3 @@ def _stored_dtype(place: Path) -> torch.dtype:
     with safe_open(file, "pt") as opened:
         dtype: torch.dtype = opened.get_tensor(next(iter(opened.keys()))).dtype
     return dtype
-
-
-def check_finite(losses: torch.Tensor, what: str) -> None:
-    """Raise NotFiniteError if a loss is not a number; `what` says whose they are."""
-    if not torch.isfinite(losses).all():
-        raise NotFiniteError(
-            f"The loss of {what} is NaN or infinite: the checkpoint is damaged, or a rate is too high."
-        )

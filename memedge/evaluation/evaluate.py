@@ -43,6 +43,7 @@ from memedge.evaluation.screening import screen_figures
 from memedge.prompts.audited import AuditLabels
 from memedge.prompts.cells import guarded
 from memedge.prompts.labelled import Prompts, Sample, select
+from memedge.scoring.journal import beside, refuse_unfinished
 
 MOST_DRAWS = 1000
 PAGE, DATA, TABLE = "report.html", "report.json", "prompts.csv"
@@ -127,7 +128,7 @@ def evaluate(
         "draws": str(counts[-1]),
         "seed": str(seed),
     }
-    with closing(Measurements(_journal(folder), header, resume)) as journal:
+    with closing(Measurements(beside(folder), header, resume)) as journal:
         size = max(1, engine.rows_per_call // counts[-1])
         measured = _measure(statistics, sample.texts, counts[-1], size, journal, progress)
         if ANISOTROPY in names:
@@ -168,11 +169,6 @@ def _labels(
     return None, (Prompts.read(Path(memorized)), Prompts.read(Path(clean)))
 
 
-def _journal(output: Path) -> Path:
-    place = output.resolve()
-    return place.with_name(f"{place.name}.partial")
-
-
 def _check(detectors: Sequence[str] | None, draws: Sequence[int] | None, output: Path, resume: bool) -> None:
     """Refuse what cannot end well, before anything is computed."""
     if detectors is not None and not detectors:
@@ -183,10 +179,7 @@ def _check(detectors: Sequence[str] | None, draws: Sequence[int] | None, output:
     if draws is not None and not (draws and all(1 <= n <= MOST_DRAWS for n in draws)):
         raise InputError(f"{list(draws)} are no numbers of draws: give whole numbers from 1 to {MOST_DRAWS}.")
     check_new_folder(output, "name another folder for the report")
-    if (journal := _journal(output)).exists() and not resume:
-        raise InputError(
-            f"{journal} holds the results of an unfinished job: go on from it with --resume, or delete it."
-        )
+    refuse_unfinished(beside(output), resume)
 
 
 def _needed(detectors: Sequence[str], rule: Rule) -> list[str]:

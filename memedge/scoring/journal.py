@@ -53,6 +53,18 @@ _SQLITE_TROUBLE = {
 }
 
 
+def beside(output: Path) -> Path:
+    """Return where the journal of an output is kept."""
+    place = output.resolve()
+    return place.with_name(f"{place.name}.partial")
+
+
+def refuse_unfinished(path: Path, resume: bool) -> None:
+    """Raise InputError if there is a journal at `path`, and not `resume`."""
+    if path.exists() and not resume:
+        raise InputError(f"{path} holds the results of an unfinished job: go on from it with --resume, or delete it.")
+
+
 class JobFile:
     """The file of one job. Locked from opening to closing, so that an output has one job at a time."""
 
@@ -81,10 +93,8 @@ class JobFile:
             with self._explained(), self._db:
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # transactions end without giving the lock back
                 self._db.execute("BEGIN EXCLUSIVE")
-                if existed and not resume:
-                    raise InputError(
-                        f"{path} holds the results of an unfinished job: go on from it with --resume, or delete it."
-                    )
+                if existed:
+                    refuse_unfinished(path, resume)
                 if self._db.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,):
                     self._create(header, table)
                 found = dict(self._db.execute("SELECT key, value FROM header"))

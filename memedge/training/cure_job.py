@@ -1,6 +1,5 @@
 """What a cure works on, read and checked, and the folders it works in."""
 
-import hashlib
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import msgspec
 from accelerate import Accelerator
 
 from memedge.audit import Similarity
-from memedge.audit.pairs import load_pictures, read_pairs
+from memedge.audit.pairs import read_all, read_pairs
 from memedge.autograd.diffusion_model import DiffusionModel
 from memedge.engine import atomic
 from memedge.engine.errors import InputError, shown
@@ -66,13 +65,10 @@ class CureJob:
         Raises:
             InputError: a picture cannot be read; it is another job's.
         """
-        digest = hashlib.sha256()
-        for pair in (*self.memorized, *self.ordinary):
-            digest.update(f"{pair.name}\n{pair.caption}\n".encode())
-            digest.update(load_pictures([pair], model.side)[0].tobytes())
+        digest, _ = read_all((*self.memorized, *self.ordinary), model.side)
         header = {
             "checkpoint": model.sha256,
-            "pairs": digest.hexdigest(),
+            "pairs": digest,
             "settings": msgspec.json.encode(self._settings).decode(),
             "similarity": similarity.name,
         }
@@ -90,9 +86,9 @@ class CureJob:
     def end(self, done: Cure) -> None:
         """Put the reports into the new checkpoint, and the checkpoint at its place."""
         reports = self.checkpoint / REPORTS
-        reports.mkdir()
+        reports.mkdir(exist_ok=True)  # of a run that was cut off right here
         (reports / "cure.json").write_bytes(msgspec.json.format(msgspec.json.encode(done)) + b"\n")
         for name in ("before", "after"):
-            shutil.copytree(self.work / name, reports / name)
+            shutil.copytree(self.work / name, reports / name, dirs_exist_ok=True)
         self.checkpoint.replace(self.output.resolve())
         shutil.rmtree(self.work)

@@ -14,7 +14,7 @@ from accelerate import Accelerator, PartialState
 from memedge.audit import Audit, AuditSettings, Similarity, audit
 from memedge.audit.cost import row_seconds
 from memedge.audit.job import memory
-from memedge.audit.pairs import Pair, load_pictures, read_pairs
+from memedge.audit.pairs import Pair, load_picture, read_pairs
 from memedge.audit.picture import PictureAudit
 from memedge.audit.run import DATA
 from memedge.audit.search import DRAWS, seed_of
@@ -177,10 +177,10 @@ def _train(
         memorized, of_captions = [], 0
         for place, pair in enumerate(job.memorized):
             progress("making surrogates", place, len(job.memorized))
-            pictures, _ = load_pictures([pair], model.side)
+            picture, _ = load_picture(pair, model.side)
             assert pair.caption is not None
-            latents, of_caption = surrogates(pair.name, pictures[0], model.encode([pair.caption])[0])
-            memorized.append(Memorized(pair.name, pair.caption, model.latents(pictures)[0], latents))
+            latents, of_caption = surrogates(pair.name, picture, model.encode([pair.caption])[0])
+            memorized.append(Memorized(pair.name, pair.caption, model.latents(picture[None])[0], latents))
             of_captions += of_caption
         trained_on = [pair for place, pair in enumerate(job.ordinary) if place % HELD_OUT]
         held_out = _ordinary(model, job.ordinary[::HELD_OUT], progress)
@@ -213,7 +213,7 @@ def _ordinary(model: DiffusionModel, pairs: list[Pair], progress: Progress) -> O
     found = []
     for place, pair in enumerate(pairs):
         progress("encoding ordinary pictures", place, len(pairs))
-        found.append(model.latents(load_pictures([pair], model.side)[0]).cpu())
+        found.append(model.latents(load_picture(pair, model.side)[0][None]).cpu())
     return Ordinary(torch.cat(found), [pair.caption or "" for pair in pairs])
 
 

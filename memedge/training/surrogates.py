@@ -5,10 +5,10 @@ import torch
 from memedge.audit.search import seed_of
 from memedge.audit.similarity import Similarity
 from memedge.autograd.diffusion_model import DiffusionModel, Pictures
+from memedge.integrations.steering import SCALE, UNTIL
 
 MOST = 8  # kept of a picture: one alone would be memorized in its place
 TRIED = 8
-EARLY, UNTIL = -2.0, 650  # opposite guidance above this timestep, as guard(action="steer") has it (Jain et al. 2025)
 MARGIN = 0.2  # below a copy's similarity: a near copy is no surrogate
 
 
@@ -37,7 +37,7 @@ class Surrogates:
         generator = torch.Generator().manual_seed(seed_of(self._seed, f"surrogates of {name}"))
         noise = torch.randn(TRIED, *model.shape, generator=generator)
         made = model.generate(
-            states.expand(TRIED, -1, -1), noise, self._guidance, self._steps, self._rows, early=EARLY, until=UNTIL
+            states.expand(TRIED, -1, -1), noise, self._guidance, self._steps, self._rows, early=SCALE, until=UNTIL
         )
         similar = self._similarity.descriptors(model.pictures(made)) @ target
         others = made[(similar < self._similarity.copy - MARGIN).to(made.device)]

@@ -7,7 +7,7 @@ import pytest
 from audited import write_pairs
 from PIL import Image
 
-from memedge.audit.pairs import load_pictures, read_pairs
+from memedge.audit.pairs import load_picture, read_pairs
 from memedge.engine.errors import InputError
 
 
@@ -71,7 +71,7 @@ def test_modes_that_have_one_way_to_rgb(tmp_path, mode):
     values = np.random.default_rng(0).integers(0, 2, (8, 8, 3), dtype=np.uint8) * 255
     grey = Image.fromarray(values).convert("L" if mode != "RGB" else "RGB").convert(mode)
     grey.save(tmp_path / "a.png")
-    (picture,), changed = load_pictures(read_pairs(tmp_path), 8)
+    picture, changed = load_picture(read_pairs(tmp_path)[0], 8)
     assert picture.shape == (8, 8, 3)
     assert changed == 0
     np.testing.assert_array_equal(picture, np.asarray(grey.convert("RGB")))
@@ -82,10 +82,10 @@ def test_other_sizes_cover_the_square_and_are_cut_about_the_centre(tmp_path):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 8:16, 0] = wide[:, 16:, 1] = 255
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    (picture,), changed = load_pictures(read_pairs(tmp_path), 8)
+    picture, changed = load_picture(read_pairs(tmp_path)[0], 8)
     assert changed == 1
     assert (picture == (255, 0, 0)).all()
-    (larger,), _ = load_pictures(read_pairs(tmp_path), 20)
+    larger, _ = load_picture(read_pairs(tmp_path)[0], 20)
     assert larger.shape == (20, 20, 3)
     assert (larger[:, 5:15] == (255, 0, 0)).all()
 
@@ -103,7 +103,7 @@ def test_other_sizes_cover_the_square_and_are_cut_about_the_centre(tmp_path):
 def test_pictures_that_cannot_be_used(tmp_path, make, words):
     make(tmp_path / "a.png")
     with pytest.raises(InputError, match=words):
-        load_pictures(read_pairs(tmp_path), 8)
+        load_picture(read_pairs(tmp_path)[0], 8)
 
 
 def _cut() -> bytes:
