@@ -66,7 +66,7 @@ class Engine:
         self._process = os.getpid()
         self.draws = manifest.draws
         self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
-        self.tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
+        self.tokenizer = PromptTokenizer(directory.tokenizers, directory.token_lengths)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)
         if empty.shape[1:] != manifest.states_shape:

@@ -16,9 +16,12 @@ from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, scr
 from memedge.export.graphs.prefix_split import split
 from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
-from memedge.export.sources.checkpoint import Checkpoint, latent_shape
+from memedge.export.sources.checkpoint import Checkpoint
+from memedge.export.sources.flow_schedule import read_flow
 from memedge.export.sources.presets import preset_of
 from memedge.export.sources.schedule import Noise, read_noise
+
+PATCH = 2  # latent pixels of an image token in each direction, in all transformers known here
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ class Model:
     source: CheckpointSource
     latent_shape: tuple[int, int, int]
     tokens: int
+    token_lengths: tuple[int, ...]  # of the tokenizers, if it is not `tokens` for all
     state_width: int
     pooled_width: int
+    masked: bool
+    guidance: float | None
     noise: Noise
     notes: tuple[str, ...]  # what is unusual, in sentences
     preset: Preset | None
@@ -79,7 +85,7 @@ def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, UNet]
 
 def _ask(job: Job, checkpoint: Checkpoint) -> Model:
     """Write the tokenizers, and let the checkpoint's own libraries compute what the engine is to be compared with."""
-    shape, noise = latent_shape(checkpoint.unet_config), read_noise(checkpoint.scheduler)
+    shape, noise = checkpoint.latent_shape, _read_noise(checkpoint)
     tokenizer = _write_tokenizers(job, checkpoint)
     ids, _ = tokenizer(PROBES)
     sample = torch.randn((job.draws, *shape), generator=torch.Generator().manual_seed(job.seed)).numpy()
@@ -94,8 +100,11 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         source=CheckpointSource(shown(checkpoint.id), checkpoint.sha256),
         latent_shape=shape,
         tokens=checkpoint.tokens,
+        token_lengths=() if set(checkpoint.lengths) == {checkpoint.tokens} else checkpoint.lengths,
         state_width=checkpoint.state_width,
         pooled_width=checkpoint.pooled_width,
+        masked=checkpoint.masked,
+        guidance=checkpoint.guidance,
         noise=noise,
         notes=(*checkpoint.notes, *noise.notes),
         preset=preset_of(
@@ -109,11 +118,19 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
     )
 
 
+def _read_noise(checkpoint: Checkpoint) -> Noise:
+    denoiser = checkpoint.architecture.denoiser
+    if not denoiser.flow:
+        return read_noise(checkpoint.scheduler)
+    _, height, width = checkpoint.latent_shape
+    return read_flow(checkpoint.scheduler, denoiser, height * width // PATCH**2)
+
+
 def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
     paths = [job.folder / name for name in TOKENIZERS[: len(checkpoint.tokenizers)]]
     for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
         tokenizer.save(str(path))
-    return PromptTokenizer(paths, checkpoint.tokens)
+    return PromptTokenizer(paths, checkpoint.lengths)
 
 
 def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:

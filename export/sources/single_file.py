@@ -68,12 +68,12 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
                     f"{path} lacks {name} of the {part}: it is incomplete, or its config of another model."
                 )
     hashes = [(path.name, sha256(path)), *((name, sha256(model / name)) for name in files)]
-    unet, *text_encoders = modules.values()
+    denoiser, *text_encoders = modules.values()
     return Parts(
         id=path.name,
         sha256=hash_of(hashes),
         architecture=architecture,
-        unet=unet,
+        denoiser=denoiser,
         text_encoders=text_encoders,
         tokenizers=folder.tokenizers(model, architecture),
         scheduler=scheduler,
@@ -128,7 +128,7 @@ def _configuration(path: Path, layout: SingleFile, config: str | None, progress:
     if not hub.ID.fullmatch(source):
         raise ExportError(f"There is no config {source}: give the folder or hub id of a diffusers-format model.")
     try:
-        return hub.download(source, None, lambda names: weights.settings(names, source), progress)
+        return hub.download(source, None, lambda names, _kind: weights.settings(names, source), progress)
     except ExportError as error:
         if config is not None:
             raise

@@ -12,24 +12,27 @@ from memedge.engine.errors import ExportError
 LONGEST = 1 << 16  # tokens; transformers gives 10³⁰ where a tokenizer names no length
 
 
-def padding_tokenizers(sources: Sequence[Any]) -> tuple[list[Tokenizer], int]:
-    """Return transformers' fast tokenizers with their padding and truncation in themselves, and the length L of both.
+def padding_tokenizers(
+    sources: Sequence[Any], given: Sequence[int | None] = ()
+) -> tuple[list[Tokenizer], tuple[int, ...]]:
+    """Return transformers' fast tokenizers with their padding and truncation in themselves, and the length of each.
 
-    Run time then knows neither.
+    Run time then knows neither. `given` are lengths in place of the tokenizers' own, where they are not None.
 
     Raises:
-        ExportError: one names no length or no padding, or they cut prompts at different lengths.
+        ExportError: one names no length or no padding, or two that give states side by side cut prompts differently.
     """
-    for source in sources:
-        if source.model_max_length > LONGEST or source.pad_token_id is None:
+    lengths = []
+    for source, length in zip(sources, given or (None,) * len(sources), strict=True):
+        if (length is None and source.model_max_length > LONGEST) or source.pad_token_id is None:
             raise ExportError(f"{source.name_or_path} names no length or no padding token: check that it is complete.")
-    lengths = {int(source.model_max_length) for source in sources}
-    if len(lengths) > 1:
+        lengths.append(int(source.model_max_length) if length is None else length)
+    own = {length for length, told in zip(lengths, given or (None,) * len(sources), strict=True) if told is None}
+    if len(own) > 1:
         raise ExportError(
             "The tokenizers of the two text encoders cut prompts at different lengths: check their files."
         )
-    tokens = lengths.pop()
-    return [_padding(source, tokens) for source in sources], tokens
+    return [_padding(source, length) for source, length in zip(sources, lengths, strict=True)], tuple(lengths)
 
 
 def empty_ids(tokenizers: Sequence[Tokenizer]) -> npt.NDArray[np.int64]:

@@ -142,7 +142,41 @@ SCHEDULER = Table(
     strict=False,
 )
 
-TEXT_ENCODER = Table(
+_COMMON = _names("_class_name _diffusers_version _name_or_path")
+TRANSFORMERS = {
+    "SD3Transformer2DModel": Table(
+        traits={"quantization_config": _QUANTISED},
+        known=_COMMON
+        | _names(
+            """
+            sample_size patch_size in_channels out_channels num_layers attention_head_dim num_attention_heads
+            joint_attention_dim caption_projection_dim pooled_projection_dim pos_embed_max_size dual_attention_layers
+            qk_norm
+            """
+        ),
+        strict=True,
+    ),
+}
+
+# Schedulers whose noise levels are those of a flow from noise to pictures.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+FLOW_SCHEDULER = Table(
+    traits={
+        "num_train_timesteps": Trait((1000,), "its timesteps are not 1000 σ"),
+        "invert_sigmas": Trait(OFF, "its σ run from pictures to noise"),
+        "stochastic_sampling": Trait(OFF, "its sampler adds noise in each step"),
+    },
+    known=_COMMON
+    | _names(
+        """
+        shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len shift_terminal
+        time_shift_type use_karras_sigmas use_exponential_sigmas use_beta_sigmas
+        """
+    ),
+    strict=False,
+)
+
+CLIP_TEXT = Table(
     traits={
         "use_attention_mask": Trait(OFF, "its pipeline hides padding from the text encoder"),
         "quantization_config": _QUANTISED,
@@ -166,6 +200,23 @@ TEXT_ENCODER = Table(
     ),
     strict=False,
 )
+
+_OF_TEXT = {"quantization_config": _QUANTISED}
+TEXT_ENCODERS = {
+    "CLIPTextConfig": CLIP_TEXT,
+    "T5Config": Table(
+        traits=_OF_TEXT,
+        known=CLIP_TEXT.known
+        | _names(
+            """
+            d_model d_ff d_kv num_layers num_decoder_layers num_heads relative_attention_num_buckets
+            relative_attention_max_distance dropout_rate layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act
+            n_positions output_past classifier_dropout scale_decoder_outputs
+            """
+        ),
+        strict=False,
+    ),
+}
 
 # model_index.json, but for the components that a family has (check_traits.py).
 PIPELINE = Table(

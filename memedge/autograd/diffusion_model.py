@@ -200,7 +200,10 @@ def _folder(checkpoint: str, progress: Callable[[str], None]) -> Path:
     if not hub.ID.fullmatch(checkpoint):
         raise ExportError(f"There is no {checkpoint}: give a folder in diffusers' format, or a hub's id (org/name).")
     return hub.download(
-        checkpoint, None, lambda names: [*weights.needed(names, checkpoint, False), *_of_vae(names)], progress
+        checkpoint,
+        None,
+        lambda names, kind: [*weights.needed(names, checkpoint, False, kind), *_of_vae(names)],
+        progress,
     )
 
 

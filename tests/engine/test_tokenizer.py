@@ -53,7 +53,7 @@ def tokenizers(request, tmp_path_factory):
     (exported,), tokens = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
     exported.save(str(folder / "tokenizer.json"))
     assert tokens == TOKENS
-    ours = PromptTokenizer([folder / "tokenizer.json"], TOKENS)
+    ours = PromptTokenizer([folder / "tokenizer.json"], [TOKENS])
     return ours, CLIPTokenizer.from_pretrained(folder / "tokenizer"), definition
 
 
@@ -148,7 +148,7 @@ def test_first_word(tmp_path, template, before):
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=0, pad_token="pad")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = PromptTokenizer([tmp_path / "tokenizer.json"], length)
+    ours = PromptTokenizer([tmp_path / "tokenizer.json"], [length])
     first, ids = ours.first_word, ours(["a b"])[0][0]
     assert first == len(before)
     assert ids.tolist() == [*before, 2, 3, 1, 0]

@@ -16,7 +16,7 @@ TEXT = (EMBEDDED_ENGINE / "tokenizer.json").read_text()
 
 def refused(path, words="."):
     with pytest.raises(IntegrityError, match=words) as caught:
-        PromptTokenizer([path], TOKENS)
+        PromptTokenizer([path], [TOKENS])
     message = str(caught.value)
     assert message.isprintable() and message.endswith(".") and len(message) < 500
 
@@ -96,8 +96,8 @@ def test_what_stands_twice_is_read_once(tmp_path):
     path = tmp_path / "tokenizer.json"
     first = json.dumps(json.loads(TEXT)["padding"] | {"strategy": {"Fixed": 2**40}})
     path.write_text(TEXT.replace('"padding"', f'"padding":{first},"padding"', 1))
-    expected = PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], TOKENS)(["a star"])[0]
-    assert PromptTokenizer([path], TOKENS)(["a star"])[0].tolist() == expected.tolist()
+    expected = PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], [TOKENS])(["a star"])[0]
+    assert PromptTokenizer([path], [TOKENS])(["a star"])[0].tolist() == expected.tolist()
 
 
 def test_too_large(tmp_path, monkeypatch):
@@ -119,6 +119,6 @@ def test_any_change_ends_in_a_sentence(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_bytes(content)
     try:
-        PromptTokenizer([path], TOKENS)(["a star", ""])
+        PromptTokenizer([path], [TOKENS])(["a star", ""])
     except IntegrityError as error:
         assert str(error).isprintable() and len(str(error)) < 500

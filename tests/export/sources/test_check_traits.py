@@ -22,7 +22,7 @@ from memedge.export.sources.check_traits import check_folder, check_index, check
 FILES = {
     "unet/config.json": traits.UNET,
     "scheduler/scheduler_config.json": traits.SCHEDULER,
-    "text_encoder/config.json": traits.TEXT_ENCODER,
+    "text_encoder/config.json": traits.CLIP_TEXT,
     "model_index.json": traits.PIPELINE,
 }
 TRAITS = [(file, field) for file, table in FILES.items() for field in table.traits]

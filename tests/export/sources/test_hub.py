@@ -19,7 +19,8 @@ results = []
 for model, revision in json.loads(sys.argv[1]):
     told = []
     try:
-        folder = hub.download(model, revision, lambda names: weights.needed(names, model, False), told.append)
+        choose = lambda names, kind: weights.needed(names, model, False, kind)
+        folder = hub.download(model, revision, choose, told.append)
         results.append({"folder": str(folder), "told": told})
     except ExportError as error:
         results.append({"error": str(error), "told": told})
