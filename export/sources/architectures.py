@@ -198,7 +198,7 @@ def architecture_of(names: Collection[str], kind: object = None) -> Architecture
 
     Args:
         names: its files.
-        kind: of the pipeline, as its model_index.json says. Transformers go by it. UNets go by their text encoders: it is
+        kind: of the pipeline, as its model_index.json says. Transformers go by it. UNets go by their encoders: it is
             the family with most of them, all of them there, and where not even one is, the first one, of which
             something is then missing.
     """
