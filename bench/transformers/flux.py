@@ -14,8 +14,8 @@ from diffusers import FluxTransformer2DModel
 
 SMALL = {
     "in_channels": 64,
-    "num_layers": 2,
-    "num_single_layers": 2,
+    "num_layers": 1,
+    "num_single_layers": 1,
     "attention_head_dim": 32,
     "num_attention_heads": 2,
     "joint_attention_dim": 48,

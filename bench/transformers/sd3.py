@@ -22,8 +22,8 @@ PUBLISHED = {  # but for its sizes
 SMALL = {
     "sample_size": 16,
     "pos_embed_max_size": 24,
-    "num_layers": 3,
-    "dual_attention_layers": (0, 1),  # of 24: the first 13
+    "num_layers": 2,
+    "dual_attention_layers": (0,),  # of 24: the first 13
     "num_attention_heads": 4,
     "attention_head_dim": 16,
     "caption_projection_dim": 64,

@@ -62,7 +62,7 @@ class Flux(FlowTransformer):
         found = self.transformer(
             hidden_states=packed,
             timestep=sigma,
-            guidance=None if self.guidance is None else self.guidance.expand(len(sigma)),
+            guidance=None if self.guidance is None else self.guidance.expand(sigma.shape[0]),
             pooled_projections=pooled,
             encoder_hidden_states=text,
             txt_ids=self.text_ids,
@@ -125,6 +125,7 @@ def _projected(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: t
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return x [R, S, H, K], each pair of channels 2 k and 2 k + 1 turned by an angle of cos and sin [S, K/2]."""
-    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
-    cos, sin = cos[:, None], sin[:, None]
-    return torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
+    pairs = x.unflatten(-1, (-1, 2))
+    first, second = pairs[..., :1], pairs[..., 1:]  # slices, which can be differentiated and are no sums for a screen
+    cos, sin = cos[:, None, :, None], sin[:, None, :, None]
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)
