@@ -56,6 +56,9 @@ class Call:
         }
 
 
+AS_PUBLISHED = Call()
+
+
 def _latent_size(size: tuple[int, int], scale: int) -> tuple[int, int]:
     height, width = size
     if min(size) < 1 or height % scale or width % scale:

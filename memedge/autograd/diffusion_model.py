@@ -61,7 +61,7 @@ class DiffusionModel:
                 )
             self._vae = _vae(self.folder).to(device)
         self.id, self.sha256, self.device = parts.id, parts.sha256, torch.device(device)
-        self.unet: Any = parts.unet.to(device)
+        self.unet: Any = parts.denoiser.to(device)
         self._stored = _stored_dtype(self.folder)
         self._text_encoder: Any = parts.text_encoders[0].to(device)
         (self._tokenizer,) = parts.tokenizers

@@ -18,6 +18,7 @@ from memedge.engine.errors import ExportError
 from memedge.export.sources import check_traits, traits
 from memedge.export.sources.architectures import ARCHITECTURES
 from memedge.export.sources.check_traits import check_folder, check_index, check_tensors
+from memedge.wording import listed
 
 FILES = {
     "unet/config.json": traits.UNET,
@@ -163,11 +164,10 @@ def test_another_family(tmp_path):
     for name in ("transformer", "vae", "scheduler"):
         (tmp_path / name).mkdir()
     (tmp_path / "flux1-dev.safetensors").touch()
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    refused(
-        tmp_path, "is a FluxPipeline, as its model_index.json says: memedge exports Stable Diffusion 1.x, 2.x and SDXL"
-    )
-    with pytest.raises(ExportError, match=r"^org/name is a FluxPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
+    families = listed([row.name for row in ARCHITECTURES], "and")
+    refused(tmp_path, f"is a FluxFillPipeline, as its model_index.json says: memedge exports {families}.")
+    with pytest.raises(ExportError, match=r"^org/name is a FluxFillPipeline"):
         check_index(tmp_path / "model_index.json", "org/name")
 
 
