@@ -79,7 +79,8 @@ def make(name: str, engine: Engine, draws: int, *, seed: int | None = None, chec
         checkpoint: what the engine was exported from; "sharpness-exact" alone reads it.
 
     Raises:
-        InputError: an unknown name; no draws; a detector that flow-matching models have not; "sharpness-exact" without a checkpoint, or without torch.
+        InputError: an unknown name; no draws; a detector that goes by ᾱ, for a flow-matching model;
+            "sharpness-exact" without a checkpoint, or without torch.
         EngineError: the engine or its provider cannot do this.
         ExportError: the checkpoint cannot be read.
         NotFiniteError: the model produced NaN or infinity.
