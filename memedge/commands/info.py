@@ -44,11 +44,7 @@ def print_info(info: "EngineInfo") -> None:
             ("latents", " × ".join(map(str, manifest.latent_shape))),
             ("prompts", _prompts(manifest)),
             ("timesteps", f"norm at {manifest.timesteps[0]}, alignment at {manifest.timesteps[1]}"),
-            *(
-                [("guidance", f"{manifest.guidance:g}, which the model is told")]
-                if manifest.guidance is not None
-                else []
-            ),
+            *_told(manifest),
             *(("note", note) for note in manifest.notes),
             ("draws", f"{manifest.draws} (seed {manifest.seed})"),
             ("runs on", f"{info.provider}, {info.precision}, {info.threads} threads"),
@@ -81,6 +77,10 @@ def _prediction(manifest: "Manifest") -> str:
     shift = f"shift {flow.shift:g}" if flow.shift is not None else f"mu {flow.mu:g} ({flow.time_shift})"
     end = "" if flow.terminal is None else f", down to {flow.terminal:g}"
     return f"flow matching, {shift}{end}; timesteps are 1000 σ"
+
+
+def _told(manifest: "Manifest") -> list[tuple[str, str]]:
+    return [] if manifest.guidance is None else [("guidance", f"{manifest.guidance:g}, which the model is told")]
 
 
 def _prompts(manifest: "Manifest") -> str:
