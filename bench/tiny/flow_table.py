@@ -1,4 +1,4 @@
-"""Do norm and alignment work on a flow-matching model? Its table, and the embedded UNet's on captions of the same concepts.
+"""Do norm and alignment work on a flow-matching model? Its table, and the embedded UNet's on the same concepts.
 
     python bench/tiny/flow_table.py ENGINE LABELS.csv      # the engine, and what label.py --flow wrote
 
@@ -82,10 +82,8 @@ def alike(engine: Engine, prompts: list[str]) -> None:
         length = np.linalg.norm(delta, axis=2)
         unit = delta / length[..., None]
         cosines = (unit @ unit.transpose(0, 2, 1))[:, *np.triu_indices(DRAWS, 1)].mean(axis=1)
-        spread = length.std(axis=1) / length.mean(axis=1)
-        print(
-            f"t = {timestep}: cosine of two draws' Δ {np.median(cosines):.3f}, norm ± {100 * np.median(spread):.1f} %"
-        )
+        spread = 100 * np.median(length.std(axis=1) / length.mean(axis=1))
+        print(f"t = {timestep}: cosine of two draws' Δ {np.median(cosines):.3f}, norm ± {spread:.1f} %")
 
 
 def main() -> None:
@@ -101,8 +99,8 @@ def main() -> None:
     print_calibrated([calibrate(arguments.engine, *lists, provider="cpu", precision="fp32")])
 
     print("Flow matching:")
-    engine = Engine.open(arguments.engine, "cpu", None, 1)
-    table(engine, rows)
+    flow, embedded = (Engine.open(path, "cpu", None, 1) for path in (arguments.engine, EMBEDDED_ENGINE))
+    table(flow, rows)
     print("The embedded UNet, captions of the same concepts:")
     own = {row.prompt for row in rows}
     unet = [
@@ -110,8 +108,8 @@ def main() -> None:
         for row in captions()
         if row.prompt in own
     ]
-    table(Engine.open(EMBEDDED_ENGINE, "cpu", None, 1), unet)
-    for name, engine, of in (("flow", engine, rows), ("UNet", Engine.open(EMBEDDED_ENGINE, "cpu", None, 1), unet)):
+    table(embedded, unet)
+    for name, engine, of in (("flow", flow, rows), ("UNet", embedded, unet)):
         for which in ("memorized", "clean"):
             print(f"{name}, {which}:")
             alike(engine, [row.prompt for row in of if (row.kind, row.split) == (which, "held-out")][:24])
