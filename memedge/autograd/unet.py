@@ -1,16 +1,19 @@
-"""The UNet that an engine was exported from, to be differentiated in torch."""
+"""The UNet or transformer that an engine was exported from, to be differentiated in torch."""
+
+from dataclasses import replace
 
 import torch
 
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError
 from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.architectures import wrapper
+from memedge.export.sources.denoisers.denoiser import Denoiser
 from memedge.export.sources.open import load_parts
-from memedge.export.sources.torch_checkpoint import UNet
 
 
-def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
-    """Return the checkpoint's UNet, in float32.
+def load_unet(directory: EngineDirectory, checkpoint: str) -> Denoiser:
+    """Return the checkpoint's UNet or transformer, in float32, as it is called for the engine.
 
     Args:
         directory: the engine's.
@@ -32,4 +35,9 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
             f"{directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give the "
             "checkpoint that was exported."
         )
-    return UNet(parts, manifest.tokens, manifest.pooled_width)
+    _, height, width = manifest.latent_shape
+    parts = replace(parts, latent_size=(height, width), guidance=manifest.guidance)
+    denoiser: Denoiser = wrapper("denoisers", parts.architecture.denoiser.wrapper)(
+        parts, manifest.tokens, manifest.pooled_width
+    )
+    return denoiser.eval()
