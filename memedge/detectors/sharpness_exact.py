@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ from memedge.autograd.unet import load_unet
 from memedge.detectors.draws import per_block
 from memedge.engine.arrays import Floats
 from memedge.engine.engine import Engine, States
+from memedge.engine.errors import InputError
 
 
 class ExactSharpness:
@@ -37,10 +39,12 @@ class ExactSharpness:
 
         Raises:
             ExportError: the checkpoint cannot be read.
-            InputError: the engine was made of another one.
+            InputError: the engine was made of another one, or of a transformer.
         """
         manifest = engine.directory.manifest
-        self._unet = load_unet(engine.directory, checkpoint)
+        if manifest.flow is not None:
+            raise InputError(f"{self.name} is of UNets, and not of {manifest.source.id}, which is a transformer.")
+        self._unet: Any = load_unet(engine.directory, checkpoint)
         self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])
