@@ -1,6 +1,4 @@
-"""The UNet or transformer that an engine was exported from, to be differentiated in torch."""
-
-from dataclasses import replace
+"""The UNet that an engine was exported from, to be differentiated in torch."""
 
 import torch
 
@@ -13,7 +11,7 @@ from memedge.export.sources.open import load_parts
 
 
 def load_unet(directory: EngineDirectory, checkpoint: str) -> Denoiser:
-    """Return the checkpoint's UNet or transformer, in float32, as it is called for the engine.
+    """Return the checkpoint's UNet or transformer, in float32, as the engine was exported of it.
 
     Args:
         directory: the engine's.
@@ -35,9 +33,10 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> Denoiser:
             f"{directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give the "
             "checkpoint that was exported."
         )
-    _, height, width = manifest.latent_shape
-    parts = replace(parts, latent_size=(height, width), guidance=manifest.guidance)
-    denoiser: Denoiser = wrapper("denoisers", parts.architecture.denoiser.wrapper)(
+    if parts.architecture.denoiser.flow:  # has no size of its own
+        parts.latent_size = manifest.latent_shape[1:]
+    parts.guidance = manifest.guidance
+    loaded: Denoiser = wrapper("denoisers", parts.architecture.denoiser.wrapper)(
         parts, manifest.tokens, manifest.pooled_width
     )
-    return denoiser.eval()
+    return loaded

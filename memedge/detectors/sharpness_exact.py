@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,6 @@ from memedge.autograd.unet import load_unet
 from memedge.detectors.draws import per_block
 from memedge.engine.arrays import Floats
 from memedge.engine.engine import Engine, States
-from memedge.engine.errors import InputError
 
 
 class ExactSharpness:
@@ -39,12 +37,10 @@ class ExactSharpness:
 
         Raises:
             ExportError: the checkpoint cannot be read.
-            InputError: the engine was made of another one, or of a transformer.
+            InputError: the engine was made of another one.
         """
         manifest = engine.directory.manifest
-        if manifest.flow is not None:
-            raise InputError(f"{self.name} is of UNets, and not of {manifest.source.id}, which is a transformer.")
-        self._unet: Any = load_unet(engine.directory, checkpoint)
+        self._unet = load_unet(engine.directory, checkpoint)
         self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])
