@@ -78,9 +78,7 @@ def load_parts(
     if path.is_dir():
         parts = folder.load(path, path.resolve().name, allow_pickle, progress, call)
     elif path.is_file():
-        if call != AS_PUBLISHED:
-            raise ExportError(f"{path} is a single file, which has one size and one length: leave these out.")
-        parts = single_file.load(path, config, allow_pickle, progress)
+        parts = single_file.load(path, config, allow_pickle, progress, call)
     elif is_id:
 
         def choose(names: Collection[str], kind: object) -> list[str]:

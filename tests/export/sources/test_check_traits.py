@@ -62,7 +62,6 @@ def test_every_trait(file, field, copy):
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "takes an embedding of the guidance scale"),
         ("unet/config.json", {"up_block_types": ["UpBlock2D", "SimpleCrossAttnUpBlock2D"]}, "up_block_types"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4: inpainting"),
         ("unet/config.json", {"out_channels": 8}, "has out_channels 8, so its UNet predicts a variance, too"),
