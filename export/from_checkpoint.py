@@ -18,7 +18,7 @@ from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
 from memedge.export.sources.checkpoint import Checkpoint
 from memedge.export.sources.flow_schedule import read_flow
-from memedge.export.sources.presets import preset_of
+from memedge.export.sources.presets import preset_of, student_by
 from memedge.export.sources.schedule import Noise, read_noise
 
 PATCH = 2  # latent pixels of an image token in each direction, in all transformers known here
@@ -94,6 +94,14 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         step, draw = divmod(row, job.draws)
         return checkpoint.predict(sample[draw], noise.timesteps[step], state)
 
+    preset = preset_of(checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type)
+    student = student_by(checkpoint.id, checkpoint.scheduler.get("_class_name"), checkpoint.guidance)
+    notes = [*checkpoint.notes, *noise.notes]
+    if checkpoint.guidance is not None:
+        notes.append(f"It is told a guidance scale, of {checkpoint.guidance:g}: its statistics are of that one.")
+    if preset and student:
+        notes.append(f"No published γ: that of {preset.family} is not for models distilled from it, as {student} says.")
+
     job.progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     return Model(
@@ -106,10 +114,8 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         masked=checkpoint.masked,
         guidance=checkpoint.guidance,
         noise=noise,
-        notes=(*checkpoint.notes, *noise.notes),
-        preset=preset_of(
-            checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type
-        ),
+        notes=tuple(notes),
+        preset=None if student else preset,
         tokenizer=tokenizer,
         ids=ids,
         states=states,

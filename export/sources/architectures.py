@@ -129,6 +129,8 @@ class Architecture:
         return [encoder.tokenizer for encoder in self.encoders]
 
 
+# A pipeline for UNets that are told the guidance scale alone, and the scale that it tells where nobody says.
+CONSISTENCY, CONSISTENCY_GUIDANCE = "LatentConsistencyModelPipeline", 8.5
 T5 = Encoder("text_encoder", "tokenizer", "T5EncoderModel", kinds=("t5",), config="T5Config")
 ARCHITECTURES = (
     Architecture(
@@ -138,6 +140,7 @@ ARCHITECTURES = (
         pipeline="StableDiffusionPipeline",
         same_pipelines=(
             "StableDiffusionImg2ImgPipeline",
+            CONSISTENCY,
             "OnnxStableDiffusionPipeline",
             "ORTStableDiffusionPipeline",
         ),
@@ -150,6 +153,7 @@ ARCHITECTURES = (
             SingleFile("SD 2", "cond_stage_model.model.token_embedding.weight", None),
         ),
         published=OF_STABLE_DIFFUSION,
+        guidance=7.5,
     ),
     Architecture(
         name="SDXL",
@@ -170,6 +174,7 @@ ARCHITECTURES = (
         addition_embed_type="text_time",
         optimum_inputs=("text_embeds", "time_ids"),
         zeros_for_empty=True,
+        guidance=5.0,
     ),
     Architecture(
         name="Stable Diffusion 3.x",
@@ -223,4 +228,5 @@ def architecture_of(names: Collection[str], kind: object = None) -> Architecture
         if row.denoiser.flow and kind in (row.pipeline, *row.same_pipelines):
             return replace(row, encoders=tuple(one for one in row.encoders if has(one) or not one.optional))
     found = [row for row in ARCHITECTURES if not row.denoiser.flow and all(map(has, row.encoders))]
-    return max(found, key=lambda row: len(row.encoders), default=ARCHITECTURES[0])
+    best = max(found, key=lambda row: len(row.encoders), default=ARCHITECTURES[0])
+    return replace(best, guidance=CONSISTENCY_GUIDANCE) if kind == CONSISTENCY else best
