@@ -19,6 +19,7 @@ from memedge.export.sources.call import Call
 from memedge.export.sources.torch_checkpoint import TorchCheckpoint
 
 PROMPTS = ["a star on a ski", "zebra \ufb01lm!\te\u0301", "a very long prompt " * 30]
+SLOW = pytest.mark.slow  # tracing takes most of a minute
 SIZE, TOKENS = (96, 128), 20
 CALL = {"height": SIZE[0], "width": SIZE[1], "max_sequence_length": TOKENS}
 
@@ -39,6 +40,7 @@ def pipeline(checkpoint):
     return velocities.load(checkpoint)
 
 
+@SLOW
 def test_engine_agrees_with_the_pipeline(engine, pipeline):
     """The batch of a call is [unconditional, conditional]."""
     detector = Detector.load(engine, "cpu")
@@ -55,6 +57,7 @@ def test_engine_agrees_with_the_pipeline(engine, pipeline):
         np.testing.assert_allclose(alignment, expected[1], atol=1e-4)
 
 
+@SLOW
 def test_embeddings_are_the_pipelines(engine, pipeline):
     opened = Engine.open(engine, "cpu", None, None)
     ids, cut = opened.tokenize(PROMPTS)
