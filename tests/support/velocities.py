@@ -1,6 +1,7 @@
 """What diffusers' own pipelines of flow-matching models predict, and the statistics of it (docs/methods.md §7)."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,10 @@ from memedge.export.quiet_libraries import quiet
 SIGMAS = (1.0, 0.168)  # of the norm and of the alignment
 
 
-def load(folder: Any) -> Any:
-    """Return a pipeline whose scheduler takes σ as they are given, and which says nothing."""
+def load(folder: Path, **parts: None) -> Any:
+    """Return a pipeline whose scheduler takes σ as they are given, and which says nothing; without some parts."""
     with quiet():
-        pipeline = DiffusionPipeline.from_pretrained(folder)
+        pipeline = DiffusionPipeline.from_pretrained(folder, **parts)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, shift=1.0, use_dynamic_shifting=False)

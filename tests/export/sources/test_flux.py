@@ -19,6 +19,7 @@ from memedge.export.sources.call import Call
 from memedge.export.sources.torch_checkpoint import TorchCheckpoint
 
 PROMPTS = ["a star on a ski", "zebra \ufb01lm!\te\u0301", "a very long prompt " * 30]
+SLOW = pytest.mark.slow  # tracing takes most of a minute
 SIZE, TOKENS = (64, 96), 20
 CALL = {"height": SIZE[0], "width": SIZE[1], "max_sequence_length": TOKENS}
 
@@ -47,6 +48,7 @@ def velocity(pipeline, sigma: float, noise: np.ndarray, **call) -> list[torch.Te
     return [FluxPipeline._unpack_latents(one, *SIZE, vae_scale_factor=8) for one in found]
 
 
+@SLOW
 def test_engine_agrees_with_the_pipeline(engine, pipeline):
     """ε_0 is that of the empty prompt at the same guidance, by a call of its own."""
     detector = Detector.load(engine, "cpu")
@@ -67,6 +69,7 @@ def test_engine_agrees_with_the_pipeline(engine, pipeline):
     assert manifest.flow.mu == pytest.approx(0.5 + (1.15 - 0.5) * (24 - 256) / (4096 - 256))
 
 
+@SLOW
 def test_embeddings_are_the_pipelines(engine, pipeline):
     opened = Engine.open(engine, "cpu", None, None)
     ids, cut = opened.tokenize(PROMPTS)

@@ -19,6 +19,7 @@ from memedge.export.sources.call import Call
 from memedge.export.sources.torch_checkpoint import TorchCheckpoint
 
 PROMPTS = ["a star on a ski", "zebra \ufb01lm!\te\u0301", "a very long prompt " * 30]
+SLOW = pytest.mark.slow  # tracing takes most of a minute
 SIZE, TOKENS = (96, 128), 20
 CALL = {"height": SIZE[0], "width": SIZE[1], "max_sequence_length": TOKENS}
 
@@ -39,6 +40,7 @@ def pipeline(checkpoint):
     return velocities.load(checkpoint)
 
 
+@SLOW
 def test_engine_agrees_with_the_pipeline(engine, pipeline):
     """The batch of a call is [unconditional, conditional]."""
     detector = Detector.load(engine, "cpu")
@@ -55,6 +57,7 @@ def test_engine_agrees_with_the_pipeline(engine, pipeline):
         np.testing.assert_allclose(alignment, expected[1], atol=1e-4)
 
 
+@SLOW
 def test_embeddings_are_the_pipelines(engine, pipeline):
     opened = Engine.open(engine, "cpu", None, None)
     ids, cut = opened.tokenize(PROMPTS)
@@ -73,7 +76,7 @@ def test_embeddings_are_the_pipelines(engine, pipeline):
 def test_without_t5(tmp_path):
     """Zeros stand in its place, as many as max_sequence_length; the transformer is like 3.0's, without norms."""
     folder = sd3.build(tmp_path / "checkpoint", t5=False, medium=False)
-    pipeline = velocities.load(folder)
+    pipeline = velocities.load(folder, text_encoder_3=None, tokenizer_3=None)
     own = TorchCheckpoint(load(folder, call=Call(SIZE, TOKENS)))
     noise = np.random.default_rng(0).standard_normal(own.latent_shape, dtype=np.float32)
     with quiet(), torch.no_grad():
@@ -94,15 +97,14 @@ def test_lora(checkpoint, tmp_path):
     layers = {
         "transformer": ["transformer_blocks.0.attn.to_q", "transformer_blocks.0.attn2.to_v", "proj_out"],
         "text_encoder": ["text_model.encoder.layers.0.self_attn.q_proj"],
-        "text_encoder_2": ["text_model.encoder.layers.1.mlp.fc1"],
+        "text_encoder_2": ["text_model.encoder.layers.1.self_attn.v_proj"],
     }
     state = {}
     for part, names in layers.items():
         for name in names:
-            module = getattr(pipeline, part)
-            weight = module.get_submodule(name if hasattr(module, "proj_out") else name.removeprefix("text_model."))
-            state[f"{part}.{name}.lora_A.weight"] = torch.randn(3, weight.in_features)
-            state[f"{part}.{name}.lora_B.weight"] = torch.randn(weight.out_features, 3)
+            layer = getattr(pipeline, part).get_submodule(name)
+            state[f"{part}.{name}.lora_A.weight"] = torch.randn(3, layer.in_features)
+            state[f"{part}.{name}.lora_B.weight"] = torch.randn(layer.out_features, 3)
     save_file(state, file := tmp_path / "style.safetensors")
     with quiet():
         pipeline.load_lora_weights(str(file))
