@@ -189,6 +189,19 @@ ARCHITECTURES = (
         single_files=(),
         denoiser=Denoiser("transformer", "SD3Transformer2DModel", "sd3.SD3", flow=True),
     ),
+    Architecture(
+        name="Flux.1",
+        encoders=(
+            Encoder("text_encoder", "tokenizer", "CLIPTextModel", pooled=True),
+            replace(T5, folder="text_encoder_2", tokenizer="tokenizer_2", length=512),
+        ),
+        wrapper="flux.FluxTextEncoders",
+        pipeline="FluxPipeline",
+        same_pipelines=("FluxImg2ImgPipeline",),
+        single_files=(),
+        denoiser=Denoiser("transformer", "FluxTransformer2DModel", "flux.Flux", flow=True, even=True),
+        guidance=3.5,
+    ),
 )
 
 

@@ -75,9 +75,9 @@ def parse(text: str, allow_pickle: bool) -> Lora:
 
 
 def fuse(parts: Parts, lora: Lora) -> None:
-    """Add a LoRA to the weights of UNet and text encoders, in place, and to the id and hash.
+    """Add a LoRA to the weights of denoiser and text encoders, in place, and to the id and hash.
 
-    Formats: kohya's (lora_unet_*, with alphas), diffusers' and PEFT's.
+    Formats: diffusers' and PEFT's, and for UNets kohya's (lora_unet_*, with alphas). Text encoders are those of CLIP.
 
     Raises:
         ExportError: the file cannot be read, is not a LoRA, or does not fit the model in every layer. The parts may
@@ -99,6 +99,11 @@ def fuse(parts: Parts, lora: Lora) -> None:
             f"{path} is not a plain LoRA, but holds {unknown}, which memedge does not know: memedge fuses up and down "
             "matrices only."
         )
+    kohya = next((name for name in state if name.startswith("lora_")), None)
+    if kohya and parts.architecture.denoiser.flow:  # diffusers makes other layers of these, and leaves some out
+        raise ExportError(
+            f"{path} has kohya's names ({kohya}), which memedge reads for UNets alone: convert it to diffusers' names."
+        )
     folded = _fold_alphas(state)
     pipeline = _pipeline(parts)
     try:
@@ -114,7 +119,8 @@ def fuse(parts: Parts, lora: Lora) -> None:
         )
     for module in modules.values():
         module.float()  # a product of halves would be rounded to half
-    pipeline.fuse_lora(components=list(modules), lora_scale=lora.scale)
+    fusing = [name for name in modules if name in pipeline._lora_loadable_modules]
+    pipeline.fuse_lora(components=fusing, lora_scale=lora.scale)
     pipeline.unload_lora_weights()
     for module in modules.values():
         module.eval().requires_grad_(False)

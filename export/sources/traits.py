@@ -156,6 +156,20 @@ TRANSFORMERS = {
         ),
         strict=True,
     ),
+    "FluxTransformer2DModel": Table(
+        traits={
+            "patch_size": Trait((None, 1), "its pipeline packs latents in another way"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels out_channels num_layers num_single_layers attention_head_dim num_attention_heads
+            joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope
+            """
+        ),
+        strict=True,
+    ),
 }
 
 # Schedulers whose noise levels are those of a flow from noise to pictures.

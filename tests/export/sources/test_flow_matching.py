@@ -1,4 +1,4 @@
-"""The algebra of flow matching (docs/methods.md §7), which is derived, not published: each formula by a property.
+"""The algebra of flow matching (docs/methods.md §9), which is derived, not published: each formula by a property.
 
 The truth is a mixture of Gaussians. Of it the density at every noise level, its score and the mean of x₀ and of the
 noise given x are known in closed form, in float64.
