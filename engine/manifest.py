@@ -275,7 +275,8 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     `tokens` are the rows of a prompt's embeddings. `token_lengths` has the length that each tokenizer pads and cuts
     prompts to, where it is not `tokens` for all. `masked`: the last column of the embeddings is 1 at tokens that are
-    there, and 0 behind them. `guidance` is the scale that a distilled model is told.
+    there, and 0 behind them. `guidance` is the scale that a distilled model is told. `reads_prompts` is false where the
+    text encoder was left out: its graph knows the empty prompt alone, and others come as embeddings.
     """
 
     schema: int
@@ -305,6 +306,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     token_lengths: Annotated[tuple[int, ...], msgspec.Meta(max_length=MOST_ENCODERS)] = ()
     masked: bool = False
     guidance: Real | None = None
+    reads_prompts: bool = True
     taps: Annotated[tuple[Tap, ...], msgspec.Meta(max_length=MOST_TAPS)] = ()
 
     @property

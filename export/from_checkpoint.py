@@ -12,7 +12,7 @@ from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
 from memedge.engine.errors import shown
 from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset, Tap
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, screen
+from memedge.export.graphs import cost, empty_states, files, fold_upsampling, fuse_linear, screen
 from memedge.export.graphs.prefix_split import split
 from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
@@ -34,6 +34,7 @@ class Job:
     precision: Precision
     samples: Samples | None  # for int8
     accept_parity: bool
+    text_encoder: bool  # whether the engine is to have it
     progress: Callable[[str], None]
 
 
@@ -79,7 +80,7 @@ def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, UNet]
     checkpoint = load()
     model = _ask(job, checkpoint)
     # Only now, with the reference computed, may modules change their attention.
-    text_encoder = _write_text_encoder(job, checkpoint)
+    text_encoder = _write_text_encoder(job, checkpoint, model)
     return model, _write_unet(job, checkpoint, text_encoder)
 
 
@@ -139,10 +140,11 @@ def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
     return PromptTokenizer(paths, checkpoint.lengths)
 
 
-def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:
+def _write_text_encoder(job: Job, checkpoint: Checkpoint, model: Model) -> int:
     """Return its work."""
-    job.progress("exporting the text encoder")
-    graph = checkpoint.text_encoder_graph()
+    job.progress("exporting the text encoder" if job.text_encoder else "leaving the text encoder out")
+    empty = model.states[0]  # of the first probe
+    graph = checkpoint.text_encoder_graph() if job.text_encoder else empty_states.graph_of(empty, model.ids.shape[1])
     files.save(graph, job.folder / TEXT_ENCODER, external_data=files.weight_bytes(graph) > files.LARGE)
     return sum(map(cost.flops, graph.graph))
 

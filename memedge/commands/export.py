@@ -68,6 +68,9 @@ def export(
         float | None,
         typer.Option(metavar="G", help="Distilled models: the scale they are told.", show_default="the pipeline's"),
     ] = None,
+    no_text_encoder: Annotated[
+        bool, typer.Option("--no-text-encoder", help="Leave the text encoder out: the engine scores embeddings alone.")
+    ] = False,
     accept_parity: Annotated[
         bool,
         typer.Option("--accept-parity", help="Write the engine even if it is less exact than its precision promises."),
@@ -99,6 +102,7 @@ def export(
             size=None if size is None else height_and_width(size),
             max_sequence_length=max_sequence_length,
             guidance=guidance,
+            text_encoder=not no_text_encoder,
             accept_parity=accept_parity,
             progress=progress,
         )

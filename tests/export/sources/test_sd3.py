@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from memedge import Detector, export_engine
 from memedge.engine.embeddings import unpack
 from memedge.engine.engine import Engine
-from memedge.engine.errors import ExportError
+from memedge.engine.errors import ExportError, InputError
 from memedge.export.quiet_libraries import quiet
 from memedge.export.sources.call import Call
 from memedge.export.sources.torch_checkpoint import TorchCheckpoint
@@ -140,3 +140,20 @@ def test_other_pipelines_are_refused(tmp_path):
     for kind in ("StableDiffusion3ControlNetPipeline", "StableDiffusion3InpaintPipeline"):
         edit_json(folder / "model_index.json", _class_name=kind)
         refused(folder, f"is a {kind}, as its model_index.json says: memedge exports Stable Diffusion 1.x, 2.x, SDXL,")
+
+
+def test_without_its_text_encoder(checkpoint, engine, pipeline, tmp_path):
+    """The same scores of the pipeline's embeddings, in a smaller engine that reads no prompts."""
+    export_engine(checkpoint, tmp_path / "bare", size=SIZE, max_sequence_length=TOKENS, text_encoder=False)
+    bare, whole = Detector.load(tmp_path / "bare", "cpu"), Detector.load(engine, "cpu")
+    with torch.no_grad():
+        states, empty, pooled, empty_pooled = pipeline.encode_prompt(*["a star"] * 3, max_sequence_length=TOKENS)
+    rows, vectors = torch.cat([states, empty]).numpy(), torch.cat([pooled, empty_pooled]).numpy()
+    found, expected = (one.score_embeddings(rows, vectors) for one in (bare, whole))
+    np.testing.assert_allclose(found.norm, expected.norm, rtol=1e-5)  # ε_0 is of torch's states of the empty prompt
+    np.testing.assert_allclose(found.alignment, expected.alignment, atol=1e-5)
+    assert found.norm[1] == 0  # the empty prompt
+    graphs = [(folder / "text_encoder.onnx").stat().st_size for folder in (tmp_path / "bare", engine)]
+    assert graphs[0] < graphs[1] / 10
+    with pytest.raises(InputError, match=r"exported without its text encoder, and reads no prompts: give score_emb"):
+        bare.detect(["a star"])
