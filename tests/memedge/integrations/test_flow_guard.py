@@ -2,10 +2,11 @@
 
 import shutil
 
+import flux
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline, UniPCMultistepScheduler
 from engines import edit_manifest
 from flow_pipelines import LENGTH, SIDE, make_sd3
 from guarded import Model, actions, calibrate, same, seeded
@@ -14,6 +15,8 @@ from memedge import Detector, InputError, Monitor, export_engine
 from memedge.integrations.diffusers import guard
 
 OPTIONS = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": LENGTH}
+
+FLUX = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": 20, "height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +254,61 @@ def test_another_model(model, engine):
 
     with pytest.raises(InputError, match=r"does not know how Other generates: guard one of .*StableDiffusion3Pipeline"):
         guard(Other(**pipe.components), detector)
+
+
+@pytest.fixture(scope="module")
+def flux_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux")
+    flux.build(folder / "model")
+    export_engine(folder / "model", folder / "engine", size=(64, 96), max_sequence_length=FLUX["max_sequence_length"])
+    pipe = FluxPipeline.from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    return Model(pipe, *calibrate(folder / "engine"))
+
+
+@pytest.mark.slow
+def test_flux(flux_model):
+    """Without true guidance, and with it."""
+    pipe, detector, clean, memorized = flux_model
+    prompts = [clean[0], memorized[0], clean[1]]
+    for more in ({}, {"negative_prompt": ["red", "", "blue"], "true_cfg_scale": 2.0}):
+        options = FLUX | {"num_images_per_prompt": 2} | more
+        bare = pipe(prompts, generator=seeded(), **options).images
+        result = guard(pipe, detector)(prompts, generator=seeded(), **options)
+        assert actions(result) == ["passed", "blocked", "passed"]
+        assert all(same(image, own) for image, own in zip(result.images, bare, strict=True) if image is not None)
+        assert result.verdicts[1].score == detector.detect(memorized[:1])[0].score
+    result = guard(pipe, detector, "mitigate")([clean[0], memorized[0]], **FLUX)
+    assert actions(result) == ["passed", "mitigated"] and result.images[1] is not None
+    for options, words in [
+        ({"guidance_scale": 5.0}, "guidance_scale is 5.0, and the engine's model is told 3.5: call the pipeline with"),
+        ({"width": 64}, "pictures are of 64x64 pixels, and the engine's statistics of 96x64"),
+        ({"max_sequence_length": 512}, "max_sequence_length is 512, and the engine's is 20"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            guard(pipe, detector)(clean[0], **FLUX | options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negative", ["", "a red star"])
+def test_first_step_of_flux(flux_model, negative):
+    """Its two calls are one step; the empty negative prompt is ε_0 itself."""
+    pipe, detector, clean, _ = flux_model
+    options = FLUX | {"num_images_per_prompt": 2, "true_cfg_scale": 2.0}
+    with Recorded(pipe.transformer) as calls:
+        pipe(clean[0], generator=seeded(), negative_prompt="", **options)
+    norm = float((calls[0][1] - calls[1][1]).flatten(1).norm(dim=1).mean())
+    bare = pipe(clean[0], generator=seeded(), negative_prompt=negative, **options).images
+    with Recorded(pipe.transformer) as calls:
+        result = guard(pipe, detector, first_step=2 * norm)(
+            clean[0], generator=seeded(), negative_prompt=negative, **options
+        )
+    assert result.verdicts[0].norm == pytest.approx(norm, rel=1e-5) and actions(result) == ["passed"]
+    assert result.verdicts[0].reason.endswith("at timestep 1000") and all(map(same, result.images, bare))
+    assert len(calls) == (4 if negative == "" else 5)
+    watched = guard(pipe, detector, first_step=norm / 2)
+    assert watched(clean[0], negative_prompt=negative, **options).images == [None, None]
+    with pytest.raises(InputError, match="FluxPipeline makes no unguided prediction without a negative prompt, and"):
+        watched(clean[0], **options)
+    with pytest.raises(InputError, match=r"true_cfg_scale is 1\.0, so there is no guidance, which first_step needs"):
+        watched(clean[0], negative_prompt=negative, **FLUX)
