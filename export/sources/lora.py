@@ -104,6 +104,8 @@ def fuse(parts: Parts, lora: Lora) -> None:
         raise ExportError(
             f"{path} has kohya's names ({kohya}), which memedge reads for UNets alone: convert it to diffusers' names."
         )
+    if parts.architecture.denoiser.flow:
+        _check_widths(parts, state, path)
     folded = _fold_alphas(state)
     pipeline = _pipeline(parts)
     try:
@@ -134,6 +136,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, Any]
     state = torch.load(path, map_location="cpu", weights_only=True) if weights.is_pickle(path) else load_file(path)
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _check_widths(parts: Parts, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse a LoRA whose layers take more or less than the transformer's: diffusers would make those fit it."""
+    layers = {f"{parts.architecture.denoiser.folder}.{name}": one for name, one in parts.denoiser.named_modules()}
+    for name, down in state.items():
+        layer = layers.get(name.removesuffix(".lora_A.weight"))
+        if layer is not None and down.shape[1] != layer.in_features:
+            raise ExportError(
+                f"{path} is for a transformer whose {name.removesuffix('.lora_A.weight')} takes {down.shape[1]} "
+                f"channels, and that of {parts.id} takes {layer.in_features}: it is a LoRA for another architecture, "
+                "or takes a picture beside the prompt."
+            )
 
 
 def _fold_alphas(state: dict[str, torch.Tensor]) -> bool:

@@ -9,6 +9,7 @@ import torch
 import velocities
 from diffusers import FluxPipeline
 from loading import edit_json, load, refused
+from safetensors.torch import save_file
 
 from memedge import Detector, export_engine
 from memedge.engine.embeddings import unpack
@@ -110,6 +111,13 @@ def test_schnell(tmp_path):
     assert whole.latent_shape == (16, 128, 128)
     assert whole.lengths == (77, 512)
     refused(folder, "This Flux.1 is not told a guidance scale: leave --guidance out", call=Call(guidance=3.5))
+
+
+def test_lora_for_pictures(checkpoint, tmp_path):
+    """A control LoRA takes a picture's channels too; diffusers would widen the transformer for it."""
+    state = {"transformer.x_embedder.lora_A.weight": torch.ones(3, 128)}
+    save_file(state | {"transformer.x_embedder.lora_B.weight": torch.ones(64, 3)}, file := tmp_path / "a.safetensors")
+    refused(checkpoint, "whose transformer.x_embedder takes 128 channels, and that of checkpoint", loras=[str(file)])
 
 
 def test_sizes(checkpoint):
