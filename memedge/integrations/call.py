@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.errors import InputError
-from memedge.integrations.checks import Needs
+from memedge.integrations.checks import Needs, check_scale
 from memedge.integrations.family import family_of
 from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.prompts.text import checked_prompts
 
+ADAPTERS = tuple(f"{sign}ip_adapter_image{kind}" for sign in ("", "negative_") for kind in ("", "_embeds"))
 Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and pooled ones, [B, P]
 
-# What encode_prompt returns, in its order: the first two, or all four.
 ENCODED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 NEGATIVE = (*TEXTS[3:], "negative_prompt_embeds", "negative_pooled_prompt_embeds")
@@ -62,6 +62,16 @@ class Call:
             if not self.prompts:
                 raise InputError("There are no prompts to generate from: give at least one.")
 
+    def check_guided(self, needs: Needs) -> None:
+        """Raise InputError unless the call guides, as diffusers decides it."""
+        given = [self.get(name) is not None for name in ("negative_prompt", "negative_prompt_embeds")]
+        if self._family.apart and not any(given):
+            raise InputError(
+                f"{type(self._pipe).__name__} makes no unguided prediction without a negative prompt, and {needs.what} "
+                f'needs one: give a negative_prompt, be it "", with {self._family.scale} above 1, or {needs.instead}.'
+            )
+        check_scale(self.get(self._family.scale), needs, self._family.scale)
+
     def get(self, name: str) -> Any:
         """Return an argument, its default, or None if the pipeline has none of that name."""
         if name in self._bound.arguments:
@@ -79,12 +89,21 @@ class Call:
         Tensors, and None for pooled ones in models without. None if nothing negative is given, be it a size of SDXL's:
         then the pipeline's own call has them.
         """
-        if not self._negative:
+        if not self._negative or self._negative_is_empty():
             return None
         text = [""] * len(self.prompts) if self.get("prompt") is None else self.get("prompt")
         leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2", "prompt_3"))
+        if self._family.apart:
+            made = self._encode(**(leave_out | {"prompt": [""] * len(self.prompts)}))
+            return made["prompt_embeds"], made.get("pooled_prompt_embeds")
         made = self._encode(**(leave_out | {"prompt": text}))
         return made["negative_prompt_embeds"], made.get("negative_pooled_prompt_embeds")
+
+    def _negative_is_empty(self) -> bool:
+        """Return whether the other half of a pipeline that makes it apart is asked for with the empty prompt itself."""
+        others = [self.get(name) for name in NEGATIVE if name != "negative_prompt"]
+        text = self.get("negative_prompt")
+        return self._family.apart and others == [None] * len(others) and set(_listed(text)) == {""}
 
     def use_embeddings(self) -> None:
         """Replace all text by the embeddings that the pipeline makes of it, which it then generates from.
@@ -93,6 +112,10 @@ class Call:
         """
         if self.get("prompt_embeds") is None:
             self._bound.arguments.update(self._encode())
+            if self._family.apart and self.get("negative_prompt") is not None:
+                texts = {name: self.get(f"negative_{name}") for name in ("prompt", "prompt_2")}
+                made = self._encode(**dict.fromkeys(ENCODED), **texts)
+                self._bound.arguments.update({f"negative_{name}": value for name, value in made.items()})
         for name in TEXTS:
             self._bound.arguments.pop(name, None)
 
@@ -176,11 +199,11 @@ class Call:
         given = {name: own[name] if name in own else self.get(name) for name in wanted if name in {*own, *self._names}}
         with torch.no_grad():
             made = self._pipe.encode_prompt(**given)
-        return {name: tensor for name, tensor in zip(ENCODED, made, strict=False) if tensor is not None}
+        return {name: tensor for name, tensor in zip(self._family.encoded, made, strict=False) if tensor is not None}
 
     def _check_guides(self) -> None:
         """Raise InputError if something but the prompts says what is generated, or changes it under way."""
-        for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
+        for name in ADAPTERS:
             if self.get(name) is not None:
                 raise InputError(f"{name} guides beside the prompt, and the engine judges prompts alone: leave it out.")
         callback = self.get("callback_on_step_end")

@@ -61,7 +61,7 @@ def check_calls(pipe: Any, needs: Needs) -> None:
             f"{type(pipe).__name__} generates from a picture, not from noise and a prompt alone, where the norm means "
             f"something: {needs.instead}."
         )
-    if not is_known(pipe, "do_classifier_free_guidance"):
+    if not family.apart and not is_known(pipe, "do_classifier_free_guidance"):
         raise InputError(
             f"{type(pipe).__name__} decides itself when to guide, and {needs.what} needs classifier-free guidance in "
             f"one call of the {network}: {needs.instead}."
@@ -83,10 +83,10 @@ def check_calls(pipe: Any, needs: Needs) -> None:
         )
 
 
-def check_scale(scale: Any, needs: Needs) -> None:
-    """Raise InputError unless a call's guidance_scale is one at which diffusers guides."""
+def check_scale(scale: Any, needs: Needs, name: str = "guidance_scale") -> None:
+    """Raise InputError unless a call's guidance scale, of that name, is one at which diffusers guides."""
     if not (scale or 0) > 1:
         raise InputError(
-            f"guidance_scale is {scale}, so there is no guidance, which {needs.what} needs: give more than 1, or "
+            f"{name} is {scale}, so there is no guidance, which {needs.what} needs: give more than 1, or "
             f"{needs.instead}."
         )

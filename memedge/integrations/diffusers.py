@@ -20,7 +20,6 @@ from memedge.integrations.checks import (
     STEER,
     check_calls,
     check_model,
-    check_scale,
     check_threshold,
     takes_picture,
 )
@@ -82,9 +81,9 @@ def guard(
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; from a picture and with a ControlNet too,
-            but not with `first_step`. Or of Stable Diffusion 3 or 3.5 from text, with the scheduler, the size and the
-            `max_sequence_length` that the engine was exported with; not with `monitor`, and not to steer. A class made
-            of one of them may have an `encode_prompt` of its own, and no `__call__`.
+            but not with `first_step`. Or of Stable Diffusion 3, 3.5 or Flux.1 from text, with the scheduler, the size
+            and the `max_sequence_length` that the engine was exported with; not with `monitor`, and not to steer. A
+            class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
@@ -228,10 +227,10 @@ class GuardedPipeline:
         call = Call(self._pipe, args, kwargs)
         if self._over == "steered":
             check_calls(self._pipe, STEER)
-            check_scale(call.get("guidance_scale"), STEER)
+            call.check_guided(STEER)
         if self._calibration is not None:
             check_calls(self._pipe, MONITOR)
-            check_scale(call.get("guidance_scale"), MONITOR)
+            call.check_guided(MONITOR)
             self._calibration.check(settings_of(self._pipe, call.get))
             return MonitoredRun(self._pipe, call, self._calibration, self._over).generate()
         if self._first_step is not None:
@@ -295,7 +294,7 @@ class GuardedPipeline:
     def _watch(self, call: Call, threshold: float) -> GuardedOutput:
         """Generate, and judge by the norm of the pipeline's own first step."""
         check_calls(self._pipe, FIRST_STEP)
-        check_scale(call.get("guidance_scale"), FIRST_STEP)
+        call.check_guided(FIRST_STEP)
         prediction_type = self._detector.info.manifest.prediction_type
         stop = self._over == "blocked"
         first = FirstStep(self._pipe, len(call.prompts), prediction_type, threshold, stop=stop)

@@ -26,6 +26,9 @@ class Family:
         attention: the call's argument that may scale a LoRA.
         repeats: whether the pipeline repeats embeddings that it is given, for each of a prompt's images.
         adapter: the denoiser's attribute that an IP-Adapter sets.
+        scale: the call's argument of classifier-free guidance.
+        apart: whether the conditional half is a call of its own, before the other one, and its embeddings too.
+        encoded: what encode_prompt returns, in its order, as far as it has that much.
     """
 
     part = "unet"
@@ -34,6 +37,14 @@ class Family:
     attention = "cross_attention_kwargs"
     repeats = True
     adapter = "encoder_hid_proj"
+    scale = "guidance_scale"
+    apart = False
+    encoded: tuple[str, ...] = (
+        "prompt_embeds",
+        "negative_prompt_embeds",
+        "pooled_prompt_embeds",
+        "negative_pooled_prompt_embeds",
+    )
 
     def denoiser(self, pipe: Any) -> Any:
         """Return a pipeline's denoiser."""
@@ -141,12 +152,7 @@ class StableDiffusion3(Family):
     def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
         super().check_call(pipe, get, manifest)
         check_size(pipe, get, manifest)
-        length, own = get("max_sequence_length"), manifest.tokens - pipe.tokenizer_max_length
-        if get("prompt_embeds") is None and length != own:
-            raise InputError(
-                f"max_sequence_length is {length}, and the engine's is {own}: call the pipeline with that one, or "
-                f"export an engine with --max-sequence-length {length}."
-            )
+        check_length(get, manifest.tokens - pipe.tokenizer_max_length)  # behind CLIP's
         mu, shift = get("mu"), manifest.flow and manifest.flow.mu
         if mu is not None and shift is not None and mu != shift:
             raise InputError(f"mu is {mu}, and that of the engine's size is {shift:g}: leave it out.")
@@ -185,8 +191,75 @@ class StableDiffusion3(Family):
         return prediction[0]
 
 
+class Flux(Family):
+    """Flux.1: packed latents; a second call where true_cfg_scale and a negative prompt ask for one."""
+
+    part = "transformer"
+    network = "transformer"
+    flow = True
+    attention = "joint_attention_kwargs"
+    repeats = False
+    scale = "true_cfg_scale"
+    apart = True
+    encoded = ("prompt_embeds", "pooled_prompt_embeds")
+
+    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
+        config = pipe.transformer.config
+        return [
+            ("prediction type", "flow", manifest.prediction_type),
+            ("number of latent channels", config.in_channels // PATCH**2, manifest.latent_shape[0]),
+            ("width of prompt embeddings", config.joint_attention_dim, manifest.state_width),
+            ("width of pooled prompt embeddings", config.pooled_projection_dim, manifest.pooled_width),
+            ("input for the guidance scale", bool(config.guidance_embeds), manifest.guidance is not None),
+            *noise_facts(pipe, manifest),
+        ]
+
+    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
+        super().check_call(pipe, get, manifest)
+        check_size(pipe, get, manifest)
+        check_length(get, manifest.tokens)
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        del args
+        return kwargs["hidden_states"], 1000 * float(kwargs["timestep"][0])
+
+    def with_empty(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: Sequence[int],
+        prompts: Sequence[int],
+        empty: tuple[Any, Any],
+    ) -> Arguments:
+        own = {name: kwargs[name][rows] for name in ("hidden_states", "timestep")}
+        if kwargs["guidance"] is not None:
+            own["guidance"] = kwargs["guidance"][rows]
+        states = {"encoder_hidden_states": empty[0][prompts], "pooled_projections": empty[1][prompts]}
+        return args, dict(kwargs, **own, **states)
+
+    def predict(
+        self, pipe: Any, manifest: Manifest, sample: Any, timesteps: Any, states: Any, pooled: Any, attention: Any
+    ) -> Any:
+        rows, channels, height, width = sample.shape
+        places = pipe._prepare_latent_image_ids(rows, height // PATCH, width // PATCH, sample.device, sample.dtype)
+        told = None if manifest.guidance is None else sample.new_tensor([manifest.guidance] * rows).float()
+        prediction = pipe.transformer(
+            hidden_states=pipe._pack_latents(sample, rows, channels, height, width),
+            timestep=timesteps.to(sample.dtype) / 1000,
+            guidance=told,
+            pooled_projections=pooled,
+            encoder_hidden_states=states,
+            txt_ids=sample.new_zeros(states.shape[1], 3),
+            img_ids=places,
+            joint_attention_kwargs=attention,
+            return_dict=False,
+        )
+        scale = pipe.vae_scale_factor
+        return pipe._unpack_latents(prediction[0], scale * height, scale * width, scale)
+
+
 UNETS = Family()
-FLOWS: dict[str, Family] = {"StableDiffusion3Pipeline": StableDiffusion3()}
+FLOWS: dict[str, Family] = {"StableDiffusion3Pipeline": StableDiffusion3(), "FluxPipeline": Flux()}
 
 
 def family_of(pipe: Any) -> Family:
@@ -216,12 +289,22 @@ def noise_facts(pipe: Any, manifest: Manifest) -> list[Fact]:
     ]
 
 
+def check_length(get: Callable[[str], Any], own: int) -> None:
+    """Raise InputError unless a call's prompts are read up to the engine's max_sequence_length."""
+    length = get("max_sequence_length")
+    if get("prompt_embeds") is None and length != own:
+        raise InputError(
+            f"max_sequence_length is {length}, and the engine's is {own}: call the pipeline with that one, or export "
+            f"an engine with --max-sequence-length {length}."
+        )
+
+
 def check_size(pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
     """Raise InputError unless a call's latents are as large as the engine's."""
     scale, latents = pipe.vae_scale_factor, get("latents")
     own = [scale * side for side in manifest.latent_shape[1:]]
     found = [int(get(name) or pipe.default_sample_size * scale) for name in ("height", "width")]
-    if latents is not None:
+    if latents is not None and latents.ndim == 4:  # packed ones are of the size that is said, or it is an error
         found = [scale * side for side in latents.shape[-2:]]
     if found != own:
         raise InputError(

@@ -40,6 +40,8 @@ class FirstStep:
         self.timestep = call.timestep
         # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
         cond, uncond = call.cond.contiguous().cpu(), call.uncond().contiguous().cpu()
+        if cond.ndim == 3:  # packed into tokens, [N, S, D]
+            cond, uncond = cond[:, None], uncond[:, None]
         kind = "epsilon" if self._prediction_type == "flow" else self._prediction_type  # either is as it is predicted
         stats = guidance_stats(cond, uncond, prediction_type=kind, alpha_cumprod=self._alpha_cumprod())
         self._norms = stats.norm.reshape(self._prompts, -1).mean(1)

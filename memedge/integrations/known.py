@@ -21,8 +21,9 @@ PIPELINES = (
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
     "StableDiffusion3Pipeline",
+    "FluxPipeline",
 )
-MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.")
+MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.", "diffusers.pipelines.flux.")
 
 
 def check_class(pipe: Any) -> None:

@@ -15,7 +15,7 @@ class AllOver(Exception):  # noqa: N818
 
 
 class UNetCall:
-    """One call with classifier-free guidance, whose rows are [ε_n; ε_c], in the order of diffusers.
+    """One call with classifier-free guidance, whose rows are [ε_n; ε_c], in the order of diffusers; or two of a half.
 
     Of flow matching they are velocities, v.
 
@@ -33,7 +33,8 @@ class UNetCall:
         self._changed = False
         self.own, self.cond = self._output.chunk(2)
         latents, self.timestep = calls.family.inputs(args, kwargs)
-        self.latents = latents[len(self.cond) :]
+        self._first = len(latents) - len(self.cond)  # of the rows that the empty prompt's are made from
+        self.latents = latents[self._first :]
 
     def uncond(self, rows: Sequence[int] | None = None) -> Any:
         """Return ε_0 of some images, or of all: where a negative prompt is given, by one more call for these alone.
@@ -52,7 +53,7 @@ class UNetCall:
                 f"{self._calls.needs.what} needs, cannot be had beside it: leave the negative prompt out, or "
                 f"{self._calls.needs.instead}."
             )
-        half = [len(self.cond) + row for row in rows]  # of the conditional rows, which have the same latents
+        half = [self._first + row for row in rows]  # conditional ones where both are there; they have the same latents
         prompts = [row // images for row in rows]
         args, kwargs = family.with_empty(self._args, self._kwargs, half, prompts, empty)
         with torch.no_grad():
@@ -97,7 +98,7 @@ class UNetCalls:
         self._rows, self.needs, self._watchers = prompts * images, needs, watchers
 
     def __enter__(self) -> "UNetCalls":
-        self._thread, self._busy = threading.get_ident(), False
+        self._thread, self._busy, self._cond = threading.get_ident(), False, None
         self._hook = self.family.denoiser(self.pipe).register_forward_hook(self._see, with_kwargs=True)
         return self
 
@@ -107,14 +108,23 @@ class UNetCalls:
         self._hook.remove()
 
     def _see(self, _denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        import torch
+
         if self._busy or threading.get_ident() != self._thread or not self.family.guides(kwargs):
             return None
-        if len(output[0]) != 2 * self._rows:
+        if len(output[0]) != (1 if self.family.apart else 2) * self._rows:
             raise InputError(
-                f"The {self.family.network} was called with {len(output[0])} rows for {self._rows} images, not two for "
-                f"each: {self.needs.what} needs classifier-free guidance in one call; {self.needs.instead}."
+                f"The {self.family.network} was called with {len(output[0])} rows for {self._rows} images, not "
+                f"{'one' if self.family.apart else 'two'} for each: {self.needs.what} needs classifier-free guidance "
+                f"in one call; {self.needs.instead}."
             )
-        call = UNetCall(self, args, kwargs, output[0])
+        prediction = output[0]
+        if self.family.apart:
+            if self._cond is None:
+                self._cond = prediction.detach()
+                return None
+            prediction, self._cond = torch.cat([prediction, self._cond]), None
+        call = UNetCall(self, args, kwargs, prediction)
         self._busy = True  # what a watcher calls the denoiser for is not the sampler's
         try:
             for watcher in self._watchers:

@@ -1,26 +1,28 @@
 """Latent consistency models: a UNet that is told the guidance scale, as its pipeline tells it, and never without."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from diffusers import LatentConsistencyModelPipeline, LCMScheduler, UNet2DConditionModel
-from guarded import make_pipe
+from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from guarded import actions, calibrate, make_pipe
 from models import raise_guidance
 from pipelines import make
 
 from memedge import Detector, export_engine
 from memedge.autograd.diffusion_model import DiffusionModel
 from memedge.autograd.unet import load_unet
-from memedge.engine.errors import ExportError
+from memedge.engine.errors import ExportError, InputError
 from memedge.export.sources.call import Call
 from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
 from memedge.export.sources.denoisers.unet import UNet
 from memedge.export.sources.open import load_parts
 from memedge.export.sources.presets import OF_STABLE_DIFFUSION
+from memedge.integrations.diffusers import guard
 
 PROMPTS = ["a star", "zebra on skis"]
 
@@ -34,9 +36,8 @@ def consistency(tmp_path_factory):
     unet = UNet2DConditionModel.from_config(config)
     raise_guidance(unet)
     unet.save_pretrained(folder / "unet")
-    LCMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012).save_pretrained(
-        folder / "scheduler"
-    )
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    LCMScheduler(**betas, steps_offset=1, clip_sample=False).save_pretrained(folder / "scheduler")
     index = json.loads((folder / "model_index.json").read_text())
     index |= {"_class_name": "LatentConsistencyModelPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -149,3 +150,14 @@ def test_no_preset(engine):
         "No published γ: that of Stable Diffusion 1.x is not for models distilled from it, as its guidance embedding "
         "says."
     )
+
+
+def test_guarded(consistency, engine, tmp_path):
+    """At the engine's own scale alone; the UNet is told it where both are compared."""
+    detector, clean, memorized = calibrate(shutil.copytree(engine, tmp_path / "engine"))
+    guarded = guard(make_pipe(StableDiffusionPipeline, consistency), detector)
+    options = {"num_inference_steps": 1, "output_type": "latent"}
+    result = guarded([clean[0], memorized[0]], guidance_scale=8.5, **options)
+    assert actions(result) == ["passed", "blocked"]
+    with pytest.raises(InputError, match=r"guidance_scale is 7\.5, and the engine's model is told 8\.5: call the pipe"):
+        guarded(clean[0], **options)

@@ -2,25 +2,29 @@
 
 import shutil
 
+import flux
 import numpy as np
 import pytest
+import sd3 as stable_diffusion_3
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline, UniPCMultistepScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline, UniPCMultistepScheduler
 from engines import edit_manifest
-from flow_pipelines import LENGTH, SIDE, make_sd3
 from guarded import Model, actions, calibrate, same, seeded
 
 from memedge import Detector, InputError, Monitor, export_engine
 from memedge.integrations.diffusers import guard
 
-OPTIONS = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": LENGTH}
+SIDE, LENGTH = 64, 4  # of pictures, in pixels; rows in place of T5, which is left out
+OPTIONS = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": LENGTH, "height": SIDE, "width": SIDE}
+
+FLUX = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": 20, "height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module")
 def sd3(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sd3")
-    make_sd3(folder / "model")
-    export_engine(folder / "model", folder / "engine", max_sequence_length=LENGTH)
+    stable_diffusion_3.build(folder / "model", t5=False)
+    export_engine(folder / "model", folder / "engine", size=(SIDE, SIDE), max_sequence_length=LENGTH)
     pipe = StableDiffusion3Pipeline.from_pretrained(folder / "model", text_encoder_3=None, tokenizer_3=None)
     pipe.set_progress_bar_config(disable=True)
     return Model(pipe, *calibrate(folder / "engine"))
@@ -166,14 +170,14 @@ def test_what_is_not_for_flow_matching(model):
 def test_another_call_than_the_engines(model):
     """Statistics are of one size, length and spread of noise levels."""
     pipe, detector, clean, _ = model
-    guarded, side = guard(pipe, detector), SIDE * pipe.vae_scale_factor
+    guarded = guard(pipe, detector)
     for options, words in [
         (
-            {"height": 4 * side, "width": 2 * side},
-            f"pictures are of {2 * side}x{4 * side} pixels, and the engine's statistics of {side}x{side}: call the "
-            f"pipeline with width={side} and height={side}, or export an engine with --size {2 * side}x{4 * side}.",
+            {"height": 4 * SIDE, "width": 2 * SIDE},
+            f"pictures are of {2 * SIDE}x{4 * SIDE} pixels, and the engine's statistics of {SIDE}x{SIDE}: call the "
+            f"pipeline with width={SIDE} and height={SIDE}, or export an engine with --size {2 * SIDE}x{4 * SIDE}.",
         ),
-        ({"latents": torch.zeros(1, 4, SIDE, SIDE // 2)}, f"pictures are of {side // 2}x{side} pixels"),
+        ({"latents": torch.zeros(1, 16, SIDE // 8, SIDE // 16)}, f"pictures are of {SIDE // 2}x{SIDE} pixels"),
         (
             {"max_sequence_length": 256},
             f"max_sequence_length is 256, and the engine's is {LENGTH}: call the pipeline with that one, or export an "
@@ -222,10 +226,10 @@ def test_another_model(model, engine):
     """An edited transformer, an adapter of pictures, and a UNet's engine."""
     pipe, detector, clean, _ = model
     guarded = guard(pipe, detector)
-    weight = pipe.transformer.transformer_blocks[1].attn.to_v.weight
+    weight = pipe.transformer.proj_out.weight
     before = weight.detach().clone()
     with torch.no_grad():
-        weight.mul_(1.5)
+        weight.mul_(1.1)
     try:
         with pytest.raises(InputError, match="The pipeline's transformer is not the engine's model"):
             guarded(clean[0], **OPTIONS)
@@ -251,3 +255,61 @@ def test_another_model(model, engine):
 
     with pytest.raises(InputError, match=r"does not know how Other generates: guard one of .*StableDiffusion3Pipeline"):
         guard(Other(**pipe.components), detector)
+
+
+@pytest.fixture(scope="module")
+def flux_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("flux")
+    flux.build(folder / "model")
+    export_engine(folder / "model", folder / "engine", size=(64, 96), max_sequence_length=FLUX["max_sequence_length"])
+    pipe = FluxPipeline.from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    return Model(pipe, *calibrate(folder / "engine"))
+
+
+@pytest.mark.slow
+def test_flux(flux_model):
+    """Without true guidance, and with it."""
+    pipe, detector, clean, memorized = flux_model
+    prompts = [clean[0], memorized[0], clean[1]]
+    for more in ({}, {"negative_prompt": ["red", "", "blue"], "true_cfg_scale": 2.0}):
+        options = FLUX | {"num_images_per_prompt": 2} | more
+        bare = pipe(prompts, generator=seeded(), **options).images
+        result = guard(pipe, detector)(prompts, generator=seeded(), **options)
+        assert actions(result) == ["passed", "blocked", "passed"]
+        assert all(same(image, own) for image, own in zip(result.images, bare, strict=True) if image is not None)
+        assert result.verdicts[1].score == detector.detect(memorized[:1])[0].score
+    result = guard(pipe, detector, "mitigate")([clean[0], memorized[0]], **FLUX)
+    assert actions(result) == ["passed", "mitigated"] and result.images[1] is not None
+    for options, words in [
+        ({"guidance_scale": 5.0}, "guidance_scale is 5.0, and the engine's model is told 3.5: call the pipeline with"),
+        ({"width": 64}, "pictures are of 64x64 pixels, and the engine's statistics of 96x64"),
+        ({"max_sequence_length": 512}, "max_sequence_length is 512, and the engine's is 20"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            guard(pipe, detector)(clean[0], **FLUX | options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negative", ["", "a red star"])
+def test_first_step_of_flux(flux_model, negative):
+    """Its two calls are one step; the empty negative prompt is ε_0 itself."""
+    pipe, detector, clean, _ = flux_model
+    options = FLUX | {"num_images_per_prompt": 2, "true_cfg_scale": 2.0}
+    with Recorded(pipe.transformer) as calls:
+        pipe(clean[0], generator=seeded(), negative_prompt="", **options)
+    norm = float((calls[0][1] - calls[1][1]).flatten(1).norm(dim=1).mean())
+    bare = pipe(clean[0], generator=seeded(), negative_prompt=negative, **options).images
+    with Recorded(pipe.transformer) as calls:
+        result = guard(pipe, detector, first_step=2 * norm)(
+            clean[0], generator=seeded(), negative_prompt=negative, **options
+        )
+    assert result.verdicts[0].norm == pytest.approx(norm, rel=1e-5) and actions(result) == ["passed"]
+    assert result.verdicts[0].reason.endswith("at timestep 1000") and all(map(same, result.images, bare))
+    assert len(calls) == (4 if negative == "" else 5)
+    watched = guard(pipe, detector, first_step=norm / 2)
+    assert watched(clean[0], negative_prompt=negative, **options).images == [None, None]
+    with pytest.raises(InputError, match="FluxPipeline makes no unguided prediction without a negative prompt, and"):
+        watched(clean[0], **options)
+    with pytest.raises(InputError, match=r"true_cfg_scale is 1\.0, so there is no guidance, which first_step needs"):
+        watched(clean[0], negative_prompt=negative, **FLUX)
