@@ -91,6 +91,7 @@ class _FusedAttention:
         encoder_hidden_states: torch.Tensor,
         encoder_hidden_states_mask: torch.Tensor,
         image_rotary_emb: tuple[Turns, Turns],
+        **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         names, text_names = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
         image = _projected(attn, hidden_states, names, (attn.norm_q, attn.norm_k), image_rotary_emb[0])
