@@ -36,6 +36,8 @@ def build(folder: Path, seed: int = 0) -> Path:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
+            "bos_token_id": None,
+            "eos_token_id": None,
             "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default", "mrope_section": [1, 1, 2]},
             "tie_word_embeddings": False,
         },
