@@ -41,18 +41,18 @@ class Template:
         """
         return self.dropped + rows + len(self.behind)
 
+    def rows(self, length: int) -> int:
+        """Return how many states there are for so many ids."""
+        return length - self.dropped - len(self.behind)
+
     def put(self, tokenizer: Tokenizer) -> None:
         """Let a tokenizer put the ids around every prompt, as special tokens."""
         parts = {"before": self.before, "behind": self.behind}
         tokens = [
             {"id": name, "ids": list(ids), "tokens": [tokenizer.id_to_token(one) for one in ids]}
             for name, ids in parts.items()
-            if ids
         ]
-        single = [
-            name if name != "prompt" else "$A" for name in ("before", "prompt", "behind") if parts.get(name, True)
-        ]
-        tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=tokens)
+        tokenizer.post_processor = TemplateProcessing(single=["before", "$A", "behind"], special_tokens=tokens)
 
 
 def read_templates(architecture: Architecture, tokenizers: Sequence[Any]) -> tuple[Template | None, ...]:
@@ -84,10 +84,11 @@ def _read(kind: str, pipeline: str, tokenizer: Any) -> Template | None:
     start, found, end = texts[0].partition(PROBES[0])
     before, behind = (tuple(tokenizer(part).input_ids) for part in (start, end))
     whole = [[*before, *tokenizer(prompt).input_ids, *behind] for prompt in PROBES]
+    lengths = [len(before), len(behind)]
     if (
         not found
         or whole != [tokenizer(text).input_ids for text in texts]
-        or max(len(before), len(behind)) > LONGEST_TEMPLATE
+        or not 1 <= min(lengths) <= max(lengths) <= LONGEST_TEMPLATE
     ):
         raise ExportError(
             f"The tokenizer {tokenizer.name_or_path} does not read a prompt within its template as it reads it alone: "

@@ -20,9 +20,9 @@ class ZImage(FlowTransformer):
     """diffusers' ZImageTransformer2DModel.
 
     Its captions have as many tokens as they have, filled up to a multiple of 32 with a learned one, and pictures stand
-    behind them in the first of three positions. In the graph all captions have L, filled up to a multiple of 32; what is
-    behind a caption's own P is masked. As attention knows differences of positions alone, pictures stand at 0 there and
-    captions at −P … −1: so nothing of a picture depends on the prompt before the first layer that joins both.
+    behind them in the first of three positions. In the graph all captions have L, filled up to a multiple of 32; what
+    stands behind a caption's own P is masked. As attention knows differences of positions alone, pictures stand at 0
+    there and captions at −P … −1: so nothing of a picture depends on the prompt before the first layer that joins both.
     """
 
     def __init__(self, parts: Parts, tokens: int, pooled_width: int):
@@ -38,8 +38,8 @@ class ZImage(FlowTransformer):
         self._graph: _Graph | None = None
         if height % PATCH or width % PATCH or height * width // PATCH**2 % MULTIPLE:
             raise ExportError(
-                f"Latents of {height} × {width} are not a multiple of {MULTIPLE} tokens, to which {parts.id} would fill "
-                "them up: give a --size whose sides are multiples of 16 latent pixels."
+                f"Latents of {height} × {width} are not a multiple of {MULTIPLE} tokens, to which {parts.id} fills them "
+                "up: give a --size whose sides are multiples of 16 latent pixels."
             )
         caption, high, wide = config.axes_lens
         longest = -(-tokens // MULTIPLE) * MULTIPLE
@@ -88,8 +88,8 @@ class _Graph:
         there = (states[..., -1:] > 0.5).float()
         tokens = own.cap_embedder(states[..., :-1]) * there + own.cap_pad_token * (1 - there)
         if self._fill:
-            tokens = torch.cat([tokens, own.cap_pad_token.expand(len(states), self._fill, -1)], dim=1)
-            there = torch.cat([there, torch.zeros(1, 1, 1).expand(len(states), self._fill, -1)], dim=1)
+            tokens = torch.cat([tokens, own.cap_pad_token.expand(states.shape[0], self._fill, -1)], dim=1)
+            there = torch.cat([there, torch.zeros(1, 1, 1).expand(states.shape[0], self._fill, -1)], dim=1)
         # A block of 32 is there if its first token is.
         blocks = there[:, ::MULTIPLE]
         present = blocks.expand(-1, -1, MULTIPLE).reshape(-1, tokens.shape[1])

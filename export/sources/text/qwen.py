@@ -24,12 +24,10 @@ class _Qwen(TextEncoders):
 
     def __init__(self, parts: Parts, lengths: Sequence[int], empty: npt.NDArray[np.int64] | None):
         super().__init__(empty)
-        ((rows,), (self.text_encoder,), (tokenizer,)) = parts.lengths, parts.text_encoders, parts.tokenizers
-        assert rows is not None  # the family's row names a length
-        self.tokens, self._padding = rows, int(tokenizer.pad_token_id)
-        (template,) = parts.templates
-        assert template is not None
-        self._first = template.dropped
+        (self.text_encoder,), (tokenizer,), (template,) = parts.text_encoders, parts.tokenizers, parts.templates
+        assert template is not None  # the family's row names one
+        self._first, self._padding = template.dropped, int(tokenizer.pad_token_id)
+        self.tokens = template.rows(lengths[0])
         self.state_width = int(self.text_encoder.config.get_text_config().hidden_size) + 1
 
     def make_exportable(self) -> None:
@@ -52,7 +50,8 @@ class Qwen25VL(_Qwen):
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         model: Any = self.text_encoder.model.language_model
-        found: torch.Tensor = model(input_ids=ids, use_cache=False).last_hidden_state
+        places = torch.arange(ids.shape[1]).expand(3, 1, -1)  # in time, height and width, which text has alike
+        found: torch.Tensor = model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
         return found
 
 
@@ -60,7 +59,6 @@ class Qwen3(_Qwen):
     """The last but one states of Qwen3."""
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.text_encoder(
-            input_ids=ids, use_cache=False, output_hidden_states=True
-        ).hidden_states[-2]
-        return found
+        found = self.text_encoder(input_ids=ids, use_cache=False, output_hidden_states=True)
+        states: torch.Tensor = found.hidden_states[-2]
+        return states
