@@ -38,8 +38,8 @@ class ZImage(FlowTransformer):
         self._graph: _Graph | None = None
         if height % PATCH or width % PATCH or height * width // PATCH**2 % MULTIPLE:
             raise ExportError(
-                f"Latents of {height} × {width} are not a multiple of {MULTIPLE} tokens, to which {parts.id} fills them "
-                "up: give a --size whose sides are multiples of 16 latent pixels."
+                f"Latents of {height} × {width} are not a multiple of {MULTIPLE} tokens, as memedge exports {parts.id}:"
+                " give a --size whose sides are multiples of 16 latent pixels."
             )
         caption, high, wide = config.axes_lens
         longest = -(-tokens // MULTIPLE) * MULTIPLE

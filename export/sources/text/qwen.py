@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from memedge.export.sources.attention import CAUSAL
 from memedge.export.sources.parts import Parts
@@ -18,9 +19,13 @@ class _Qwen(TextEncoders):
     Ids are a template's start, the prompt, the template's end and padding (templates.py). Tokens read what stands
     before them and nothing else: so neither padding nor what is cut off behind row L changes a state, and no mask is
     needed here.
+
+    Attributes:
+        axes: of positions: time, height and width, which are alike in text; 0: positions are plain numbers.
     """
 
     masked = True
+    axes = 0
 
     def __init__(self, parts: Parts, lengths: Sequence[int], empty: npt.NDArray[np.int64] | None):
         super().__init__(empty)
@@ -32,6 +37,14 @@ class _Qwen(TextEncoders):
 
     def make_exportable(self) -> None:
         self.text_encoder.set_attn_implementation(CAUSAL)
+        model, length = self.language_model, self._first + self.tokens
+        places = torch.arange(length).expand(self.axes, 1, -1) if self.axes else torch.arange(length)[None]
+        model.rotary_emb = _Positions(model.rotary_emb(torch.zeros(1, length, 1), places))
+
+    @property
+    def language_model(self) -> Any:
+        """The module that reads ids."""
+        raise NotImplementedError
 
     def states(self, ids: torch.Tensor) -> torch.Tensor:
         """Return the states [B, I, D] that the pipeline takes, of ids [B, I]."""
@@ -48,17 +61,36 @@ class _Qwen(TextEncoders):
 class Qwen25VL(_Qwen):
     """The last states of Qwen2.5-VL's language model; it is given no picture, so its eyes are not exported."""
 
+    axes = 3
+
+    @property
+    def language_model(self) -> Any:
+        return self.text_encoder.model.language_model
+
     def states(self, ids: torch.Tensor) -> torch.Tensor:
-        model: Any = self.text_encoder.model.language_model
-        places = torch.arange(ids.shape[1]).expand(3, 1, -1)  # in time, height and width, which text has alike
-        found: torch.Tensor = model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+        found: torch.Tensor = self.language_model(input_ids=ids, use_cache=False).last_hidden_state
         return found
 
 
 class Qwen3(_Qwen):
     """The last but one states of Qwen3."""
 
+    @property
+    def language_model(self) -> Any:
+        return self.text_encoder
+
     def states(self, ids: torch.Tensor) -> torch.Tensor:
-        found = self.text_encoder(input_ids=ids, use_cache=False, output_hidden_states=True)
+        found = self.language_model(input_ids=ids, use_cache=False, output_hidden_states=True)
         states: torch.Tensor = found.hidden_states[-2]
         return states
+
+
+class _Positions(nn.Module):
+    """The angles of tokens' positions, known beforehand."""
+
+    def __init__(self, angles: tuple[torch.Tensor, torch.Tensor]):
+        super().__init__()
+        self._angles = angles
+
+    def forward(self, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._angles
