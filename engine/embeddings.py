@@ -91,10 +91,9 @@ def _lengths(mask: npt.ArrayLike | None, array: npt.NDArray[np.float32]) -> npt.
     if mask is None:
         return np.full(len(array), array.shape[1])
     there = np.asarray(mask)
-    lengths: npt.NDArray[np.int64] = np.atleast_1d(there.sum(axis=-1)).astype(np.int64)
-    if there.shape != array.shape[:2] or not (np.arange(array.shape[1]) < lengths[:, None]).astype(int).tolist() == (
-        there.astype(int).tolist()
-    ):
+    alike = there.dtype.kind in "biuf" and there.shape == array.shape[:2]
+    lengths: npt.NDArray[np.int64] = there.sum(axis=1).astype(np.int64) if alike else np.zeros(1, np.int64)
+    if not alike or not np.array_equal(there, np.arange(array.shape[1]) < lengths[:, None]):
         raise InputError(
             f"The mask of the prompt embeddings is not one of {list(array.shape[:2])} with ones and then zeros: give "
             "what encode_prompt returns."
