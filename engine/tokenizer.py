@@ -67,6 +67,9 @@ class PromptTokenizer:
             for part in (read, *read.overflowing):
                 for i, ((start, end), special) in enumerate(zip(part.offsets, part.special_tokens_mask, strict=True)):
                     if not special:
+                        text = prompt[start:end]
+                        if text.strip():  # Qwen's tokens have the space before a word, too
+                            start += len(text) - len(text.lstrip())
                         found.append(TokenSpan(start, end, first + i if part is read else None))
             first += len(read.ids)
         return found

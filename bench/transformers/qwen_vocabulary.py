@@ -15,7 +15,7 @@ from memedge.engine.tokenizer_file import QWEN_WORDS
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = (
-    "system user assistant Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    "system\nuser\nassistant\nDescribe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     "relationships of the objects and background: a photo of a cat and a red star on the left"
 )
 # For one message of a user, what the public chat template gives.

@@ -13,14 +13,13 @@ from loading import edit_json
 import memedge
 from memedge import Detector
 from memedge.engine.errors import ExportError, InputError
-from memedge.export.sources.call import Call
 
 SIZE = (256, 128)
 TOKENS = 40
 # Of 1 token, of so many that the caption is filled up to 64, cut at 40, with the padding's token and without letters.
 PROMPTS = [
     "a cat",
-    "a red star and a photo of the left background of the objects and a color and a size and a cat",
+    "a red star and a photo of the left background of the objects and a color and a size and a cat and a star",
     "a cat and a red star on the left, " * 9,
     "<|endoftext|>a <|endoftext|>",
     " é\n",
@@ -45,13 +44,18 @@ def pipe(model):
     return pipe
 
 
+@torch.no_grad()
+def encoded(pipe):
+    return pipe.encode_prompt(list(PROMPTS), max_sequence_length=TOKENS)
+
+
 def states(detector, prompts):
     ids, _ = detector.engine.tokenize(prompts)
     return detector.engine.backend.memory.download(detector.engine.encode(ids).tensor)
 
 
 def test_embeddings(detector, pipe):
-    expected, empty = pipe.encode_prompt(list(PROMPTS), max_sequence_length=TOKENS)
+    expected, empty = encoded(pipe)
     found = states(detector, [*PROMPTS, ""])
     for own, theirs in zip(found, [*expected, empty[0]], strict=True):
         assert own[:, -1].tolist() == [1] * len(theirs) + [0] * (TOKENS - len(theirs))
@@ -86,8 +90,7 @@ def test_scores(detector, pipe):
         norm, alignment = statistics(noise[0], predict(prompt, 1.0), predict(prompt, LOW))
         assert scores.norm[place] == pytest.approx(norm, rel=1e-4)
         assert scores.alignment[place] == pytest.approx(alignment, abs=1e-4)
-    embeddings, _ = pipe.encode_prompt(list(PROMPTS), max_sequence_length=TOKENS)
-    given = detector.score_embeddings(embeddings)
+    given = detector.score_embeddings(encoded(pipe)[0])
     np.testing.assert_allclose(given.norm, scores.norm, rtol=1e-4)
     np.testing.assert_allclose(given.alignment, scores.alignment, atol=1e-4)
     with pytest.raises(InputError, match=r"have 41 tokens: this engine takes at most 40.*\.$"):
@@ -114,17 +117,15 @@ def test_explain(detector):
     assert kept.tolist() == ids[0].tolist()
 
 
-def refused(folder, words, call=Call()):  # noqa: B008  # frozen
+def refused(folder, words, size=None, tokens=None):
     with pytest.raises(ExportError, match=words) as caught:
-        memedge.export_engine(
-            folder, folder.parent / "none", size=call.size, max_sequence_length=call.max_sequence_length
-        )
+        memedge.export_engine(folder, folder.parent / "none", size=size, max_sequence_length=tokens)
     assert str(caught.value).endswith(".")
 
 
 def test_refused(model, tmp_path):
-    refused(model, "not a multiple of 32 tokens", Call((128, 112)))
-    refused(model, "has no room for a prompt", Call((128, 128), 3))
+    refused(model, "not a multiple of 32 tokens", (128, 112))
+    refused(model, "has no room for a prompt", (128, 128), 3)
     copy = shutil.copytree(model, tmp_path / "model")
     edit_json(copy / "transformer" / "config.json", siglip_feat_dim=1152)
     refused(copy, "siglip_feat_dim 1152, so it takes pictures")
