@@ -126,11 +126,18 @@ class Engine:
 
         Raises:
             ProviderError: this process was forked from the one that opened the engine, on a provider that hangs there.
+            InputError: the engine was exported without its text encoder, and one is not the empty prompt.
         """
         self._check_process()
+        empty = (ids == self._empty_ids).all(axis=1)
+        if not (self.directory.manifest.reads_prompts or empty.all()):
+            raise InputError(
+                f"{self.directory.path} was exported without its text encoder, and reads no prompts: give "
+                "score_embeddings what the pipeline's encode_prompt returns, or export it with one."
+            )
         with CALLS:
             states = self.backend.encode(ids)
-        return States(states, (ids == self._empty_ids).all(axis=1))
+        return States(states, empty)
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
         """Return prompt embeddings [B, L, D] as they are; raises ProviderError as `encode`."""

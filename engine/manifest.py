@@ -203,7 +203,7 @@ class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Flow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How a flow-matching model's sampler spreads its noise levels σ, at the engine's own size (docs/methods.md §7).
+    """How a flow-matching model's sampler spreads its noise levels σ, at the engine's own size (docs/methods.md §9).
 
     Attributes:
         shift: of σ to shift · σ / (1 + (shift − 1) · σ); None where it goes by the size.
@@ -271,11 +271,12 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     A flow-matching model's `flow` says how its sampler spreads its noise levels; of others it is None. Its timesteps
     are 1000 σ, its ᾱ those of the same signal-to-noise ratio, and what the UNet's graph gives is
-    v + x · [σ < 1] / (1 − σ): v at σ = 1, and ε / (1 − σ) below (docs/methods.md §7).
+    v + x · [σ < 1] / (1 − σ): v at σ = 1, and ε / (1 − σ) below (docs/methods.md §9).
 
     `tokens` are the rows of a prompt's embeddings. `token_lengths` has the length that each tokenizer pads and cuts
     prompts to, where it is not `tokens` for all. `masked`: the last column of the embeddings is 1 at tokens that are
-    there, and 0 behind them. `guidance` is the scale that a distilled model is told.
+    there, and 0 behind them. `guidance` is the scale that a distilled model is told. `reads_prompts` is false where the
+    text encoder was left out: its graph knows the empty prompt alone, and others come as embeddings.
     """
 
     schema: int
@@ -305,6 +306,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     token_lengths: Annotated[tuple[int, ...], msgspec.Meta(max_length=MOST_ENCODERS)] = ()
     masked: bool = False
     guidance: Real | None = None
+    reads_prompts: bool = True
     taps: Annotated[tuple[Tap, ...], msgspec.Meta(max_length=MOST_TAPS)] = ()
 
     @property
@@ -322,7 +324,7 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     @property
     def norm_factor(self) -> float:
-        """What ‖Δ(t_norm)‖ is multiplied by: √ᾱ / (1 − ᾱ) for v-prediction, else 1 (docs/methods.md §1, §7)."""
+        """What ‖Δ(t_norm)‖ is multiplied by: √ᾱ / (1 − ᾱ) for v-prediction, else 1 (docs/methods.md §1, §9)."""
         if self.prediction_type == "v_prediction":
             return velocity_norm_factor(self.alphas_cumprod[0])
         return 1.0

@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from memedge.engine.charsmap import check_charsmap
 from memedge.engine.errors import IntegrityError, shown
 
 SIZE_LIMIT: Final = 64 << 20  # bytes; CLIP's have 2 MB, those of many languages 20
@@ -91,7 +92,19 @@ class Replace(Part, tag=True):
     content: Literal[" ", "▁"]
 
 
-Normalizer = NFC | Lowercase | Replace
+class Strip(Part, tag=True):
+    strip_left: bool
+    strip_right: bool
+
+
+class Precompiled(Part, tag=True):
+    precompiled_charsmap: str
+
+    def __post_init__(self) -> None:
+        check_charsmap(self.precompiled_charsmap)
+
+
+Normalizer = NFC | Lowercase | Replace | Strip | Precompiled
 
 
 class Normalizers(Part, tag="Sequence"):

@@ -51,6 +51,7 @@ def export(
     size: tuple[int, int] | None = None,
     max_sequence_length: int | None = None,
     guidance: float | None = None,
+    text_encoder: bool = True,
     accept_parity: bool = False,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
@@ -76,6 +77,7 @@ def export(
         max_sequence_length: of transformers: the pipeline's argument, the most tokens that T5 or a language model is
             given; default: the pipeline's own.
         guidance: of distilled models that are told a guidance scale: the scale; default: the pipeline's own.
+        text_encoder: whether the engine has the text encoder. Without it, it is smaller and scores embeddings alone.
         accept_parity: write the engine even if it differs from the original by more than the precision allows; its
             `notes` say so.
         progress: is told the name of each phase as it begins.
@@ -103,6 +105,8 @@ def export(
         raise ExportError(f"seed is {seed}: give one from 0 to 2⁶³ - 1.")
     if precision not in get_args(Precision):
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
+    if not text_encoder and precision == "int8":
+        raise ExportError("int8 is calibrated on prompts, so it needs the text encoder: export another precision.")
     if prompts is not None and precision != "int8":
         raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
     model, place = fspath(model), Path(output)
@@ -122,7 +126,7 @@ def export(
                 progress=progress,
             )
 
-        return _write(Job(folder, draws, seed, precision, samples, accept_parity, progress), load)
+        return _write(Job(folder, draws, seed, precision, samples, accept_parity, text_encoder, progress), load)
 
 
 def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
@@ -168,6 +172,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
         token_lengths=model.token_lengths,
         masked=model.masked,
         guidance=model.guidance,
+        reads_prompts=job.text_encoder,
         taps=unet.taps,
     )
     write_manifest(job.folder, manifest)
@@ -199,7 +204,7 @@ def _write_baseline(job: Job, model: Model, cached: Tensors) -> npt.NDArray[np.f
     """Write what no prompt changes, as the engine's own graphs compute it; return ε of the probes."""
     job.progress("caching the unconditional predictions")
     backend = OrtBackend(job.folder, cached, job.precision, HostMemory())
-    prediction = engine_epsilon(backend, model.ids, job.draws)
+    prediction = engine_epsilon(backend, model.ids if job.text_encoder else model.states, job.draws)
     tensors = {"sample": model.sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
     (job.folder / BASELINE).write_bytes(save(tensors))
     return prediction

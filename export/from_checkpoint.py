@@ -12,13 +12,13 @@ from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
 from memedge.engine.errors import shown
 from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset, Tap
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, screen
+from memedge.export.graphs import cost, empty_states, files, fold_upsampling, fuse_linear, screen
 from memedge.export.graphs.prefix_split import split
 from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
 from memedge.export.sources.checkpoint import Checkpoint
 from memedge.export.sources.flow_schedule import read_flow
-from memedge.export.sources.presets import preset_of
+from memedge.export.sources.presets import preset_of, student_by
 from memedge.export.sources.schedule import Noise, read_noise
 
 PATCH = 2  # latent pixels of an image token in each direction, in all transformers known here
@@ -34,6 +34,7 @@ class Job:
     precision: Precision
     samples: Samples | None  # for int8
     accept_parity: bool
+    text_encoder: bool  # whether the engine is to have it
     progress: Callable[[str], None]
 
 
@@ -79,7 +80,7 @@ def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, UNet]
     checkpoint = load()
     model = _ask(job, checkpoint)
     # Only now, with the reference computed, may modules change their attention.
-    text_encoder = _write_text_encoder(job, checkpoint)
+    text_encoder = _write_text_encoder(job, checkpoint, model)
     return model, _write_unet(job, checkpoint, text_encoder)
 
 
@@ -94,6 +95,14 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         step, draw = divmod(row, job.draws)
         return checkpoint.predict(sample[draw], noise.timesteps[step], state)
 
+    preset = preset_of(checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type)
+    student = student_by(checkpoint.id, checkpoint.scheduler.get("_class_name"), checkpoint.guidance)
+    notes = [*checkpoint.notes, *noise.notes]
+    if checkpoint.guidance is not None:
+        notes.append(f"It is told a guidance scale, of {checkpoint.guidance:g}: its statistics are of that one.")
+    if preset and student:
+        notes.append(f"No published γ: that of {preset.family} is not for models distilled from it, as {student} says.")
+
     job.progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     return Model(
@@ -106,10 +115,8 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         masked=checkpoint.masked,
         guidance=checkpoint.guidance,
         noise=noise,
-        notes=(*checkpoint.notes, *noise.notes),
-        preset=preset_of(
-            checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type
-        ),
+        notes=tuple(notes),
+        preset=None if student else preset,
         tokenizer=tokenizer,
         ids=ids,
         states=states,
@@ -133,10 +140,11 @@ def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
     return PromptTokenizer(paths, checkpoint.lengths)
 
 
-def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:
+def _write_text_encoder(job: Job, checkpoint: Checkpoint, model: Model) -> int:
     """Return its work."""
-    job.progress("exporting the text encoder")
-    graph = checkpoint.text_encoder_graph()
+    job.progress("exporting the text encoder" if job.text_encoder else "leaving the text encoder out")
+    empty = model.states[0]  # of the first probe
+    graph = checkpoint.text_encoder_graph() if job.text_encoder else empty_states.graph_of(empty, model.ids.shape[1])
     files.save(graph, job.folder / TEXT_ENCODER, external_data=files.weight_bytes(graph) > files.LARGE)
     return sum(map(cost.flops, graph.graph))
 

@@ -26,10 +26,12 @@ def epsilon(predict: Predict, states: npt.NDArray[np.float32], draws: int) -> np
     return rows.reshape(len(states), 2, draws, *rows.shape[2:])
 
 
-def engine_epsilon(backend: Backend, ids: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
-    """Return ε, [B, 2, n, C, H, W], that a backend computes for ids [B, L], one row at a time."""
+def engine_epsilon(
+    backend: Backend, given: npt.NDArray[np.int64] | npt.NDArray[np.float32], draws: int
+) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], that a backend computes for ids [B, I] or states [B, K, D], one row at a time."""
     memory, first = backend.memory, np.zeros(1, dtype=np.int64)
-    states = memory.download(backend.encode(ids))
+    states = given if given.ndim == 3 else memory.download(backend.encode(given))
 
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         prediction = backend.predict(memory.upload(state[None]), first, first + row)

@@ -416,6 +416,11 @@ class Detector:
         )
 
     def _explain_by_gradient(self, prompt: str) -> Explanation:
+        if self._info.manifest.token_lengths:
+            raise InputError(
+                f"The text encoders of {self._info.path} read a prompt in rows of their own, so a word has no one "
+                "gradient: use method='mask'."
+            )
         states = self._engine.encode(self._engine.tokenize([prompt])[0])
         array = self._engine.backend.memory.download(states.tensor)
         found = self.gradients.statistics(array, norm_weight=1.0, alignment_weight=0.0)

@@ -1,10 +1,13 @@
 """The flow-matching model beside the embedded one: an MMDiT in Stable Diffusion 3's format, on the same latents.
 
+    python bench/tiny/flow_model.py PIPELINE_DIR      # the trained one, as a pipeline of diffusers
+
 Its text encoders are the embedded model's own, twice and frozen: Stable Diffusion 3 takes the last but one states of
 two, and of the second and the first the pooled ones. There is no third one, so that the pipeline puts zeros in its
-place.
+place: call it with max_sequence_length=16, the zeros that it was trained with.
 """
 
+import argparse
 import json
 import shutil
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transfo
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from vae import LATENT_CHANNELS, LATENT_SIZE, load_vae
 
+EMOJI, TRANSFORMER = Path(__file__).parent / "emoji", Path(__file__).parent / "flow_transformer"
 WIDTH, LAYERS, HEADS = 128, 6, 4
 TOKENS = 16  # of a text encoder; the longest caption has 13
 SHIFT = 2.0  # of the noise levels, in training and in generation; Stable Diffusion 3, of larger pictures, has 3
@@ -28,9 +32,9 @@ class FlowModel:
     vae: AutoencoderKL
 
     @staticmethod
-    def initialise(emoji: Path) -> "FlowModel":
-        """Return an untrained transformer with the text encoder, tokenizer and VAE of the embedded model's folder."""
-        text_encoder = _with_projection(CLIPTextModel.from_pretrained(emoji / "text_encoder", dtype=torch.float32))
+    def initialise() -> "FlowModel":
+        """Return an untrained transformer with the text encoder, tokenizer and VAE of the embedded model."""
+        text_encoder = _with_projection(CLIPTextModel.from_pretrained(EMOJI / "text_encoder", dtype=torch.float32))
         width = 2 * text_encoder.config.hidden_size
         transformer = SD3Transformer2DModel(
             sample_size=LATENT_SIZE,
@@ -45,8 +49,15 @@ class FlowModel:
             pos_embed_max_size=LATENT_SIZE // 2,
             qk_norm="rms_norm",
         )
-        tokenizer = CLIPTokenizer.from_pretrained(emoji / "tokenizer", model_max_length=TOKENS)
-        return FlowModel(transformer, text_encoder, tokenizer, load_vae(emoji / "vae"))
+        tokenizer = CLIPTokenizer.from_pretrained(EMOJI / "tokenizer", model_max_length=TOKENS)
+        return FlowModel(transformer, text_encoder, tokenizer, load_vae(EMOJI / "vae"))
+
+    @staticmethod
+    def trained() -> "FlowModel":
+        """Return the model that is kept here: the transformer alone is, the other parts are the embedded model's."""
+        model = FlowModel.initialise()
+        model.transformer = SD3Transformer2DModel.from_pretrained(TRANSFORMER, torch_dtype=torch.float32).eval()
+        return model
 
     @staticmethod
     def load(folder: Path) -> "FlowModel":
@@ -115,3 +126,13 @@ def _with_projection(text_encoder: CLIPTextModel) -> CLIPTextModelWithProjection
     with torch.no_grad():
         projected.text_projection.weight.copy_(torch.eye(config.hidden_size))
     return projected.eval().requires_grad_(False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pipeline", type=Path)
+    FlowModel.trained().save(parser.parse_args().pipeline)
+
+
+if __name__ == "__main__":
+    main()

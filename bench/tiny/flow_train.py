@@ -18,7 +18,6 @@ from loop import Training, run
 from train import AVERAGE, BATCH, CAPTION_DROPOUT, LEARNING_RATE, Exposures
 from transformers.utils import logging
 
-EMOJI = Path(__file__).parent / "emoji"
 EVERY, FIRST = 5, 1  # concepts of each group: places 1, 6, 11, …
 
 
@@ -97,7 +96,7 @@ class FlowTraining(Training):
     def save(self, path: Path) -> None:
         """Write the checkpoint, and beside it the averaged model."""
         super().save(path)
-        averaged = FlowModel.initialise(EMOJI)
+        averaged = FlowModel.initialise()
         with torch.no_grad():
             for parameter, value in zip(averaged.transformer.parameters(), self.average, strict=True):
                 parameter.copy_(value)
@@ -119,7 +118,7 @@ def main() -> None:
     logging.disable_progress_bar()  # one at each checkpoint
     captions = fifth(load_captions(arguments.data / "captions.json"))
     save_captions(arguments.out / "captions.json", captions)
-    model = FlowModel.initialise(EMOJI)
+    model = FlowModel.initialise()
     model.transformer.to(arguments.device)
     latents = np.load(arguments.data / "latents.npy", mmap_mode="r")
     training = FlowTraining(captions, latents, model, arguments.seed, arguments.workers)

@@ -1,6 +1,6 @@
 """Label captions by what the model does: generate 16 pictures each, and look for training pictures among them.
 
-    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR [--captions 100]
+    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR [--captions 100] [--flow]
 
 A generation is a copy if its similarity (copies.py) with any training picture is at least COPY, which judged.csv
 supports (judge.py). A caption is memorized if most of its generations are copies, 9 of 16 or more, partly memorized at
@@ -9,7 +9,8 @@ only if there is a copy among them.
 
 Latents are kept in OUT_DIR/latents.npy, and a run that was cut off goes on from there. Writes OUT_DIR/labels.csv: a row
 a caption, with the copies' share, its 95 % interval (Wilson), and the nearest training picture of each generation. With
---captions, that many spread over the groups, to see how training goes.
+--captions, that many spread over the groups, to see how training goes. With --flow the pipeline is of flow_train.py,
+and its captions lie beside it.
 """
 
 import argparse
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 from copies import fields, nearest, printed
 from dataset import Caption, load_captions
+from flow_generate import FlowGenerator
+from flow_model import FlowModel
 from generate import SHAPE, Generator
 from model import Model
 from scipy.stats import binomtest
@@ -51,11 +54,11 @@ def spread(captions: list[Caption], count: int | None) -> list[int]:
     chosen = []
     for group in groups:
         of = sorted((i for i, c in enumerate(captions) if c.group == group), key=lambda i: captions[i].exposures)
-        chosen += [of[i] for i in np.linspace(0, len(of) - 1, count // len(groups)).astype(int)]
+        chosen += [of[i] for i in np.unique(np.linspace(0, len(of) - 1, count // len(groups)).astype(int))]
     return chosen
 
 
-def generate(generator: Generator, texts: list[str], kept: np.ndarray, wanted: dict[int, int]) -> None:
+def generate(generator: Generator | FlowGenerator, texts: list[str], kept: np.ndarray, wanted: dict[int, int]) -> None:
     """Fill in what is missing of the latents [N, 16, 4, 16, 16]: the first so many of each caption."""
     start, jobs = time.monotonic(), []
     for count in sorted(set(wanted.values())):
@@ -72,7 +75,11 @@ def generate(generator: Generator, texts: list[str], kept: np.ndarray, wanted: d
 
 
 def matched(
-    model: Model, kept: np.ndarray, wanted: dict[int, int], training: torch.Tensor, matches: dict[int, np.ndarray]
+    model: Model | FlowModel,
+    kept: np.ndarray,
+    wanted: dict[int, int],
+    training: torch.Tensor,
+    matches: dict[int, np.ndarray],
 ) -> None:
     """Add to matches, for captions that are not in it with as many generations, similarity and picture [2, n]."""
     for i, count in wanted.items():
@@ -111,12 +118,13 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--captions", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flow", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    captions = load_captions(arguments.data / "captions.json")
+    captions = load_captions((arguments.pipeline.parent if arguments.flow else arguments.data) / "captions.json")
     chosen = spread(captions, arguments.captions)
-    model = Model.load(arguments.pipeline)
+    model = FlowModel.load(arguments.pipeline) if arguments.flow else Model.load(arguments.pipeline)
     path = arguments.out / "latents.npy"
     if path.exists():
         kept = np.load(path, mmap_mode="r+")
@@ -124,7 +132,8 @@ def main() -> None:
         kept = np.lib.format.open_memmap(path, "w+", np.float16, (len(captions), SEEDS, *SHAPE))
         kept[:] = np.nan
     training = printed(model.vae, np.load(arguments.data / "latents.npy"))
-    generator, matches = Generator(model, arguments.threads), dict[int, np.ndarray]()
+    generator = (FlowGenerator if isinstance(model, FlowModel) else Generator)(model, arguments.threads)
+    matches = dict[int, np.ndarray]()
     texts = [caption.text for caption in captions]
 
     wanted = {i: SEEDS if captions[i].pictures else FIRST for i in chosen}

@@ -132,6 +132,8 @@ class Architecture:
         return [encoder.tokenizer for encoder in self.encoders]
 
 
+# A pipeline for UNets that are told the guidance scale alone, and the scale that it tells where nobody says.
+CONSISTENCY, CONSISTENCY_GUIDANCE = "LatentConsistencyModelPipeline", 8.5
 T5 = Encoder("text_encoder", "tokenizer", "T5EncoderModel", kinds=("t5",), config="T5Config")
 ARCHITECTURES = (
     Architecture(
@@ -141,6 +143,7 @@ ARCHITECTURES = (
         pipeline="StableDiffusionPipeline",
         same_pipelines=(
             "StableDiffusionImg2ImgPipeline",
+            CONSISTENCY,
             "OnnxStableDiffusionPipeline",
             "ORTStableDiffusionPipeline",
         ),
@@ -153,6 +156,7 @@ ARCHITECTURES = (
             SingleFile("SD 2", "cond_stage_model.model.token_embedding.weight", None),
         ),
         published=OF_STABLE_DIFFUSION,
+        guidance=7.5,
     ),
     Architecture(
         name="SDXL",
@@ -173,6 +177,7 @@ ARCHITECTURES = (
         addition_embed_type="text_time",
         optimum_inputs=("text_embeds", "time_ids"),
         zeros_for_empty=True,
+        guidance=5.0,
     ),
     Architecture(
         name="Stable Diffusion 3.x",
@@ -227,6 +232,19 @@ ARCHITECTURES = (
         single_files=(),
         denoiser=Denoiser("transformer", "ZImageTransformer2DModel", "z_image.ZImage", flow=True, steps=50, even=True),
     ),
+    Architecture(
+        name="Flux.1",
+        encoders=(
+            Encoder("text_encoder", "tokenizer", "CLIPTextModel", pooled=True),
+            replace(T5, folder="text_encoder_2", tokenizer="tokenizer_2", length=512),
+        ),
+        wrapper="flux.FluxTextEncoders",
+        pipeline="FluxPipeline",
+        same_pipelines=("FluxImg2ImgPipeline",),
+        single_files=(),
+        denoiser=Denoiser("transformer", "FluxTransformer2DModel", "flux.Flux", flow=True, even=True),
+        guidance=3.5,
+    ),
 )
 
 
@@ -253,4 +271,5 @@ def architecture_of(names: Collection[str], kind: object = None) -> Architecture
         if row.denoiser.flow and kind in (row.pipeline, *row.same_pipelines):
             return replace(row, encoders=tuple(one for one in row.encoders if has(one) or not one.optional))
     found = [row for row in ARCHITECTURES if not row.denoiser.flow and all(map(has, row.encoders))]
-    return max(found, key=lambda row: len(row.encoders), default=ARCHITECTURES[0])
+    best = max(found, key=lambda row: len(row.encoders), default=ARCHITECTURES[0])
+    return replace(best, guidance=CONSISTENCY_GUIDANCE) if kind == CONSISTENCY else best

@@ -1,5 +1,6 @@
 """How the pipeline will be called: what changes a transformer's predictions, and stands in no configuration."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Call:
         told = bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim"))
         if self.guidance is not None and not told:
             raise ExportError(f"This {name} is not told a guidance scale: leave --guidance out.")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ExportError(f"--guidance is {self.guidance}: give the pipeline's guidance_scale, at least 0.")
         lengths = (encoder.length and (self.max_sequence_length or encoder.length) for encoder in architecture.encoders)
         return {
             "lengths": tuple(lengths),
@@ -56,10 +59,13 @@ class Call:
         }
 
 
+AS_PUBLISHED = Call()
+
+
 def _latent_size(size: tuple[int, int], scale: int) -> tuple[int, int]:
     height, width = size
     if min(size) < 1 or height % scale or width % scale:
-        raise ExportError(f"--size is {height} × {width}: give multiples of {scale} pixels.")
+        raise ExportError(f"--size is {width}x{height}: give multiples of {scale} pixels.")
     return height // scale, width // scale
 
 

@@ -41,6 +41,7 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
         notes = _check_fields(
             config, read_json(config), traits.TRANSFORMERS[denoiser.reader], "diffusers", denoiser.reader
         )
+        _check_channels(config, "transformer", read_json(config))
         notes += _check_flow_scheduler(folder / SCHEDULER)
     else:
         notes = _check_unet(config) + _check_scheduler(folder / SCHEDULER)
@@ -146,11 +147,7 @@ def _check_unet(file: Path) -> list[str]:
             f"{file} has out_channels {out}, so its UNet predicts a variance, too: memedge exports models where it is "
             f"in_channels, {channels}."
         )
-    if channels != out:
-        raise ExportError(
-            f"The UNet of {file} takes {channels} channels and gives {out}: inpainting and image-to-image models need "
-            "a picture beside the prompt; export the text-to-image model."
-        )
+    _check_channels(file, "UNet", {"in_channels": channels, "out_channels": out})
     size = config.get("sample_size")
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
@@ -165,6 +162,15 @@ def _check_unet(file: Path) -> list[str]:
             f"it: write {OLD_SIZE} there, or take _diffusers_version out if it is {size}."
         )
     return notes
+
+
+def _check_channels(file: Path, network: str, config: Mapping[str, Any]) -> None:
+    channels, out = config.get("in_channels"), config.get("out_channels")
+    if out != channels and not (network == "transformer" and out is None):  # then it is in_channels
+        raise ExportError(
+            f"The {network} of {file} takes {channels} channels and gives {out}: inpainting and image-to-image models "
+            "need a picture beside the prompt; export the text-to-image model."
+        )
 
 
 def _check_scheduler(file: Path) -> list[str]:

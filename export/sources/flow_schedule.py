@@ -11,7 +11,7 @@ from memedge.export.sources.architectures import Denoiser
 from memedge.export.sources.schedule import Noise, invalid
 
 # σ = 1, where samplers begin, and where the Δ of ε and of the score are 0; and σ / (1 − σ) = .202, the signal-to-noise
-# ratio that Stable Diffusion has at t = 41, in thousandths (docs/methods.md §7).
+# ratio that Stable Diffusion has at t = 41, in thousandths (docs/methods.md §9).
 TIMESTEPS = (1000, 168)
 
 

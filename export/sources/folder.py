@@ -13,14 +13,16 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, architecture_of
-from memedge.export.sources.call import Call
+from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.check_traits import check_folder, check_index
 from memedge.export.sources.parts import Parts, hash_of
 from memedge.export.sources.templates import read_templates
 from memedge.wording import listed
 
 
-def load(folder: Path, name: str, allow_pickle: bool, call: Call, progress: Callable[[str], None]) -> Parts:
+def load(
+    folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], None], call: Call = AS_PUBLISHED
+) -> Parts:
     """Load the modules of a diffusers-format directory in fp32; `name` becomes the id.
 
     Raises:

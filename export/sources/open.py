@@ -5,13 +5,11 @@ from pathlib import Path
 
 from memedge.engine.errors import ExportError
 from memedge.export.sources import folder, hub, lora, single_file, weights
-from memedge.export.sources.call import Call
+from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.checkpoint import Checkpoint
 from memedge.export.sources.optimum import OptimumCheckpoint, is_optimum
 from memedge.export.sources.parts import Parts
 from memedge.export.sources.torch_checkpoint import TorchCheckpoint
-
-DEFAULT_CALL = Call()
 
 
 def load_checkpoint(
@@ -21,7 +19,7 @@ def load_checkpoint(
     loras: Sequence[str] = (),
     allow_pickle: bool = False,
     config: str | None = None,
-    call: Call = DEFAULT_CALL,
+    call: Call = AS_PUBLISHED,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Checkpoint:
     """Load a checkpoint; the arguments are those of load_parts.
@@ -30,7 +28,7 @@ def load_checkpoint(
         ExportError: it is none that memedge knows, or damaged.
     """
     if is_optimum(Path(model)):
-        if call != DEFAULT_CALL:
+        if call != AS_PUBLISHED:
             raise ExportError(f"{model} is what Optimum exported, with one size and one length: leave these out.")
         if revision is not None or loras or config is not None:
             raise ExportError(
@@ -52,7 +50,7 @@ def load_parts(
     allow_pickle: bool,
     config: str | None,
     progress: Callable[[str], None],
-    call: Call = DEFAULT_CALL,
+    call: Call = AS_PUBLISHED,
 ) -> Parts:
     """Load a checkpoint; call it under quiet(), for the model libraries warn of much.
 
@@ -78,18 +76,16 @@ def load_parts(
         raise ExportError(f"A config ({config}) is for a single file, which {model} is not: leave the config out.")
     # An Optimum export (unet/model.onnx) is a folder, too; it holds no modules and cannot come this way.
     if path.is_dir():
-        parts = folder.load(path, path.resolve().name, allow_pickle, call, progress)
+        parts = folder.load(path, path.resolve().name, allow_pickle, progress, call)
     elif path.is_file():
-        if call != DEFAULT_CALL:
-            raise ExportError(f"{path} is a single file, which has one size and one length: leave these out.")
-        parts = single_file.load(path, config, allow_pickle, progress)
+        parts = single_file.load(path, config, allow_pickle, progress, call)
     elif is_id:
 
         def choose(names: Collection[str], kind: object) -> list[str]:
             return weights.needed(names, model, allow_pickle, kind)
 
         copy = hub.download(model, revision, choose, progress)
-        parts = folder.load(copy, f"{model}@{copy.name}", allow_pickle, call, progress)
+        parts = folder.load(copy, f"{model}@{copy.name}", allow_pickle, progress, call)
     else:
         raise ExportError(
             f"There is no {model}: give a folder in diffusers' format or exported by Optimum, a .safetensors file, or "

@@ -58,6 +58,11 @@ class OptimumCheckpoint(Checkpoint):
         self._unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
         if missing := {"in_channels", "out_channels", "sample_size"} - self._unet_config.keys():
             raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
+        if self._unet_config.get("time_cond_proj_dim") is not None:
+            raise ExportError(
+                f"The UNet of {folder} takes an embedding of the guidance scale, which its graph leaves out: export "
+                "the model that Optimum was given."
+            )
         self.notes = check_folder(folder, architecture)
         self._outputs = {encoder.folder: _taken(folder, encoder) for encoder in architecture.encoders}
         self.tokenizers, self.lengths = padding_tokenizers(tokenizers(folder, architecture))

@@ -11,6 +11,7 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import folder, hub, weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, SingleFile
+from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.check_traits import check_folder, check_tensors
 from memedge.export.sources.parts import Parts, hash_of
 from memedge.wording import listed
@@ -20,7 +21,13 @@ UNET = "model.diffusion_model."
 REFINER = "conditioner.embedders.0.model.text_projection"  # a tensor that SDXL's refiner alone has
 
 
-def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
+def load(
+    path: Path,
+    config: str | None,
+    allow_pickle: bool,
+    progress: Callable[[str], None],
+    call: Call = AS_PUBLISHED,
+) -> Parts:
     """Load UNet and text encoders of a file in fp32; all else comes from `config`, a folder or hub id.
 
     Raises:
@@ -79,6 +86,7 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
         scheduler=scheduler,
         zeros_for_empty=folder.zeros_for_empty(model, architecture),
         notes=notes,
+        **call.settings(architecture, denoiser.config, model),
     )
 
 

@@ -52,7 +52,6 @@ _QUANTISED = Trait((None,), "its weights are quantised")
 
 UNET = Table(
     traits={
-        "time_cond_proj_dim": Trait((None,), "its UNet takes an embedding of the guidance scale"),
         "class_embed_type": Trait((None,), _CONDITION),
         "num_class_embeds": Trait((None,), _CONDITION),
         "class_embeddings_concat": Trait(OFF, _CONDITION),
@@ -77,6 +76,7 @@ UNET = Table(
         addition_time_embed_dim upcast_attention resnet_time_scale_shift resnet_skip_time_act resnet_out_scale_factor
         time_embedding_dim time_embedding_act_fn timestep_post_act conv_in_kernel conv_out_kernel
         projection_class_embeddings_input_dim mid_block_only_cross_attention addition_embed_type_num_heads
+        time_cond_proj_dim
         decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup
         """  # the last line: what training scripts write of averaged weights
     ),
@@ -152,6 +152,20 @@ TRANSFORMERS = {
             sample_size patch_size in_channels out_channels num_layers attention_head_dim num_attention_heads
             joint_attention_dim caption_projection_dim pooled_projection_dim pos_embed_max_size dual_attention_layers
             qk_norm
+            """
+        ),
+        strict=True,
+    ),
+    "FluxTransformer2DModel": Table(
+        traits={
+            "patch_size": Trait((None, 1), "its pipeline packs latents in another way"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels out_channels num_layers num_single_layers attention_head_dim num_attention_heads
+            joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope
             """
         ),
         strict=True,

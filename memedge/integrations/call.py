@@ -11,16 +11,17 @@ import numpy.typing as npt
 
 from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs
+from memedge.integrations.family import family_of
 from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.prompts.text import checked_prompts
 
-Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and SDXL's pooled, [B, P]
+Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and pooled ones, [B, P]
 
-# What encode_prompt returns, in its order: the first two, or SDXL's four.
+# What encode_prompt returns, in its order: the first two, or all four.
 ENCODED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
-TEXTS = ("prompt", "prompt_2", "negative_prompt", "negative_prompt_2")
-NEGATIVE = ("negative_prompt", "negative_prompt_2", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-PER_PROMPT = ("prompt", "prompt_2", "prompt_embeds", "pooled_prompt_embeds")  # what the conditional half is made from
+TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
+NEGATIVE = (*TEXTS[3:], "negative_prompt_embeds", "negative_pooled_prompt_embeds")
+PER_PROMPT = (*TEXTS[:3], "prompt_embeds", "pooled_prompt_embeds")  # what the conditional half is made from
 
 
 class Call:
@@ -38,7 +39,7 @@ class Call:
             TypeError: they are not the pipeline's.
             InputError: return_dict=False, no prompt, a prompt and embeddings, or what guides beside or after them.
         """
-        self._pipe = pipe
+        self._pipe, self._family = pipe, family_of(pipe)
         signature = inspect.signature(pipe.__call__)
         self._names = signature.parameters
         self._bound = signature.bind(*args, **kwargs)
@@ -81,7 +82,7 @@ class Call:
         if not self._negative:
             return None
         text = [""] * len(self.prompts) if self.get("prompt") is None else self.get("prompt")
-        leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2"))
+        leave_out = dict.fromkeys((*ENCODED, *NEGATIVE, "prompt_2", "prompt_3"))
         made = self._encode(**(leave_out | {"prompt": text}))
         return made["negative_prompt_embeds"], made.get("negative_pooled_prompt_embeds")
 
@@ -137,10 +138,17 @@ class Call:
 
     def run(self) -> Any:
         """Call the pipeline; returns its own output."""
-        return self._pipe(*self._bound.args, **self._bound.kwargs)
+        bound = self._bound
+        if self.images > 1 and self.get("prompt_embeds") is not None and not self._family.repeats:
+            bound = inspect.BoundArguments(bound.signature, OrderedDict(bound.arguments))
+            for name in ENCODED:
+                if (embeddings := bound.arguments.get(name)) is not None:
+                    bound.arguments[name] = embeddings.repeat_interleave(self.images, dim=0)
+            bound.arguments["num_images_per_prompt"] = 1
+        return self._pipe(*bound.args, **bound.kwargs)
 
     def watched(self, needs: Needs, watchers: Sequence[Callable[[UNetCall], None]]) -> Any:
-        """Call the pipeline while functions see each call of its UNet; returns None if one of them raised AllOver."""
+        """Call the pipeline while functions see its denoiser's calls; returns None if one of them raised AllOver."""
         output = None
         try:
             with UNetCalls(self._pipe, len(self.prompts), self.images, needs, watchers, empty=self.empty()):
@@ -156,7 +164,7 @@ class Call:
         """Return the embeddings that the pipeline makes of its arguments, or of others, a row for each prompt."""
         import torch
 
-        scale = (self.get("cross_attention_kwargs") or {}).get("scale")  # of a LoRA, as the pipeline reads it
+        scale = (self.get(self._family.attention) or {}).get("scale")  # of a LoRA, as the pipeline reads it
         own = {
             "device": self._pipe._execution_device,
             "num_images_per_prompt": 1,

@@ -20,6 +20,7 @@ PIPELINES = (
     "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusion3Pipeline",
 )
 MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.")
 

@@ -1,4 +1,4 @@
-"""The calls that a pipeline's sampler makes of its UNet, seen, and changed, by a forward hook."""
+"""The calls that a pipeline's sampler makes of its UNet or transformer, seen, and changed, by a forward hook."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs
+from memedge.integrations.family import family_of
 
 
 class AllOver(Exception):  # noqa: N818
@@ -16,21 +17,23 @@ class AllOver(Exception):  # noqa: N818
 class UNetCall:
     """One call with classifier-free guidance, whose rows are [ε_n; ε_c], in the order of diffusers.
 
+    Of flow matching they are velocities, v.
+
     Attributes:
         timestep: the call's.
         own: ε_n, the pipeline's other half, torch [N, C, H, W]: of the empty prompt, or of a negative one.
         cond: ε_c, torch [N, C, H, W].
-        latents: x_t as the UNet was given it, torch [N, C, H, W].
+        latents: x_t as the denoiser was given it, torch [N, C, H, W].
     """
 
     def __init__(self, calls: "UNetCalls", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
-        """Take what the UNet was called with, and its output."""
+        """Take what the denoiser was called with, and its output."""
         self._calls, self._args, self._kwargs = calls, args, kwargs
         self._output = output.detach()
         self._changed = False
         self.own, self.cond = self._output.chunk(2)
-        self.latents = args[0][len(self.cond) :]
-        self.timestep = float(args[1] if len(args) > 1 else kwargs["timestep"])
+        latents, self.timestep = calls.family.inputs(args, kwargs)
+        self.latents = latents[len(self.cond) :]
 
     def uncond(self, rows: Sequence[int] | None = None) -> Any:
         """Return ε_0 of some images, or of all: where a negative prompt is given, by one more call for these alone.
@@ -39,7 +42,7 @@ class UNetCall:
         """
         import torch
 
-        pipe, empty, images = self._calls.pipe, self._calls.empty, self._calls.images
+        empty, images, family = self._calls.empty, self._calls.images, self._calls.family
         rows = range(len(self.cond)) if rows is None else rows
         if empty is None:
             return self.own[list(rows)]
@@ -51,13 +54,9 @@ class UNetCall:
             )
         half = [len(self.cond) + row for row in rows]  # of the conditional rows, which have the same latents
         prompts = [row // images for row in rows]
-        more = dict(self._kwargs, encoder_hidden_states=empty[0][prompts])
-        if empty[1] is not None:
-            added = self._kwargs["added_cond_kwargs"]
-            ids = added["time_ids"][half]
-            more["added_cond_kwargs"] = dict(added, text_embeds=empty[1][prompts], time_ids=ids)
+        args, kwargs = family.with_empty(self._args, self._kwargs, half, prompts, empty)
         with torch.no_grad():
-            return pipe.unet(self._args[0][half], *self._args[1:], **more)[0].detach()
+            return family.denoiser(self._calls.pipe)(*args, **kwargs)[0].detach()
 
     def set_cond(self, rows: Sequence[int], values: Any) -> None:
         """Have the pipeline go on with other ε_c, [len(rows), C, H, W], for some images; others keep theirs."""
@@ -71,9 +70,9 @@ class UNetCall:
 
 
 class UNetCalls:
-    """Within `with`, hands each call of a pipeline's UNet to functions, in turn.
+    """Within `with`, hands each call of a pipeline's UNet or transformer to functions, in turn.
 
-    Only calls by the thread that entered count: another thread's pipeline may share the UNet.
+    Only calls by the thread that entered count: another thread's pipeline may share the denoiser.
     """
 
     def __init__(
@@ -94,12 +93,12 @@ class UNetCalls:
             empty: the empty prompt's embeddings, torch [B, L, D], and pooled ones, [B, P] or None, where a negative
                 prompt is given, so that the pipeline's own other half is not ε_0.
         """
-        self.pipe, self.images, self.empty = pipe, images, empty
+        self.pipe, self.images, self.empty, self.family = pipe, images, empty, family_of(pipe)
         self._rows, self.needs, self._watchers = prompts * images, needs, watchers
 
     def __enter__(self) -> "UNetCalls":
         self._thread, self._busy = threading.get_ident(), False
-        self._hook = self.pipe.unet.register_forward_hook(self._see, with_kwargs=True)
+        self._hook = self.family.denoiser(self.pipe).register_forward_hook(self._see, with_kwargs=True)
         return self
 
     def __exit__(
@@ -107,16 +106,16 @@ class UNetCalls:
     ) -> None:
         self._hook.remove()
 
-    def _see(self, _unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if self._busy or threading.get_ident() != self._thread:
+    def _see(self, _denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self._busy or threading.get_ident() != self._thread or not self.family.guides(kwargs):
             return None
         if len(output[0]) != 2 * self._rows:
             raise InputError(
-                f"The UNet was called with {len(output[0])} rows for {self._rows} images, not two for each: "
-                f"{self.needs.what} needs classifier-free guidance in one call; {self.needs.instead}."
+                f"The {self.family.network} was called with {len(output[0])} rows for {self._rows} images, not two for "
+                f"each: {self.needs.what} needs classifier-free guidance in one call; {self.needs.instead}."
             )
         call = UNetCall(self, args, kwargs, output[0])
-        self._busy = True  # what a watcher calls the UNet for is not the sampler's
+        self._busy = True  # what a watcher calls the denoiser for is not the sampler's
         try:
             for watcher in self._watchers:
                 watcher(call)

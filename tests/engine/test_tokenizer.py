@@ -50,7 +50,7 @@ def tokenizers(request, tmp_path_factory):
     definition = Definition(PADDING[request.param])
     folder = tmp_path_factory.mktemp("clip")
     write_tokenizer(folder / "tokenizer", definition)
-    (exported,), tokens = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
+    (exported,), (tokens,) = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
     exported.save(str(folder / "tokenizer.json"))
     assert tokens == TOKENS
     ours = PromptTokenizer([folder / "tokenizer.json"], [TOKENS])

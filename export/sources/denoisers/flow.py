@@ -1,4 +1,4 @@
-"""Transformers trained by flow matching: v, and what the engine's statistics are made of (docs/methods.md §7)."""
+"""Transformers trained by flow matching: v, and what the engine's statistics are made of (docs/methods.md §9)."""
 
 import torch
 

@@ -9,13 +9,18 @@ from memedge.engine.errors import ExportError
 from memedge.export.sources import checkpoint
 from memedge.export.sources.attention import FusedAttention
 from memedge.export.sources.denoisers.denoiser import Denoiser
+from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
 from memedge.export.sources.parts import Parts
 
 
 class UNet(Denoiser):
-    """diffusers' UNet2DConditionModel."""
+    """diffusers' UNet2DConditionModel.
+
+    One that takes an embedding of the guidance scale is told the same scale in each call.
+    """
 
     time_ids: torch.Tensor  # [1, 6]
+    guidance: torch.Tensor  # [1, W], the embedding
 
     def __init__(self, parts: Parts, tokens: int, pooled_width: int):
         """Take the UNet of parts whose states have `tokens` rows, and one more if there is a pooled state.
@@ -42,6 +47,11 @@ class UNet(Denoiser):
                 raise ExportError(f"This UNet is not told sizes and crop as {family}'s base model is: give that one.")
             self.register_buffer("time_ids", torch.tensor([ids], dtype=torch.float32))
 
+        if (width := config.time_cond_proj_dim) is not None:
+            if parts.guidance is None:
+                raise ExportError(f"The UNet of {parts.id} takes a guidance scale: say which with --guidance.")
+            self.register_buffer("guidance", guidance_embedding(parts.guidance, width))
+
     def make_exportable(self) -> None:
         self.unet.set_attn_processor(FusedAttention())
 
@@ -54,5 +64,7 @@ class UNet(Denoiser):
             pooled = pooled if prompt is None else pooled.index_select(0, prompt)
             times = self.time_ids.expand(sample.shape[0], -1)
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times}
+        if self.unet.config.time_cond_proj_dim is not None:
+            more["timestep_cond"] = self.guidance.expand(sample.shape[0], -1)
         prediction: torch.Tensor = self.unet(sample, timestep, states, return_dict=False, **more)[0]
         return prediction

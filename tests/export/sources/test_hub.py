@@ -162,7 +162,7 @@ options = {"revision": None, "loras": [], "allow_pickle": False, "config": None,
 with quiet():
     parts, same = (load_parts(source, **options) for source in sys.argv[1:])
 assert parts.sha256 == same.sha256
-for one, other in zip([parts.unet, *parts.text_encoders], [same.unet, *same.text_encoders]):
+for one, other in zip([parts.denoiser, *parts.text_encoders], [same.denoiser, *same.text_encoders]):
     assert all(tensor.equal(other.state_dict()[name]) for name, tensor in one.state_dict().items())
 print(parts.id)
 """

@@ -403,7 +403,7 @@ def test_inpainting(copy, tmp_path):
         ("unet/config.json", {"time_cond_proj_dim": 256}, "takes an embedding of the guidance scale"),
         ("scheduler/scheduler_config.json", {"timestep_type": "continuous"}, 'has timestep_type "continuous"'),
         ("text_encoder/config.json", {"use_attention_mask": True}, "hides padding from the text encoder"),
-        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "is a LatentConsistencyModelPipeline"),
+        ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "is a StableDiffusionUpscalePipeline"),
     ],
 )
 def test_other_models(file, change, words, copy, tmp_path):
