@@ -1,161 +1,141 @@
-"""Qwen-Image's engines predict what diffusers' own pipeline predicts within its call; what they don't do is refused."""
+"""Qwen-Image's transformer, and Qwen2.5-VL as its text encoder, against diffusers' own pipeline."""
 
-import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import qwen_image
 import torch
+import velocities
 from diffusers import QwenImagePipeline
-from flow_reference import LOW, predictions, statistics
-from loading import edit_json
+from loading import edit_json, load, refused
 
-import memedge
-from memedge import Detector
-from memedge.engine.errors import ExportError, InputError
+from memedge import Detector, export_engine
+from memedge.engine.errors import ExportError
+from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.call import Call
+from memedge.export.sources.torch_checkpoint import TorchCheckpoint
 
-SIZE = (256, 128)
-TOKENS = 40
-# The third is cut at 40; the template's end, too, in the second.
+SLOW = pytest.mark.slow  # tracing takes most of a minute
+SIZE, TOKENS = (256, 128), 40
+CALL = {"height": SIZE[0], "width": SIZE[1], "max_sequence_length": TOKENS}
 PROMPTS = [
     "a cat",
     "a red star and a photo of the left background of the objects and a color and a size and a cat and "
-    "a star, a cat, a red cat, text and a cat",
-    "a cat and a red star on the left, " * 9,
-    "<|endoftext|>a",
-    " é\n",
+    "a star, a cat, a red cat, text",  # there is no room for all of the template's end
+    "a cat and a red star on the left, " * 9,  # cut at 40 tokens
+    "<|endoftext|>a",  # the padding's token, within
+    " e\u0301\n",
 ]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return qwen_image.build(tmp_path_factory.mktemp("qwen-image") / "model")
+def checkpoint(tmp_path_factory) -> Path:
+    return qwen_image.build(tmp_path_factory.mktemp("qwen-image") / "checkpoint")
 
 
 @pytest.fixture(scope="module")
-def detector(model):
-    memedge.export_engine(model, model.parent / "engine", size=SIZE, max_sequence_length=TOKENS)
-    return Detector.load(model.parent / "engine", provider="cpu")
+def detector(checkpoint) -> Detector:
+    export_engine(checkpoint, checkpoint.parent / "engine", size=SIZE, max_sequence_length=TOKENS)
+    return Detector.load(checkpoint.parent / "engine", "cpu")
 
 
 @pytest.fixture(scope="module")
-def pipe(model):
-    pipe = QwenImagePipeline.from_pretrained(model)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+def pipeline(checkpoint):
+    return velocities.load(checkpoint)
 
 
-@torch.no_grad()
-def embeddings(pipe, prompts):
-    return pipe.encode_prompt(list(prompts), max_sequence_length=TOKENS)
+def velocity(pipeline, sigma: float, noise: np.ndarray, prompt: str) -> list[torch.Tensor]:
+    """Return v_c and v_0 of a call from noise [1, C, H, W], unpacked, before what guidance makes of them."""
+    latents = QwenImagePipeline._pack_latents(torch.from_numpy(noise), *noise.shape)
+    found = velocities.predictions(pipeline, sigma, latents, prompt=prompt, negative_prompt="", **CALL)
+    return [QwenImagePipeline._unpack_latents(one, *SIZE, 8)[:, :, 0] for one in found]
 
 
-def test_embeddings(detector, pipe):
-    expected, mask = (one.numpy() for one in embeddings(pipe, [*PROMPTS, ""]))
-    ids, _ = detector.engine.tokenize([*PROMPTS, ""])
-    found = detector.engine.backend.memory.download(detector.engine.encode(ids).tensor)
-    assert found[..., -1].tolist() == mask.tolist()
-    assert np.abs(found[..., :-1] - expected).max() < 1e-5
+def encoded(pipeline, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    with quiet(), torch.no_grad():
+        return pipeline.encode_prompt(list(prompts), max_sequence_length=TOKENS)
 
 
-def packed(latents):
-    return QwenImagePipeline._pack_latents(latents, len(latents), *latents.shape[1:])
+def test_modules_agree_with_the_pipeline(checkpoint, pipeline):
+    own = TorchCheckpoint(load(checkpoint, call=Call(SIZE, TOKENS)))
+    assert own.lengths == (34 + TOKENS + 5,)
+    states = own.encode(np.array([own.tokenizers[0].encode(prompt).ids for prompt in PROMPTS]))
+    expected, mask = encoded(pipeline, PROMPTS)
+    np.testing.assert_array_equal(states[..., -1], mask)
+    np.testing.assert_allclose(states[..., :-1], expected, atol=1e-5)
+    noise = np.random.default_rng(0).standard_normal(own.latent_shape, dtype=np.float32)
+    for prompt, row in zip(PROMPTS[:2], states, strict=False):
+        found = velocity(pipeline, 0.168, noise[None], prompt)[0][0]
+        np.testing.assert_allclose(own.predict(noise, 168, row), found + noise / 0.832, atol=1e-5)
 
 
-def unpacked(tokens):
-    return QwenImagePipeline._unpack_latents(tokens, *SIZE, 8)[0, :, 0]
-
-
-def test_scores(detector, pipe):
-    """Norm and alignment are those of the pipeline's own predictions; its embeddings give the same."""
-    noise = torch.from_numpy(detector.engine.directory.baseline.sample)
-    scores = detector.score(PROMPTS)
+@SLOW
+def test_engine_agrees_with_the_pipeline(detector, pipeline):
+    noise = detector.engine.directory.baseline.sample
+    scores = detector.score(PROMPTS, operands="uncond_delta", alignment="channel")
     assert scores.truncated.tolist() == [False, False, True, False, False]
-
-    def predict(prompt, sigma):
-        def call(sigmas):
-            pipe(
-                prompt,
-                "",
-                height=SIZE[0],
-                width=SIZE[1],
-                sigmas=sigmas,
-                num_inference_steps=1,
-                latents=packed(noise),
-                output_type="latent",
-                max_sequence_length=TOKENS,
-            )
-
-        return [unpacked(found) for found in predictions(pipe, call, sigma)]
-
-    for place, prompt in enumerate(PROMPTS):
-        norm, alignment = statistics(noise[0], predict(prompt, 1.0), predict(prompt, LOW))
-        assert scores.norm[place] == pytest.approx(norm, rel=1e-4)
-        assert scores.alignment[place] == pytest.approx(alignment, abs=1e-4)
-    states, mask = embeddings(pipe, PROMPTS[:2])
-    given = detector.score_embeddings(states, mask=mask)
-    np.testing.assert_allclose(given.norm, scores.norm[:2], rtol=1e-4)
-    np.testing.assert_allclose(given.alignment, scores.alignment[:2], atol=1e-4)
-    alone, mask = embeddings(pipe, PROMPTS[:1])
+    for prompt, norm, alignment in zip(PROMPTS, scores.norm, scores.alignment, strict=True):
+        found = [tuple(velocity(pipeline, sigma, noise, prompt)) for sigma in velocities.SIGMAS]
+        expected = velocities.statistics(noise, found)
+        assert expected[0] > 0.1  # or it would be a comparison of rounding
+        np.testing.assert_allclose(norm, expected[0], rtol=1e-4)
+        np.testing.assert_allclose(alignment, expected[1], atol=1e-4)
+    states, mask = encoded(pipeline, PROMPTS)
+    by_states = detector.score_embeddings(states, mask=mask, operands="uncond_delta", alignment="channel")
+    np.testing.assert_allclose(by_states.norm, scores.norm, rtol=1e-4)
+    np.testing.assert_allclose(by_states.alignment, scores.alignment, atol=1e-4)
+    states, mask = encoded(pipeline, PROMPTS[:1])
     assert mask is None  # nothing is padded
-    assert detector.score_embeddings(alone).norm[0] == pytest.approx(scores.norm[0], rel=1e-4)
+    np.testing.assert_allclose(detector.score_embeddings(states).norm, scores.norm[:1], rtol=1e-4)
 
 
-def test_embeddings_refused(detector):
-    def refuses(words, *arguments, **more):
-        with pytest.raises(InputError, match=words) as caught:
-            detector.score_embeddings(*arguments, **more)
-        assert str(caught.value).endswith(".")
-
-    width = qwen_image.WIDTH
-    states = np.zeros((2, 5, width), np.float32)
-    refuses("with ones and then zeros", states, mask=[[1, 1, 0, 1, 0], [1] * 5])
-    refuses("with ones and then zeros", states, mask=[[1] * 4] * 2)
-    refuses("without a token", states, mask=[[0] * 5, [1] * 5])
-    refuses("have 41 tokens", np.zeros((1, 41, width)))
-    refuses(rf"have shape \[1, 5, 3\]: this engine takes \[B, L, {width}\]", np.zeros((1, 5, 3)))
-    refuses("There are no prompt embeddings", [])
-    refuses("no pooled", states, states[:, 0])
-    with pytest.raises(InputError, match="reads all tokens"):
-        Detector.load(provider="cpu").score_embeddings(np.zeros((1, 24, 96)), mask=np.ones((1, 24)))
-
-
-def test_manifest(detector):
-    manifest = detector.engine.directory.manifest
+@SLOW
+def test_engine(detector, pipeline):
+    engine = detector.engine
+    manifest = engine.directory.manifest
     assert manifest.flow.terminal == 0.02
-    assert manifest.flow.mu < 0.5  # the picture is smaller than those that shift by it
     assert len(manifest.flow.sigmas) == 50
-    assert manifest.token_lengths == (34 + TOKENS + 5,)
     assert [tap.shape for tap in manifest.taps] == [(128, 48)]
-    assert detector.engine.first_word == 0  # the template's states are left out
+    assert engine.first_word == 0  # the template's states are left out
+    ids, _ = engine.tokenize(PROMPTS)
+    found = engine.backend.memory.download(engine.encode(ids).tensor)
+    expected, mask = encoded(pipeline, PROMPTS)
+    np.testing.assert_array_equal(found[..., -1], mask)
+    np.testing.assert_allclose(found[..., :-1], expected, atol=1e-5)
+    words = detector.explain("a cat and a star").words
+    assert [word.text for word in words] == ["a", "cat", "and", "a", "star"]
 
 
-def test_explain(detector):
-    assert [word.text for word in detector.explain("a cat and a star").words] == ["a", "cat", "and", "a", "star"]
+def test_sizes(checkpoint):
+    for call, words in [
+        (Call((8 * 17, 128)), "has no tokens for latents of 17 × 16"),
+        (Call((8 * 8194, 128)), "has no positions for latents of 8194 × 16 with 512 tokens"),
+    ]:
+        with pytest.raises(ExportError, match=words):
+            TorchCheckpoint(load(checkpoint, call=call))
+    whole = TorchCheckpoint(load(checkpoint))
+    assert whole.latent_shape == (16, 128, 128)
+    assert whole.tokens == 512
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "meaning"),
     [
-        ("zero_cond_t", True, "takes pictures"),
-        ("use_additional_t_cond", True, "takes pictures"),
-        ("use_layer3d_rope", True, "makes layers"),
-        ("guidance_embeds", True, "told a guidance scale"),
+        ("zero_cond_t", "it takes pictures besides the prompt"),
+        ("use_additional_t_cond", "it takes pictures besides the prompt"),
+        ("use_layer3d_rope", "it makes layers of pictures"),
+        ("guidance_embeds", "it is told a guidance scale"),
     ],
 )
-def test_traits(model, tmp_path, field, value, words):
-    copy = shutil.copytree(model, tmp_path / "model")
-    edit_json(copy / "transformer" / "config.json", **{field: value})
-    with pytest.raises(ExportError, match=words):
-        memedge.export_engine(copy, tmp_path / "none")
+def test_other_transformers_are_refused(tmp_path, field, meaning):
+    folder = qwen_image.build(tmp_path / "checkpoint")
+    edit_json(folder / "transformer" / "config.json", **{field: True})
+    refused(folder, f"has {field} true, so {meaning}")
 
 
-KINDS = ["EditPipeline", "EditPlusPipeline", "InpaintPipeline", "ControlNetPipeline", "LayeredPipeline"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_other_pipelines(model, tmp_path, kind):
-    copy = shutil.copytree(model, tmp_path / "model")
-    edit_json(copy / "model_index.json", _class_name=f"QwenImage{kind}")
-    with pytest.raises(ExportError, match=f"is a QwenImage{kind}, as its model_index.json says"):
-        memedge.export_engine(copy, tmp_path / "none")
+def test_other_pipelines_are_refused(tmp_path):
+    folder = qwen_image.build(tmp_path / "checkpoint")
+    for kind in ("Edit", "EditPlus", "EditInpaint", "Inpaint", "ControlNet", "ControlNetInpaint", "Layered"):
+        edit_json(folder / "model_index.json", _class_name=f"QwenImage{kind}Pipeline")
+        refused(folder, f"is a QwenImage{kind}Pipeline, as its model_index.json says")
