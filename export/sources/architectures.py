@@ -54,6 +54,7 @@ class Denoiser:
         wrapper: the module and the class in export/sources/denoisers that make a plain torch module of it.
         flow: whether it was trained by flow matching.
         steps: of its sampler, where nobody says.
+        packed: how many latent pixels have their channels in its in_channels, where out_channels has those of one.
         even: whether the pipeline gives the sampler σ = 1, 1 − 1/steps, …, 1/steps, or leaves them to it.
     """
 
@@ -62,6 +63,7 @@ class Denoiser:
     wrapper: str = "unet.UNet"
     flow: bool = False
     steps: int = 28
+    packed: int = 1
     even: bool = False
 
 
@@ -210,7 +212,11 @@ ARCHITECTURES = (
         same_pipelines=("QwenImageImg2ImgPipeline",),
         single_files=(),
         denoiser=Denoiser(
-            "transformer", "QwenImageTransformer2DModel", "qwen_image.QwenImage", flow=True, steps=50, even=True
+            *("transformer", "QwenImageTransformer2DModel", "qwen_image.QwenImage"),
+            flow=True,
+            steps=50,
+            packed=4,
+            even=True,
         ),
     ),
     Architecture(

@@ -66,7 +66,7 @@ def test_modules_agree_with_the_pipeline(checkpoint, pipeline):
     np.testing.assert_allclose(states[..., :-1], expected, atol=1e-5)
     noise = np.random.default_rng(0).standard_normal(own.latent_shape, dtype=np.float32)
     for prompt, row in zip(PROMPTS[:2], states, strict=False):
-        found = velocity(pipeline, 0.168, noise[None], prompt)[0][0]
+        found = velocity(pipeline, 0.168, noise[None], prompt)[0][0].numpy()
         np.testing.assert_allclose(own.predict(noise, 168, row), found + noise / 0.832, atol=1e-5)
 
 
@@ -132,6 +132,12 @@ def test_other_transformers_are_refused(tmp_path, field, meaning):
     folder = qwen_image.build(tmp_path / "checkpoint")
     edit_json(folder / "transformer" / "config.json", **{field: True})
     refused(folder, f"has {field} true, so {meaning}")
+
+
+def test_more_channels_are_refused(tmp_path):
+    folder = qwen_image.build(tmp_path / "checkpoint")
+    edit_json(folder / "transformer" / "config.json", in_channels=128)
+    refused(folder, "takes 128 channels and gives 64: inpainting")
 
 
 def test_other_pipelines_are_refused(tmp_path):

@@ -79,7 +79,7 @@ def test_modules_agree_with_the_pipeline(checkpoint, pipeline):
     assert lengths[0] < 32 < lengths[1] < TOKENS == lengths[2]  # captions are filled up to 32, and to 64
     noise = np.random.default_rng(0).standard_normal(own.latent_shape, dtype=np.float32)
     for prompt, row in zip(PROMPTS[:2], states, strict=False):
-        expected = velocity(pipeline, 0.168, noise[None], prompt)[0][0]
+        expected = velocity(pipeline, 0.168, noise[None], prompt)[0][0].numpy()
         np.testing.assert_allclose(own.predict(noise, 168, row), expected + noise / 0.832, atol=1e-5)
 
 
