@@ -110,7 +110,7 @@ def test_engine(detector, pipeline):
 def test_sizes(checkpoint):
     for call, words in [
         (Call((8 * 17, 128)), "has no tokens for latents of 17 × 16"),
-        (Call((8 * 8194, 128)), "has no positions for latents of 8194 × 16 with 512 tokens"),
+        (Call((8 * 14340, 128)), "has no positions for latents of 14340 × 16 with 512 tokens"),
     ]:
         with pytest.raises(ExportError, match=words):
             TorchCheckpoint(load(checkpoint, call=call))
