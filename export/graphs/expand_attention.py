@@ -59,8 +59,9 @@ def expand(model: ir.Model) -> None:
 
 
 def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    q, k, v, bias, mask, *others = (*node.inputs, *[None] * (5 - len(node.inputs)))
-    if any(value is not None for value in (bias, *others)) or set(node.attributes) != {"num_heads"}:
+    inputs = [*node.inputs, *[None] * (5 - len(node.inputs))]
+    (q, k, v), mask = inputs[:3], inputs[4]
+    if any(value is not None for value in (inputs[3], *inputs[5:])) or set(node.attributes) != {"num_heads"}:
         raise ValueError(f"{node.name} has more than queries, keys, values, heads and a mask")
     if q is None or k is None or v is None:
         raise ValueError(f"{node.name} lacks queries, keys or values")

@@ -42,8 +42,8 @@ def padding_tokenizers(
         raise ExportError(
             "The tokenizers of the two text encoders cut prompts at different lengths: check their files."
         )
-    rows = zip(sources, lengths, templates, strict=True)
-    return [_padding(source, length, template) for source, length, template in rows], tuple(lengths)
+    each = zip(sources, lengths, templates, strict=True)
+    return [_padding(source, length, template) for source, length, template in each], tuple(lengths)
 
 
 def empty_ids(tokenizers: Sequence[Tokenizer]) -> npt.NDArray[np.int64]:

@@ -15,4 +15,5 @@ def turned(states: torch.Tensor, turns: Turns) -> torch.Tensor:
     own, other = (one.unsqueeze(-3) for one in turns)
     pairs = states.unflatten(-1, (-1, 2))
     swapped = torch.cat([pairs[..., 1:], pairs[..., :1]], dim=-1)
-    return (pairs * own + swapped * other).flatten(-2)
+    found: torch.Tensor = (pairs * own + swapped * other).flatten(-2)
+    return found

@@ -109,12 +109,13 @@ class _Graph:
         text, present = caption[..., :-1], caption[..., -1] > 0.5
         mask = torch.cat([torch.ones_like(image[..., 0], dtype=torch.int32), present.int()], dim=1)
         number = present[:, ::MULTIPLE].int().sum(dim=1)
-        turns = tuple(table.index_select(0, number) for table in self._captions)
+        turns = (self._captions[0].index_select(0, number), self._captions[1].index_select(0, number))
         for block in own.layers:
             image, text = _joint(block, image, text, (self._image, turns), mask, condition)
         found = own.all_final_layer[self._key](image, c=condition)
         patches = found.reshape(-1, high, wide, PATCH, PATCH, channels).permute(0, 5, 1, 3, 2, 4)
-        return patches.reshape(-1, channels, high * PATCH, wide * PATCH) * -1  # not Neg, which has no gradient's rule
+        latents: torch.Tensor = patches.reshape(-1, channels, high * PATCH, wide * PATCH)
+        return latents * -1  # not Neg, which has no gradient's rule
 
 
 def _first_axis(places: torch.Tensor, embedder: Any) -> Turns:
