@@ -36,15 +36,14 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
         if (adapter := folder / part / "adapter_config.json").is_file():
             raise ExportError(f"{adapter} adds an adapter to the weights: take it out to export them as they are.")
     denoiser = architecture.denoiser
-    config = folder / denoiser.folder / "config.json"
+    file = folder / denoiser.folder / "config.json"
     if denoiser.flow:
-        notes = _check_fields(
-            config, read_json(config), traits.TRANSFORMERS[denoiser.reader], "diffusers", denoiser.reader
-        )
-        _check_channels(config, "transformer", read_json(config), denoiser.packed)
+        config = read_json(file)
+        notes = _check_fields(file, config, traits.TRANSFORMERS[denoiser.reader], "diffusers", denoiser.reader)
+        _check_channels(file, "transformer", config, denoiser.packed)
         notes += _check_flow_scheduler(folder / SCHEDULER)
     else:
-        notes = _check_unet(config) + _check_scheduler(folder / SCHEDULER)
+        notes = _check_unet(file) + _check_scheduler(folder / SCHEDULER)
     for encoder in architecture.encoders:
         file = folder / encoder.folder / "config.json"
         if file.is_file():  # Optimum's graphs do without

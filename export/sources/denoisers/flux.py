@@ -125,7 +125,7 @@ def _projected(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: t
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Return x [R, S, H, K], each pair of channels 2 k and 2 k + 1 turned by an angle of cos and sin [S, K/2]."""
-    pairs = x.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x, -1, (-1, 2))
     first, second = pairs[..., :1], pairs[..., 1:]  # slices, which can be differentiated and are no sums for a screen
     cos, sin = cos[:, None, :, None], sin[:, None, :, None]
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)

@@ -56,7 +56,8 @@ class _FusedJointAttention:
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         image = _projected(attn, hidden_states, ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k))
         if encoder_hidden_states is None:
-            alone: torch.Tensor = attn.to_out[0](fused(*image, attn.heads))
+            query, key, value = image
+            alone: torch.Tensor = attn.to_out[0](fused(query, key, value, attn.heads))
             return alone
         text = _projected(
             attn,

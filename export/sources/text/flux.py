@@ -18,8 +18,7 @@ class FluxTextEncoders(TextEncoders):
     def __init__(self, parts: Parts, lengths: Sequence[int], empty: npt.NDArray[np.int64] | None):
         super().__init__(empty)
         self.clip, self.t5 = parts.text_encoders
-        self._lengths = list(lengths)
-        self.tokens = lengths[1]
+        self._clip_tokens, self.tokens = lengths
         self.state_width = int(self.t5.config.d_model)
         self.pooled_width = int(self.clip.config.hidden_size)
 
@@ -28,7 +27,7 @@ class FluxTextEncoders(TextEncoders):
         self.t5.set_attn_implementation(WHOLE)
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        clip_ids, t5_ids = ids.split(self._lengths, dim=1)
+        clip_ids, t5_ids = ids[:, : self._clip_tokens], ids[:, self._clip_tokens :]
         pooled = self.clip(input_ids=clip_ids).pooler_output
         pooled = nn.functional.pad(pooled, (0, self.state_width - self.pooled_width))
         return torch.cat([self.t5(input_ids=t5_ids).last_hidden_state, pooled[:, None]], dim=1)

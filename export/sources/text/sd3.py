@@ -37,7 +37,7 @@ class SD3TextEncoders(TextEncoders):
             self.third.set_attn_implementation(WHOLE)
 
     def encode(self, ids: torch.Tensor) -> torch.Tensor:
-        first_ids, second_ids, *third_ids = ids.split(self._lengths, dim=1)
+        first_ids, second_ids, *third_ids = torch.split(ids, self._lengths, dim=1)
         first = self.first(input_ids=first_ids, output_hidden_states=True)
         second = self.second(input_ids=second_ids, output_hidden_states=True)
         clip = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)

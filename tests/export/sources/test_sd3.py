@@ -131,7 +131,7 @@ def test_sizes(checkpoint):
     }.items():
         with pytest.raises(ExportError, match=words):
             TorchCheckpoint(load(checkpoint, call=Call(size)))
-    refused(checkpoint, "--size is 100 × 128: give multiples of 8 pixels", call=Call((100, 128)))
+    refused(checkpoint, "--size is 128x100: give multiples of 8 pixels", call=Call((100, 128)))
 
 
 def test_other_pipelines_are_refused(tmp_path):
