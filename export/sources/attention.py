@@ -27,7 +27,8 @@ def causal_attention(
     transformers' own makes the mask anew from the batch's shape in every call, and torch's guards against rows that are
     masked whole, which a causal mask does not have: Shape, Where, IsNaN and Expand nodes that GPU runtimes cannot fuse.
     """
-    key, value = (one.repeat_interleave(query.shape[1] // one.shape[1], dim=1) for one in (key, value))
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     length = query.shape[2]
     mask = torch.full((length, length), torch.finfo(query.dtype).min).triu(1)
     weights = torch.softmax((query * scaling) @ key.transpose(-1, -2) + mask, dim=-1)
