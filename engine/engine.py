@@ -103,6 +103,19 @@ class Engine:
         """Conditional UNet evaluations per prompt: two timesteps times the draws."""
         return 2 * self.draws
 
+    @property
+    def first_word(self) -> int:
+        """The row of a prompt's first word among its states; those before it are the same in all prompts.
+
+        Of a template's ids the first have no states: those that are left when the rows and the template's end, whose
+        ids have room of their own, are taken away.
+        """
+        manifest = self.directory.manifest
+        if not manifest.masked:
+            return self.tokenizer.first_word
+        without = manifest.lengths(1)[0] - manifest.tokens - self.tokenizer.behind
+        return max(0, self.tokenizer.first_word - without)
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
         with CALLS:
@@ -129,7 +142,7 @@ class Engine:
     def embed(self, array: npt.NDArray[np.float32]) -> States:
         """Return prompt embeddings [B, L, D] as they are; raises ProviderError as `encode`."""
         self._check_process()
-        first = self.tokenizer.first_word
+        first = self.first_word
         empty = self._is_near(array[:, first], self._empty_states[first])  # few others pass even this far
         for prompt in np.flatnonzero(empty):
             empty[prompt] = self._is_near(array[prompt], self._empty_states).all()

@@ -33,8 +33,9 @@ class PromptTokenizer:
     Two of one model may differ in more than padding: where "!" is the padding, it is never part of a word.
 
     Attributes:
-        first_word: the place of a prompt's first word among its ids, and among its states: 1, behind BOS, or 0 where
-            the tokenizers add no BOS.
+        first_word: the place of a prompt's first word among its ids: 1, behind BOS, or 0 where the tokenizers add no
+            BOS; behind a template.
+        behind: how many ids stand behind a prompt's last word: 1, EOS, or a template's end.
     """
 
     def __init__(self, paths: Sequence[Path], lengths: Sequence[int]):
@@ -45,9 +46,8 @@ class PromptTokenizer:
         """
         self._tokenizers = [_load(path, length) for path, length in zip(paths, lengths, strict=True)]
         self._ends = list(accumulate(lengths))  # of each tokenizer's ids, side by side
-        # Of the empty prompt, all that is not padding is BOS, if there is one, and EOS.
-        firsts = [max(0, sum(tokenizer.encode("").attention_mask) - 1) for tokenizer in self._tokenizers]
-        self._firsts, self.first_word = firsts, firsts[0]
+        self._around = [_around(tokenizer) for tokenizer in self._tokenizers]
+        self.first_word, self.behind = self._around[0]
 
     def __call__(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers side by side, and whether each prompt was cut, bool [B].
@@ -67,6 +67,9 @@ class PromptTokenizer:
             for part in (read, *read.overflowing):
                 for i, ((start, end), special) in enumerate(zip(part.offsets, part.special_tokens_mask, strict=True)):
                     if not special:
+                        text = prompt[start:end]
+                        if text.strip():  # Qwen's tokens have the space before a word, too
+                            start += len(text) - len(text.lstrip())
                         found.append(TokenSpan(start, end, first + i if part is read else None))
             first += len(read.ids)
         return found
@@ -74,18 +77,29 @@ class PromptTokenizer:
     def only(self, ids: npt.NDArray[np.int64], kept: Sequence[int]) -> npt.NDArray[np.int64]:
         """Return the ids [T · L] of one prompt with all tokens masked but those in the places `kept`.
 
-        A masked token becomes padding, so that the others stay where they are; EOS follows the last that is kept.
+        A masked token becomes padding, so that the others stay where they are; EOS, or a template's end, follows the
+        last that is kept.
         """
         result: npt.NDArray[np.int64] = self([""])[0][0]  # BOS, EOS at the first word's place, padding
         begin = 0
-        for end, word in zip(self._ends, self._firsts, strict=True):
+        for end, (before, behind) in zip(self._ends, self._around, strict=True):
             own = [place for place in kept if begin <= place < end]
             if own:
-                eos, result[begin + word] = result[begin + word], result[end - 1]
+                word = begin + before
+                closing = result[word : word + behind].copy()
+                result[word : word + behind] = result[end - 1]
                 result[own] = ids[own]
-                result[max(own) + 1] = eos
+                result[max(own) + 1 : max(own) + 1 + behind] = closing
             begin = end
         return result
+
+
+def _around(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Return how many ids stand before a prompt's words, and behind them."""
+    special = sum(tokenizer.encode("").attention_mask)  # all of the empty prompt that is not padding
+    word = tokenizer.encode("a")
+    before = word.special_tokens_mask.index(0) if 0 in word.special_tokens_mask else max(0, special - 1)
+    return before, special - before
 
 
 def _load(path: Path, tokens: int) -> Tokenizer:

@@ -1,7 +1,7 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -276,22 +276,26 @@ class Detector:
 
     def score_embeddings(
         self,
-        states: npt.ArrayLike,
+        states: npt.ArrayLike | Sequence[npt.ArrayLike],
         pooled: npt.ArrayLike | None = None,
         *,
+        mask: npt.ArrayLike | None = None,
         alignment: Alignment | None = None,
         operands: Operands | None = None,
     ) -> Scores:
         """Like `score`, for prompt embeddings of this engine's text encoder (floats, converted to float32).
 
         Args:
-            states: [B, L, D], diffusers' `prompt_embeds`.
-            pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
+            states: [B, L, D], diffusers' `prompt_embeds`. Of models that read as many tokens as a prompt has, L may be
+                any up to the engine's, or this is a list of [n, D], as Z-Image's pipeline has it.
+            pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL and Stable Diffusion 3, and for no other model.
+            mask: [B, L], diffusers' `prompt_embeds_mask`, for Qwen-Image: 1 at tokens that are there, then 0. None: all
+                are there.
             alignment: as in `score`.
             operands: as in `score`.
 
         Raises:
-            InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
+            InputError: no numbers, other shapes, or no rows; pooled embeddings or a mask missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
 
         Examples:
@@ -303,7 +307,7 @@ class Detector:
             array([-11.44])
         """
         rule = self._rule.measuring(alignment, operands)
-        array = pack(self._info.manifest, states, pooled)
+        array = pack(self._info.manifest, states, pooled, mask)
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
         parts = [self._statistics(self._embed(batch), rule) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -9,7 +9,7 @@ tokenizers (engine/tokenizer.py).
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from memedge.export.sources.presets import OF_STABLE_DIFFUSION, Published
 
@@ -28,6 +28,8 @@ class Encoder:
         length: the most tokens that the pipeline gives it where nobody says; None: as many as its tokenizer says.
         optional: whether pipelines do without it.
         config: the name of transformers' class of its configuration.
+        template: what stands around prompts (templates.py): nothing, what the "pipeline" says, or the tokenizer's
+            "chat" template with the prompt as a user's only message.
     """
 
     folder: str
@@ -39,6 +41,7 @@ class Encoder:
     length: int | None = None
     optional: bool = False
     config: str = "CLIPTextConfig"
+    template: Literal["", "pipeline", "chat"] = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Denoiser:
         wrapper: the module and the class in export/sources/denoisers that make a plain torch module of it.
         flow: whether it was trained by flow matching.
         steps: of its sampler, where nobody says.
+        packed: how many latent pixels have their channels in its in_channels, where out_channels has those of one.
         even: whether the pipeline gives the sampler σ = 1, 1 − 1/steps, …, 1/steps, or leaves them to it.
     """
 
@@ -59,6 +63,7 @@ class Denoiser:
     wrapper: str = "unet.UNet"
     flow: bool = False
     steps: int = 28
+    packed: int = 1
     even: bool = False
 
 
@@ -188,6 +193,50 @@ ARCHITECTURES = (
         same_pipelines=("StableDiffusion3Img2ImgPipeline",),
         single_files=(),
         denoiser=Denoiser("transformer", "SD3Transformer2DModel", "sd3.SD3", flow=True),
+    ),
+    Architecture(
+        name="Qwen-Image",
+        encoders=(
+            Encoder(
+                "text_encoder",
+                "tokenizer",
+                "Qwen2_5_VLForConditionalGeneration",
+                kinds=("qwen2_5_vl",),
+                length=512,
+                config="Qwen2_5_VLConfig",
+                template="pipeline",
+            ),
+        ),
+        wrapper="qwen.Qwen25VL",
+        pipeline="QwenImagePipeline",
+        same_pipelines=("QwenImageImg2ImgPipeline",),
+        single_files=(),
+        denoiser=Denoiser(
+            *("transformer", "QwenImageTransformer2DModel", "qwen_image.QwenImage"),
+            flow=True,
+            steps=50,
+            packed=4,
+            even=True,
+        ),
+    ),
+    Architecture(
+        name="Z-Image",
+        encoders=(
+            Encoder(
+                "text_encoder",
+                "tokenizer",
+                "Qwen3Model",
+                kinds=("qwen3",),
+                length=512,
+                config="Qwen3Config",
+                template="chat",
+            ),
+        ),
+        wrapper="qwen.Qwen3",
+        pipeline="ZImagePipeline",
+        same_pipelines=("ZImageImg2ImgPipeline",),
+        single_files=(),
+        denoiser=Denoiser("transformer", "ZImageTransformer2DModel", "z_image.ZImage", flow=True, steps=50, even=True),
     ),
     Architecture(
         name="Flux.1",

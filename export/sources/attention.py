@@ -20,11 +20,15 @@ def causal_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention [B, L, H, K] over query, key and value [B, H, L, K], L known when it is traced.
+    """Return causal attention [B, L, H, K] over query [B, H, L, K], key and value, L known when it is traced.
+
+    Keys and values may have fewer heads, each of which is for as many of the query's.
 
     transformers' own makes the mask anew from the batch's shape in every call, and torch's guards against rows that are
     masked whole, which a causal mask does not have: Shape, Where, IsNaN and Expand nodes that GPU runtimes cannot fuse.
     """
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     length = query.shape[2]
     mask = torch.full((length, length), torch.finfo(query.dtype).min).triu(1)
     weights = torch.softmax((query * scaling) @ key.transpose(-1, -2) + mask, dim=-1)

@@ -40,7 +40,7 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
     if denoiser.flow:
         config = read_json(file)
         notes = _check_fields(file, config, traits.TRANSFORMERS[denoiser.reader], "diffusers", denoiser.reader)
-        _check_channels(file, "transformer", config)
+        _check_channels(file, "transformer", config, denoiser.packed)
         notes += _check_flow_scheduler(folder / SCHEDULER)
     else:
         notes = _check_unet(file) + _check_scheduler(folder / SCHEDULER)
@@ -163,8 +163,9 @@ def _check_unet(file: Path) -> list[str]:
     return notes
 
 
-def _check_channels(file: Path, network: str, config: Mapping[str, Any]) -> None:
+def _check_channels(file: Path, network: str, config: Mapping[str, Any], packed: int = 1) -> None:
     channels, out = config.get("in_channels"), config.get("out_channels")
+    out = packed * out if isinstance(out, int) else out
     if out != channels and not (network == "transformer" and out is None):  # then it is in_channels
         raise ExportError(
             f"The {network} of {file} takes {channels} channels and gives {out}: inpainting and image-to-image models "

@@ -16,6 +16,7 @@ from memedge.export.sources.architectures import ARCHITECTURES, Architecture, ar
 from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.check_traits import check_folder, check_index
 from memedge.export.sources.parts import Parts, hash_of
+from memedge.export.sources.templates import read_templates
 from memedge.wording import listed
 
 
@@ -41,13 +42,15 @@ def load(
         _module(folder, part, reader, names, allow_pickle, progress)
         for part, reader in zip(architecture.modules, readers, strict=True)
     )
+    own_tokenizers = tokenizers(folder, architecture)
     return Parts(
         id=name,
         sha256=hash_of((file, sha256(folder / file)) for file in files),
         architecture=architecture,
         denoiser=denoiser,
         text_encoders=text_encoders,
-        tokenizers=tokenizers(folder, architecture),
+        tokenizers=own_tokenizers,
+        templates=read_templates(architecture, own_tokenizers),
         scheduler=weights.read_json(folder / weights.SCHEDULER),
         zeros_for_empty=zeros_for_empty(folder, architecture),
         notes=notes,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedge.export.sources.architectures import Architecture
+from memedge.export.sources.templates import Template
 
 
 @dataclass
@@ -24,6 +25,7 @@ class Parts:
     scheduler: dict[str, Any]  # scheduler_config.json
     zeros_for_empty: bool  # whether ε_0 is of zeros, not of the empty prompt's states
     notes: tuple[str, ...]  # what is unusual, in sentences
+    templates: tuple[Template | None, ...] = ()  # what stands around prompts for each text encoder; left out: nothing
     lengths: tuple[int | None, ...] = ()  # the most tokens for each text encoder; None or left out: its tokenizer's own
     max_sequence_length: int | None = None  # what those lengths were said to be
     latent_size: tuple[int, int] | None = None  # height and width of the latents; None: the model's own

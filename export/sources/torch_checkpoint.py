@@ -33,7 +33,7 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         self.id, self.sha256, self.architecture = parts.id, parts.sha256, parts.architecture
         self.scheduler: Mapping[str, Any] = parts.scheduler
         self.notes = parts.notes
-        self.tokenizers, self.lengths = padding_tokenizers(parts.tokenizers, parts.lengths)
+        self.tokenizers, self.lengths = padding_tokenizers(parts.tokenizers, parts.lengths, parts.templates)
         empty = empty_ids(self.tokenizers) if parts.zeros_for_empty else None
         text = wrapper("text", self.architecture.wrapper)
         self._text_encoders: TextEncoders = text(parts, self.lengths, empty).eval()

@@ -172,6 +172,44 @@ TRANSFORMERS = {
     ),
 }
 
+_NOT_TEXT_TO_IMAGE = "it takes pictures besides the prompt"
+TRANSFORMERS |= {
+    "QwenImageTransformer2DModel": Table(
+        traits={
+            "guidance_embeds": Trait(OFF, "it is told a guidance scale"),
+            "zero_cond_t": Trait(OFF, _NOT_TEXT_TO_IMAGE),
+            "use_additional_t_cond": Trait(OFF, _NOT_TEXT_TO_IMAGE),
+            "use_layer3d_rope": Trait(OFF, "it makes layers of pictures"),
+            "patch_size": Trait((2,), "its tokens are of another size than its pipeline's"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels out_channels num_layers attention_head_dim num_attention_heads joint_attention_dim
+            axes_dims_rope pooled_projection_dim
+            """  # the last one once was, and is not read
+        ),
+        strict=True,
+    ),
+    "ZImageTransformer2DModel": Table(
+        traits={
+            "siglip_feat_dim": Trait((None,), _NOT_TEXT_TO_IMAGE),
+            "all_patch_size": Trait(((2,), [2]), "its tokens are of another size than its pipeline's"),
+            "all_f_patch_size": Trait(((1,), [1]), "its tokens are of several pictures"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels dim n_layers n_refiner_layers n_heads n_kv_heads norm_eps qk_norm cap_feat_dim rope_theta
+            t_scale axes_dims axes_lens
+            """
+        ),
+        strict=True,
+    ),
+}
+
 # Schedulers whose noise levels are those of a flow from noise to pictures.
 FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
 FLOW_SCHEDULER = Table(
@@ -230,6 +268,21 @@ TEXT_ENCODERS = {
         ),
         strict=False,
     ),
+}
+
+_OF_QWEN = _OF_TEXT | {
+    "use_sliding_window": Trait(OFF, "its tokens do not read all that stands before them"),
+    "layer_types": Trait((None, "full_attention"), "its tokens do not read all that stands before them"),
+}
+_QWEN = CLIP_TEXT.known | _names(
+    """
+    num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters sliding_window max_window_layers head_dim
+    attention_bias vision_start_token_id vision_end_token_id vision_token_id image_token_id video_token_id
+    """
+)
+TEXT_ENCODERS |= {
+    "Qwen2_5_VLConfig": Table(traits=_OF_QWEN, known=_QWEN, strict=False),
+    "Qwen3Config": Table(traits=_OF_QWEN, known=_QWEN, strict=False),
 }
 
 # model_index.json, but for the components that a family has (check_traits.py).

@@ -20,6 +20,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 )
 DENOISERS = ("unet", "transformer")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")

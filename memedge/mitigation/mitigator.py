@@ -218,7 +218,7 @@ class Mitigator:
         goal = Target(self.engine, loss, target)
         ids, truncated = self.engine.tokenize([prompt])
         own = self.engine.backend.memory.download(self.engine.encode(ids).tensor)[0]
-        words = slice(self.engine.tokenizer.first_word, None)  # BOS is the same in all prompts
+        words = slice(self.engine.first_word, None)  # BOS is the same in all prompts
         size = _length(own[words]) or 1.0  # the empty prompt's may all be zeros
         slope = np.float32(2 * distance_weight / size**2)
         best = now = before = goal.measure(own, 0)

@@ -155,3 +155,24 @@ def test_first_word(tmp_path, template, before):
     assert [token.place for token in ours.tokens("a b")] == [first, first + 1]
     assert ours.only(ids, [first + 1]).tolist() == [*before, 0, 3, 1, 0]
     assert ours.only(ids, []).tolist() == [*before, 1, 0, 0, 0]
+
+
+def test_template(tmp_path):
+    """Ids before and behind every prompt; what is masked leaves the template whole."""
+    tokenizer = Tokenizer(Unigram([("pad", 0.0), ("?", 0.0), ("a", -1.0), ("b", -1.0), ("c", -1.0)], unk_id=1))
+    parts = [
+        {"id": "before", "ids": [3, 4, 3], "tokens": ["b", "c", "b"]},
+        {"id": "behind", "ids": [4, 4], "tokens": ["c"] * 2},
+    ]
+    tokenizer.post_processor = TemplateProcessing(single=["before", "$A", "behind"], special_tokens=parts)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8, pad_id=0, pad_token="pad")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = PromptTokenizer([tmp_path / "tokenizer.json"], [8])
+    ids, cut = ours(["ab", "abba", ""])
+    assert ids.tolist() == [[3, 4, 3, 2, 3, 4, 4, 0], [3, 4, 3, 2, 3, 3, 4, 4], [3, 4, 3, 4, 4, 0, 0, 0]]
+    assert cut.tolist() == [False, True, False]
+    assert (ours.first_word, ours.behind) == (3, 2)
+    assert [token.place for token in ours.tokens("ab")] == [3, 4]
+    assert ours.only(ids[0], [4]).tolist() == [3, 4, 3, 0, 3, 4, 4, 0]
+    assert ours.only(ids[0], [3]).tolist() == [3, 4, 3, 2, 4, 4, 0, 0]

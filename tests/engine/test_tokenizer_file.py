@@ -37,6 +37,13 @@ def replace(pattern: dict, content: str = " ") -> dict:
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
+def template(ids: int) -> dict:
+    """A post-processor with so many ids before a prompt."""
+    token = {"id": "before", "ids": [1] * ids, "tokens": ["a"] * ids}
+    places = [{"SpecialToken": {"id": "before", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": places, "pair": places, "special_tokens": {"before": token}}
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -62,6 +69,8 @@ def replace(pattern: dict, content: str = " ") -> dict:
         put("pre_tokenizer/pretokenizers/0/behavior", "MergedWithPrevious"),
         put("pre_tokenizer", {"type": "UnicodeScripts"}),
         put("post_processor", None),
+        put("post_processor", template(257)),
+        put("post_processor", template(0)),
         put("post_processor", {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}),
         put("model/type", "WordPiece"),
         put("model/dropout", 0.5),

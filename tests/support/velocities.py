@@ -20,7 +20,8 @@ def load(folder: Path, **parts: None) -> Any:
         pipeline = DiffusionPipeline.from_pretrained(folder, **parts)
     pipeline.set_progress_bar_config(disable=True)
     config = pipeline.scheduler.config
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, shift=1.0, use_dynamic_shifting=False)
+    as_given = {"shift": 1.0, "use_dynamic_shifting": False, "shift_terminal": None}
+    pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, **as_given)
     return pipeline
 
 

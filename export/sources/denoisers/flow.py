@@ -19,13 +19,18 @@ class FlowTransformer(Denoiser):
         self.transformer = parts.denoiser
         self._tokens, self._pooled_width = tokens, pooled_width
 
+    def of_prompts(self, states: torch.Tensor) -> torch.Tensor:
+        """Return what `velocity` takes of states [B, K, D]: what is computed once for each prompt, whatever the row."""
+        return states
+
     def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Return v = noise − x₀ [R, C, H, W] as samplers step by it, for σ [R] and states [R, K, D]."""
+        """Return v = noise − x₀ [R, C, H, W] as samplers step by it, for σ [R] and of_prompts' states [R, K, D]."""
         raise NotImplementedError
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor | None = None
     ) -> torch.Tensor:
+        states = self.of_prompts(states)
         if prompt is not None:
             states = states.index_select(0, prompt)
         left = 1000 - timestep
