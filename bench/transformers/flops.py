@@ -1,4 +1,4 @@
-"""What a pass costs at the published sizes, and what there is to spare: counted on torch's meta device, without weights.
+"""What a pass costs at the published sizes, and what can be spared: counted on torch's meta device, without weights.
 
     python bench/transformers/flops.py
 
