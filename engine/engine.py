@@ -112,9 +112,12 @@ class Engine:
         """
         manifest = self.directory.manifest
         if not manifest.masked:
-            return self.tokenizer.first_word
-        without = manifest.lengths(1)[0] - manifest.tokens - self.tokenizer.behind
-        return max(0, self.tokenizer.first_word - without)
+            # Where one tokenizer's tokens alone have rows, as T5's of Flux, it is the last.
+            alone = len(manifest.token_lengths) > 1 and manifest.tokens == manifest.token_lengths[-1]
+            return self.tokenizer.around[-1 if alone else 0][0]
+        ((before, behind),) = self.tokenizer.around
+        without = manifest.lengths(1)[0] - manifest.tokens - behind
+        return max(0, before - without)
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""

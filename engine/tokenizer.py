@@ -33,9 +33,8 @@ class PromptTokenizer:
     Two of one model may differ in more than padding: where "!" is the padding, it is never part of a word.
 
     Attributes:
-        first_word: the place of a prompt's first word among its ids: 1, behind BOS, or 0 where the tokenizers add no
-            BOS; behind a template.
-        behind: how many ids stand behind a prompt's last word: 1, EOS, or a template's end.
+        around: of each tokenizer, how many ids stand before a prompt's first word, BOS or a template, and behind its
+            last one, EOS or a template's end.
     """
 
     def __init__(self, paths: Sequence[Path], lengths: Sequence[int]):
@@ -46,8 +45,7 @@ class PromptTokenizer:
         """
         self._tokenizers = [_load(path, length) for path, length in zip(paths, lengths, strict=True)]
         self._ends = list(accumulate(lengths))  # of each tokenizer's ids, side by side
-        self._around = [_around(tokenizer) for tokenizer in self._tokenizers]
-        self.first_word, self.behind = self._around[0]
+        self.around = [_around(tokenizer) for tokenizer in self._tokenizers]
 
     def __call__(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers side by side, and whether each prompt was cut, bool [B].
@@ -82,7 +80,7 @@ class PromptTokenizer:
         """
         result: npt.NDArray[np.int64] = self([""])[0][0]  # BOS, EOS at the first word's place, padding
         begin = 0
-        for end, (before, behind) in zip(self._ends, self._around, strict=True):
+        for end, (before, behind) in zip(self._ends, self.around, strict=True):
             own = [place for place in kept if begin <= place < end]
             if own:
                 word = begin + before

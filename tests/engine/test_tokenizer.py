@@ -149,7 +149,7 @@ def test_first_word(tmp_path, template, before):
     tokenizer.enable_padding(length=length, pad_id=0, pad_token="pad")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ours = PromptTokenizer([tmp_path / "tokenizer.json"], [length])
-    first, ids = ours.first_word, ours(["a b"])[0][0]
+    first, ids = ours.around[0][0], ours(["a b"])[0][0]
     assert first == len(before)
     assert ids.tolist() == [*before, 2, 3, 1, 0]
     assert [token.place for token in ours.tokens("a b")] == [first, first + 1]
@@ -172,7 +172,7 @@ def test_template(tmp_path):
     ids, cut = ours(["ab", "abba", ""])
     assert ids.tolist() == [[3, 4, 3, 2, 3, 4, 4, 0], [3, 4, 3, 2, 3, 3, 4, 4], [3, 4, 3, 4, 4, 0, 0, 0]]
     assert cut.tolist() == [False, True, False]
-    assert (ours.first_word, ours.behind) == (3, 2)
+    assert ours.around == [(3, 2)]
     assert [token.place for token in ours.tokens("ab")] == [3, 4]
     assert ours.only(ids[0], [4]).tolist() == [3, 4, 3, 0, 3, 4, 4, 0]
     assert ours.only(ids[0], [3]).tolist() == [3, 4, 3, 2, 4, 4, 0, 0]
