@@ -1,7 +1,5 @@
 """Prompt embeddings from outside, in the form that engines take them, and back."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,7 +9,7 @@ from memedge.engine.manifest import Manifest
 
 def pack(
     manifest: Manifest,
-    states: npt.ArrayLike | Sequence[npt.ArrayLike],
+    states: npt.ArrayLike,
     pooled: npt.ArrayLike | None,
     mask: npt.ArrayLike | None = None,
 ) -> npt.NDArray[np.float32]:
@@ -62,9 +60,7 @@ def unpack(
     return states, packed[..., -1, : manifest.pooled_width].copy() if manifest.pooled_width else None
 
 
-def _padded(
-    manifest: Manifest, states: npt.ArrayLike | Sequence[npt.ArrayLike], mask: npt.ArrayLike | None
-) -> npt.NDArray[np.float32]:
+def _padded(manifest: Manifest, states: npt.ArrayLike, mask: npt.ArrayLike | None) -> npt.NDArray[np.float32]:
     """Return states of several lengths as one array, zeros behind them, with the mask in its last column."""
     width = manifest.state_width - 1
     if isinstance(states, list | tuple) and mask is None:
@@ -72,7 +68,7 @@ def _padded(
         if not rows:
             raise InputError("There are no prompt embeddings: give at least one.")
     else:
-        array = _numbers(states, (None, width), "prompt embeddings")  # type: ignore[arg-type]  # no list
+        array = _numbers(states, (None, width), "prompt embeddings")
         rows = [one[:length] for one, length in zip(array, _lengths(mask, array), strict=True)]
     longest = max(map(len, rows))
     if longest > manifest.tokens:

@@ -1,7 +1,7 @@
 """The detector: prompts in, scores and verdicts out."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -276,7 +276,7 @@ class Detector:
 
     def score_embeddings(
         self,
-        states: npt.ArrayLike | Sequence[npt.ArrayLike],
+        states: npt.ArrayLike,
         pooled: npt.ArrayLike | None = None,
         *,
         mask: npt.ArrayLike | None = None,

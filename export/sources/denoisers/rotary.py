@@ -13,7 +13,7 @@ def turns_of(cosine: torch.Tensor, sine: torch.Tensor) -> Turns:
 def turned(states: torch.Tensor, turns: Turns) -> torch.Tensor:
     """Return states [R, S, heads, d], whose neighbouring channels are a plane, turned; angles are of [S] or [R, S]."""
     own, other = (one.unsqueeze(-3) for one in turns)
-    pairs = states.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(states, -1, (-1, 2))
     swapped = torch.cat([pairs[..., 1:], pairs[..., :1]], dim=-1)
     found: torch.Tensor = (pairs * own + swapped * other).flatten(-2)
     return found
