@@ -204,7 +204,7 @@ def _write_baseline(job: Job, model: Model, cached: Tensors) -> npt.NDArray[np.f
     """Write what no prompt changes, as the engine's own graphs compute it; return ε of the probes."""
     job.progress("caching the unconditional predictions")
     backend = OrtBackend(job.folder, cached, job.precision, HostMemory())
-    prediction = engine_epsilon(backend, model.ids if job.text_encoder else model.states, job.draws)
+    prediction = engine_epsilon(backend, model.ids, job.draws, None if job.text_encoder else model.states)
     tensors = {"sample": model.sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
     (job.folder / BASELINE).write_bytes(save(tensors))
     return prediction

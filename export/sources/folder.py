@@ -38,6 +38,7 @@ def load(
     notes = check_folder(folder, architecture)
     readers = [getattr(diffusers, architecture.denoiser.reader)]
     readers += [getattr(transformers, encoder.reader) for encoder in architecture.encoders]
+    denoiser: Any
     denoiser, *text_encoders = (
         _module(folder, part, reader, names, allow_pickle, progress)
         for part, reader in zip(architecture.modules, readers, strict=True)

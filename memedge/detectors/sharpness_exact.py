@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +41,7 @@ class ExactSharpness:
             InputError: the engine was made of another one.
         """
         manifest = engine.directory.manifest
-        self._unet = load_unet(engine.directory, checkpoint)
+        self._unet: Any = load_unet(engine.directory, checkpoint)
         self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])

@@ -8,6 +8,7 @@ from torch import nn
 from memedge.engine.errors import ExportError
 from memedge.export.sources.attention import fused
 from memedge.export.sources.denoisers.flow import FlowTransformer
+from memedge.export.sources.denoisers.rotary import Turns, turned, turns_of
 from memedge.export.sources.parts import Parts
 
 PATCH = 2  # latent pixels of an image token in each direction, packed by the pipeline
@@ -50,7 +51,7 @@ class Flux(FlowTransformer):
 
     def make_exportable(self) -> None:
         cos, sin = self.transformer.pos_embed(torch.cat([self.text_ids, self.image_ids]))
-        self.transformer.pos_embed = _Positions(cos[:, ::2], sin[:, ::2])  # both of a pair are turned by one angle
+        self.transformer.pos_embed = _Positions(turns_of(cos[:, ::2], sin[:, ::2]))  # a pair is turned by one angle
         for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
             block.attn.set_processor(_FusedRotaryAttention())
 
@@ -75,18 +76,14 @@ class Flux(FlowTransformer):
 
 
 class _Positions(nn.Module):
-    """The cosine and sine of all positions as constants, whatever the ids."""
+    """The turns of all positions, known beforehand, whatever the ids."""
 
-    cos: torch.Tensor  # [S, K/2]
-    sin: torch.Tensor
-
-    def __init__(self, cos: torch.Tensor, sin: torch.Tensor):
+    def __init__(self, turns: Turns):
         super().__init__()
-        self.register_buffer("cos", cos.contiguous())
-        self.register_buffer("sin", sin.contiguous())
+        self._turns = turns
 
-    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # noqa: ARG002  # diffusers passes it
-        return self.cos, self.sin
+    def forward(self, ids: torch.Tensor) -> Turns:  # noqa: ARG002  # diffusers passes it
+        return self._turns
 
 
 class _FusedRotaryAttention:
@@ -101,7 +98,7 @@ class _FusedRotaryAttention:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,  # noqa: ARG002  # pipelines have none
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        image_rotary_emb: Turns | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         assert image_rotary_emb is not None
         parts = [_projected(attn, hidden_states, ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k))]
@@ -109,7 +106,7 @@ class _FusedRotaryAttention:
             names, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), (attn.norm_added_q, attn.norm_added_k)
             parts.insert(0, _projected(attn, encoder_hidden_states, names, norms))
         query, key, value = (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
-        query, key = (rotated(one, *image_rotary_emb).flatten(-2) for one in (query, key))
+        query, key = (turned(one, image_rotary_emb).flatten(-2) for one in (query, key))
         result = fused(query, key, value.flatten(-2), attn.heads)
         if encoder_hidden_states is None:
             return result
@@ -121,11 +118,3 @@ def _projected(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: t
     """Return query, key and value [R, S, H, K]; the first two normalised."""
     found = [getattr(attn, name)(states).unflatten(-1, (attn.heads, -1)) for name in names]
     return [norms[0](found[0]), norms[1](found[1]), found[2]]
-
-
-def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Return x [R, S, H, K], each pair of channels 2 k and 2 k + 1 turned by an angle of cos and sin [S, K/2]."""
-    pairs = torch.unflatten(x, -1, (-1, 2))
-    first, second = pairs[..., :1], pairs[..., 1:]  # slices, which can be differentiated and are no sums for a screen
-    cos, sin = cos[:, None, :, None], sin[:, None, :, None]
-    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).flatten(-2)

@@ -98,7 +98,7 @@ def test_refused(model, tmp_path):
     for path in pickled.glob("unet/*.safetensors"):
         path.unlink()
     (tmp_path / "flux").mkdir()
-    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
     (tmp_path / "flux" / "ae.safetensors").touch()
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "v1.safetensors").touch()
@@ -117,7 +117,7 @@ def test_refused(model, tmp_path):
         [*results, gated, offline, unreachable],
         [
             "org/pickled holds its unet only as unet/diffusion_pytorch_model.bin, which is a pickle",
-            "org/flux is a FluxPipeline, as its model_index.json says: memedge exports Stable Diffusion",
+            "org/flux is a FluxFillPipeline, as its model_index.json says: memedge exports Stable Diffusion",
             "holds no unet folder, so it is not a diffusers-format model: if v1.safetensors is a whole checkpoint",
             "There is no org/absent, neither here nor on the hub",
             "There is no org/--bad..name",
