@@ -41,8 +41,9 @@ class ExactSharpness:
             InputError: the engine was made of another one.
         """
         manifest = engine.directory.manifest
-        self._unet: Any = load_unet(engine.directory, checkpoint)
-        self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
+        self._unet = load_unet(engine.directory, checkpoint)
+        unet: Any = self._unet.unet
+        unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])
         self._timestep = manifest.timesteps[0]
