@@ -1,23 +1,39 @@
-"""A small Stable Diffusion 3.5 with random weights, in the public layout of its medium size.
+"""A Stable Diffusion 3.5 with random weights, in the public layout of its medium size.
 
-    python bench/transformers/sd3.py FOLDER
+    python bench/transformers/sd3.py FOLDER [--full]
 
 Thinner and fewer layers, smaller pictures, and tokenizers with small vocabularies; nothing of its pictures means
-anything.
+anything. With --full it has the published sizes, but for T5, which it comes without: 6 GB of disk, in bf16.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import small
 import torch
 from diffusers import SD3Transformer2DModel
 
+sys.path.append(str(Path(__file__).parents[1]))
+
+from architectures import CLIP_L, OPEN_CLIP_BIG_G
+
 PUBLISHED = {  # but for its sizes
     "in_channels": 16,
     "out_channels": 16,
     "patch_size": 2,
     "qk_norm": "rms_norm",
+}
+MEDIUM = {
+    "sample_size": 128,
+    "pos_embed_max_size": 384,
+    "num_layers": 24,
+    "dual_attention_layers": tuple(range(13)),
+    "num_attention_heads": 24,
+    "attention_head_dim": 64,
+    "caption_projection_dim": 1536,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 2048,
 }
 SMALL = {
     "sample_size": 16,
@@ -32,7 +48,7 @@ SMALL = {
 }
 
 
-def build(folder: Path, seed: int = 0, *, t5: bool = True, medium: bool = True) -> Path:
+def build(folder: Path, seed: int = 0, *, t5: bool = True, medium: bool = True, full: bool = False) -> Path:
     """Write the pipeline, and return its folder.
 
     Args:
@@ -40,16 +56,21 @@ def build(folder: Path, seed: int = 0, *, t5: bool = True, medium: bool = True) 
         seed: of its weights.
         t5: with its third text encoder, which pipelines may do without.
         medium: as 3.5's medium size; else as 3.0's, without norms of keys and queries, and without dual attention.
+        full: of the published sizes, in bf16.
     """
     torch.manual_seed(seed)
-    small.write_clip(folder, "", small.CLIP_L, small.vocabularies.END, projection=True)
-    small.write_clip(folder, "_2", small.CLIP_G, "!", projection=True)
+    dtype = torch.bfloat16 if full else torch.float32
+    clips = (CLIP_L, OPEN_CLIP_BIG_G) if full else (small.CLIP_L, small.CLIP_G)
+    small.write_clip(folder, "", clips[0], small.vocabularies.END, projection=True, dtype=dtype)
+    small.write_clip(folder, "_2", clips[1], "!", projection=True, dtype=dtype)
     if t5:
         small.write_t5(folder, "_3", SMALL["joint_attention_dim"])
-    config = {**PUBLISHED, **SMALL} | ({} if medium else {"qk_norm": None, "dual_attention_layers": ()})
-    transformer = SD3Transformer2DModel(**config)
+    config = {**PUBLISHED, **(MEDIUM if full else SMALL)}
+    config |= {} if medium else {"qk_norm": None, "dual_attention_layers": ()}
+    transformer = SD3Transformer2DModel(**config).to(dtype)
     small.raise_guidance(transformer, 8)
     transformer.save_pretrained(folder / "transformer")
+    del transformer
     small.write_vae(folder, 1.5305, 0.0609)
     small.write_scheduler(folder, shift=3.0)
     third = ("transformers", "T5EncoderModel"), ("transformers", "T5TokenizerFast")
@@ -71,4 +92,6 @@ def build(folder: Path, seed: int = 0, *, t5: bool = True, medium: bool = True) 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    build(parser.parse_args().folder)
+    parser.add_argument("--full", action="store_true")
+    arguments = parser.parse_args()
+    build(arguments.folder, t5=not arguments.full, full=arguments.full)

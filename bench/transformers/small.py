@@ -21,15 +21,21 @@ T5_XXL = {
 }
 
 
-def write_clip(folder: Path, suffix: str, config: dict[str, Any], padding: str, projection: bool) -> None:
+def write_clip(
+    folder: Path,
+    suffix: str,
+    config: dict[str, Any],
+    padding: str,
+    projection: bool,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Write a text encoder of CLIP's kind and its tokenizer."""
     vocabularies.clip(folder / f"tokenizer{suffix}", padding)
     small = {"intermediate_size": 64, "num_attention_heads": 2, "initializer_factor": 1.0}
     ids = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as published, and not the tokenizer's
     text = CLIPTextConfig(**{**small, **config}, vocab_size=49408, max_position_embeddings=77, **ids)
-    (CLIPTextModelWithProjection if projection else CLIPTextModel)(text).save_pretrained(
-        folder / f"text_encoder{suffix}"
-    )
+    model = (CLIPTextModelWithProjection if projection else CLIPTextModel)(text)
+    model.to(dtype).save_pretrained(folder / f"text_encoder{suffix}")
 
 
 def write_t5(folder: Path, suffix: str, width: int) -> None:
