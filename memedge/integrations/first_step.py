@@ -42,8 +42,7 @@ class FirstStep:
         cond, uncond = call.cond.contiguous().cpu(), call.uncond().contiguous().cpu()
         if cond.ndim == 3:  # packed into tokens, [N, S, D]
             cond, uncond = cond[:, None], uncond[:, None]
-        kind = "epsilon" if self._prediction_type == "flow" else self._prediction_type  # either is as it is predicted
-        stats = guidance_stats(cond, uncond, prediction_type=kind, alpha_cumprod=self._alpha_cumprod())
+        stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
         self._norms = stats.norm.reshape(self._prompts, -1).mean(1)
         if self._stop and self.over().all():
             raise AllOver
