@@ -26,8 +26,6 @@ ENCODED = (
 )
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
 NEGATIVE = (*TEXTS[3:], *ENCODED[3:])
-# What the conditional half is made from; a mask stays, as pipelines leave it out where all is there.
-PER_PROMPT = (*TEXTS[:3], "prompt_embeds", "pooled_prompt_embeds")
 
 
 class Embeddings(NamedTuple):
@@ -148,17 +146,20 @@ class Call:
                 own[: len(values)] = own.new_tensor(values)  # behind them are zeros
 
     def replace(self, rows: Sequence[int], donor: int) -> None:
-        """Put one of several prompts in the place of others.
+        """Put one of several prompts in the place of others, after `use_embeddings`.
 
-        The batch keeps its shape and its order, and so all others get the same random numbers and the same pictures.
+        The batch keeps its shape, its mask and its order, so that all others get the same random numbers, the same
+        arithmetic and the same pictures: what is as long as its prompt is repeated, or cut, to the other's length.
         """
-        for name in PER_PROMPT:
+        import torch
+
+        for name in ("prompt_embeds", "pooled_prompt_embeds"):
             values = self.get(name)
-            if values is None or isinstance(values, str) or len(values) != len(self.prompts):
+            if values is None:
                 continue
-            changed = list(values) if isinstance(values, list) else values.clone()
+            changed, own = list(values) if self._family.lists else values.clone(), values[donor]
             for row in rows:
-                changed[row] = values[donor]
+                changed[row] = own[torch.arange(len(values[row])) % len(own)]
             self._bound.arguments[name] = changed
 
     def only(self, images: Sequence[int]) -> "Call":
