@@ -4,24 +4,36 @@ import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs, check_scale
+from memedge.integrations.denoiser_calls import AllOver, DenoiserCall, DenoiserCalls
 from memedge.integrations.family import family_of
-from memedge.integrations.unet_calls import AllOver, UNetCall, UNetCalls
 from memedge.prompts.text import checked_prompts
 
 ADAPTERS = tuple(f"{sign}ip_adapter_image{kind}" for sign in ("", "negative_") for kind in ("", "_embeds"))
-Embeddings = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]  # [B, L, D], and pooled ones, [B, P]
-
-ENCODED = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+ENCODED = (
+    "prompt_embeds",
+    "prompt_embeds_mask",
+    "pooled_prompt_embeds",
+    "negative_prompt_embeds",
+    "negative_prompt_embeds_mask",
+    "negative_pooled_prompt_embeds",
+)
 TEXTS = ("prompt", "prompt_2", "prompt_3", "negative_prompt", "negative_prompt_2", "negative_prompt_3")
-NEGATIVE = (*TEXTS[3:], "negative_prompt_embeds", "negative_pooled_prompt_embeds")
-PER_PROMPT = (*TEXTS[:3], "prompt_embeds", "pooled_prompt_embeds")  # what the conditional half is made from
+NEGATIVE = (*TEXTS[3:], *ENCODED[3:])
+
+
+class Embeddings(NamedTuple):
+    """What prompts are generated from, as `score_embeddings` takes it: [B, L, D] or a list of [n, D]."""
+
+    states: npt.NDArray[np.float32] | list[npt.NDArray[np.float32]]
+    pooled: npt.NDArray[np.float32] | None  # [B, P]
+    mask: npt.NDArray[np.float32] | None  # [B, L]
 
 
 class Call:
@@ -50,8 +62,9 @@ class Call:
             raise InputError("Give either prompt or prompt_embeds, and not both: one of them says what to generate.")
         if not isinstance(prompt, str | list | None):
             raise InputError(f"The prompt is {type(prompt).__name__}: give a string, a list of them, or prompt_embeds.")
-        if not (embeddings is None or hasattr(embeddings, "detach")):
-            raise InputError(f"prompt_embeds is {type(embeddings).__name__}: give a torch tensor, as to the pipeline.")
+        if not (embeddings is None or _are_tensors(embeddings, self._family.lists)):
+            wanted = "a list of torch tensors" if self._family.lists else "a torch tensor"
+            raise InputError(f"prompt_embeds is {type(embeddings).__name__}: give {wanted}, as to the pipeline.")
         self._check_guides()
         given = self._bound.arguments.items()
         self._negative = any(value is not None for name, value in given if name.startswith("negative_"))
@@ -70,7 +83,7 @@ class Call:
                 f"{type(self._pipe).__name__} makes no unguided prediction without a negative prompt, and {needs.what} "
                 f'needs one: give a negative_prompt, be it "", with {self._family.scale} above 1, or {needs.instead}.'
             )
-        check_scale(self.get(self._family.scale), needs, self._family.scale)
+        check_scale(self.get(self._family.scale), needs, self._family.scale, self._family.above)
 
     def get(self, name: str) -> Any:
         """Return an argument, its default, or None if the pipeline has none of that name."""
@@ -78,16 +91,22 @@ class Call:
             return self._bound.arguments[name]
         return self._names[name].default if name in self._names else None
 
-    def embeddings(self, rows: Sequence[int] | slice = slice(None)) -> Embeddings:
-        """Return the prompts' embeddings as the pipeline is given them, after `use_embeddings`."""
+    def embeddings(self, rows: Sequence[int] | None = None) -> Embeddings:
+        """Return all prompts' embeddings, or some, as the pipeline is given them, after `use_embeddings`."""
+        rows = range(len(self.prompts)) if rows is None else rows
         states, pooled = self.get("prompt_embeds"), self.get("pooled_prompt_embeds")
-        return _numpy(states)[rows], None if pooled is None else _numpy(pooled)[rows]
+        mask = self.get("prompt_embeds_mask")
+        return Embeddings(
+            [_numpy(states[row]) for row in rows] if self._family.lists else _numpy(states)[rows],
+            None if pooled is None else _numpy(pooled)[rows],
+            None if mask is None else _numpy(mask)[rows],
+        )
 
     def empty(self) -> tuple[Any, Any] | None:
         """Return what the pipeline takes where no negative prompt is given: embeddings [B, L, D], and pooled ones.
 
-        Tensors, and None for pooled ones in models without. None if nothing negative is given, be it a size of SDXL's:
-        then the pipeline's own call has them.
+        Tensors, or a list of [n, D], and None for pooled ones in models without. None if nothing negative is given, be
+        it a size of SDXL's: then the pipeline's own call has them.
         """
         if not self._negative or self._negative_is_empty():
             return None
@@ -120,24 +139,27 @@ class Call:
             self._bound.arguments.pop(name, None)
 
     def set_embeddings(self, row: int, states: npt.NDArray[np.float32], pooled: npt.NDArray[np.float32] | None) -> None:
-        """Set one prompt's embeddings, [L, D] and [P], after `use_embeddings`."""
+        """Set one prompt's embeddings, [L, D] or [n, D], and [P], after `use_embeddings`."""
         for name, values in (("prompt_embeds", states), ("pooled_prompt_embeds", pooled)):
             if values is not None:
-                tensor = self._bound.arguments[name]
-                tensor[row] = tensor.new_tensor(values)
+                own = self._bound.arguments[name][row]
+                own[: len(values)] = own.new_tensor(values)  # behind them are zeros
 
     def replace(self, rows: Sequence[int], donor: int) -> None:
-        """Put one of several prompts in the place of others.
+        """Put one of several prompts in the place of others, after `use_embeddings`.
 
-        The batch keeps its shape and its order, and so all others get the same random numbers and the same pictures.
+        The batch keeps its shape, its mask and its order, so that all others get the same random numbers, the same
+        arithmetic and the same pictures: what is as long as its prompt is repeated, or cut, to the other's length.
         """
-        for name in PER_PROMPT:
+        import torch
+
+        for name in ("prompt_embeds", "pooled_prompt_embeds"):
             values = self.get(name)
-            if values is None or isinstance(values, str) or len(values) != len(self.prompts):
+            if values is None:
                 continue
-            changed = list(values) if isinstance(values, list) else values.clone()
+            changed, own = list(values) if self._family.lists else values.clone(), values[donor]
             for row in rows:
-                changed[row] = values[donor]
+                changed[row] = own[torch.arange(len(values[row])) % len(own)]
             self._bound.arguments[name] = changed
 
     def only(self, images: Sequence[int]) -> "Call":
@@ -170,11 +192,11 @@ class Call:
             bound.arguments["num_images_per_prompt"] = 1
         return self._pipe(*bound.args, **bound.kwargs)
 
-    def watched(self, needs: Needs, watchers: Sequence[Callable[[UNetCall], None]]) -> Any:
+    def watched(self, needs: Needs, watchers: Sequence[Callable[[DenoiserCall], None]]) -> Any:
         """Call the pipeline while functions see its denoiser's calls; returns None if one of them raised AllOver."""
         output = None
         try:
-            with UNetCalls(self._pipe, len(self.prompts), self.images, needs, watchers, empty=self.empty()):
+            with DenoiserCalls(self._pipe, len(self.prompts), self.images, needs, watchers, empty=self.empty()):
                 output = self.run()
         except AllOver:
             pass
@@ -197,9 +219,13 @@ class Call:
         }
         wanted = _parameters(self._pipe)
         given = {name: own[name] if name in own else self.get(name) for name in wanted if name in {*own, *self._names}}
+        # Z-Image writes into the lists that it is given.
+        given = {name: list(value) if isinstance(value, list) else value for name, value in given.items()}
         with torch.no_grad():
-            made = self._pipe.encode_prompt(**given)
-        return {name: tensor for name, tensor in zip(self._family.encoded, made, strict=False) if tensor is not None}
+            made = dict(zip(self._family.encoded, self._pipe.encode_prompt(**given), strict=False))
+        if "prompt_embeds_mask" in made and made["prompt_embeds_mask"] is None:  # without, the pipeline warns
+            made["prompt_embeds_mask"] = made["prompt_embeds"].new_ones(made["prompt_embeds"].shape[:2]).long()
+        return {name: tensor for name, tensor in made.items() if tensor is not None}
 
     def _check_guides(self) -> None:
         """Raise InputError if something but the prompts says what is generated, or changes it under way."""
@@ -242,6 +268,13 @@ def _numpy(tensor: Any) -> npt.NDArray[np.float32]:
     """Return a torch tensor of any floating type, on any device, as float32."""
     array: npt.NDArray[np.float32] = tensor.detach().float().cpu().numpy()
     return array
+
+
+def _are_tensors(embeddings: Any, lists: bool) -> bool:
+    """Return whether embeddings are a torch tensor, or a list of them."""
+    if lists != isinstance(embeddings, list):
+        return False
+    return all(hasattr(one, "detach") for one in (embeddings if lists else [embeddings]))
 
 
 def _listed(prompt: Any) -> list[Any]:

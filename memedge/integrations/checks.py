@@ -83,10 +83,10 @@ def check_calls(pipe: Any, needs: Needs) -> None:
         )
 
 
-def check_scale(scale: Any, needs: Needs, name: str = "guidance_scale") -> None:
+def check_scale(scale: Any, needs: Needs, name: str = "guidance_scale", above: int = 1) -> None:
     """Raise InputError unless a call's guidance scale, of that name, is one at which diffusers guides."""
-    if not (scale or 0) > 1:
+    if not (scale or 0) > above:
         raise InputError(
-            f"{name} is {scale}, so there is no guidance, which {needs.what} needs: give more than 1, or "
+            f"{name} is {scale}, so there is no guidance, which {needs.what} needs: give more than {above}, or "
             f"{needs.instead}."
         )

@@ -14,7 +14,7 @@ import numpy as np
 
 from memedge.detector import Detector
 from memedge.engine.errors import InputError, not_installed
-from memedge.integrations.call import Call, Embeddings
+from memedge.integrations.call import Call
 from memedge.integrations.checks import (
     FIRST_STEP,
     STEER,
@@ -81,9 +81,9 @@ def guard(
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; from a picture and with a ControlNet too,
-            but not with `first_step`. Or of Stable Diffusion 3, 3.5 or Flux.1 from text, with the scheduler, the size
-            and the `max_sequence_length` that the engine was exported with; not with `monitor`, and not to steer. A
-            class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
+            but not with `first_step`. Or of Stable Diffusion 3, 3.5, Flux.1, Qwen-Image or Z-Image from text, with the
+            scheduler, the size and the `max_sequence_length` that the engine was exported with; not with `monitor`, and
+            not to steer. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
@@ -239,9 +239,8 @@ class GuardedPipeline:
         family.check_call(self._pipe, call.get, self._detector.info.manifest)
         check_same_model(self._pipe, self._detector, call.get(family.attention))
         call.use_embeddings()
-        embeddings = call.embeddings()
-        alike = read_alike(call.prompts, embeddings, self._detector, str(family.denoiser(self._pipe).dtype))
-        verdicts = self._judge(call, embeddings, alike)
+        alike = read_alike(call.prompts, call.embeddings(), self._detector, str(family.denoiser(self._pipe).dtype))
+        verdicts = self._judge(call, alike)
         if self._mitigator is not None:
             self._mitigate(call, self._mitigator, verdicts, alike)
         blocked = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
@@ -255,7 +254,7 @@ class GuardedPipeline:
             return self._steered(call, call.watched(STEER, [steering]), verdicts, steering)
         return GuardedOutput.assemble(call.run(), verdicts, kept(verdicts, call.images))
 
-    def _judge(self, call: Call, embeddings: Embeddings, alike: list[bool]) -> list[GuardVerdict]:
+    def _judge(self, call: Call, alike: list[bool]) -> list[GuardVerdict]:
         """Return a verdict for each prompt; those that may yet be mitigated are "blocked"."""
         verdicts: list[GuardVerdict | None] = [None] * len(call.prompts)
         text = [row for row, same in enumerate(alike) if same]
@@ -265,8 +264,8 @@ class GuardedPipeline:
                 verdicts[row] = GuardVerdict(v.prompt, action, v.score, v.norm, v.threshold, v.reason)
         other = [row for row, same in enumerate(alike) if not same]
         if other:
-            states, pooled = embeddings
-            scores = self._detector.score_embeddings(states[other], None if pooled is None else pooled[other])
+            states, pooled, mask = call.embeddings(other)
+            scores = self._detector.score_embeddings(states, pooled, mask=mask)
             for place, row in enumerate(other):
                 verdicts[row] = judged(scores, place, call.prompts[row], self._over)
         beside = beside_the_weights(self._pipe)
@@ -287,7 +286,8 @@ class GuardedPipeline:
         for row in rows:
             call.set_embeddings(row, results[call.prompts[row]].states, results[call.prompts[row]].pooled)
         # As the pipeline takes them, in its own precision, and by the caller's own detector.
-        scores = self._detector.score_embeddings(*call.embeddings(rows))
+        states, pooled, mask = call.embeddings(rows)
+        scores = self._detector.score_embeddings(states, pooled, mask=mask)
         for position, row in enumerate(rows):
             verdicts[row] = mitigated(verdicts[row], results[call.prompts[row]], scores, position)
 

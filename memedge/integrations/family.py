@@ -27,7 +27,10 @@ class Family:
         repeats: whether the pipeline repeats embeddings that it is given, for each of a prompt's images.
         adapter: the denoiser's attribute that an IP-Adapter sets.
         scale: the call's argument of classifier-free guidance.
+        above: the largest value of it at which the pipeline does not guide.
         apart: whether the conditional half is a call of its own, before the other one, and its embeddings too.
+        cond_first: whether the conditional half stands before the other one in a call of both.
+        lists: whether embeddings are a list of [n, D], as long as prompts are.
         encoded: what encode_prompt returns, in its order, as far as it has that much.
     """
 
@@ -38,7 +41,10 @@ class Family:
     repeats = True
     adapter = "encoder_hid_proj"
     scale = "guidance_scale"
+    above = 1
     apart = False
+    cond_first = False
+    lists = False
     encoded: tuple[str, ...] = (
         "prompt_embeds",
         "negative_prompt_embeds",
@@ -80,10 +86,20 @@ class Family:
         """Return the latents of all rows and the timestep that the sampler called the denoiser with."""
         return args[0], float(args[1] if len(args) > 1 else kwargs["timestep"])
 
-    def guides(self, kwargs: dict[str, Any]) -> bool:
-        """Return whether a call of the denoiser is one of the sampler's with classifier-free guidance."""
-        del kwargs
+    def guides(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> bool:
+        """Return whether a call of the denoiser is one of the sampler's with classifier-free guidance.
+
+        Args:
+            args: the call's.
+            kwargs: the call's.
+            images: how many the pipeline makes.
+        """
+        del args, kwargs, images
         return True
+
+    def predictions(self, output: Any) -> Any:
+        """Return what the denoiser gave, a row each, as one tensor: ε, or v as samplers step by it."""
+        return output[0]
 
     def with_empty(
         self,
@@ -151,8 +167,9 @@ class StableDiffusion3(Family):
 
     def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
         super().check_call(pipe, get, manifest)
-        check_size(pipe, get, manifest)
-        check_length(get, manifest.tokens - pipe.tokenizer_max_length)  # behind CLIP's
+        check_size(get, manifest, pipe.vae_scale_factor, pipe.default_sample_size)
+        if get("prompt_embeds") is None:
+            check_length(get, manifest.tokens - pipe.tokenizer_max_length)  # behind CLIP's
         mu, shift = get("mu"), manifest.flow and manifest.flow.mu
         if mu is not None and shift is not None and mu != shift:
             raise InputError(f"mu is {mu}, and that of the engine's size is {shift:g}: leave it out.")
@@ -161,7 +178,8 @@ class StableDiffusion3(Family):
         del args
         return kwargs["hidden_states"], float(kwargs["timestep"][0])
 
-    def guides(self, kwargs: dict[str, Any]) -> bool:
+    def guides(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> bool:
+        del args, images
         return kwargs.get("skip_layers") is None  # skip-layer guidance calls once more in some steps
 
     def with_empty(
@@ -216,8 +234,9 @@ class Flux(Family):
 
     def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
         super().check_call(pipe, get, manifest)
-        check_size(pipe, get, manifest)
-        check_length(get, manifest.tokens)
+        check_size(get, manifest, pipe.vae_scale_factor, pipe.default_sample_size)
+        if get("prompt_embeds") is None:
+            check_length(get, manifest.tokens)
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         del args
@@ -258,8 +277,129 @@ class Flux(Family):
         return pipe._unpack_latents(prediction[0], scale * height, scale * width, scale)
 
 
+class QwenImage(Family):
+    """Qwen-Image: packed latents; a second call as Flux's; embeddings filled up to the longest, with a mask."""
+
+    part = "transformer"
+    network = "transformer"
+    flow = True
+    attention = "attention_kwargs"
+    scale = "true_cfg_scale"
+    apart = True
+    encoded = ("prompt_embeds", "prompt_embeds_mask")
+
+    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
+        config = pipe.transformer.config
+        return [
+            ("prediction type", "flow", manifest.prediction_type),
+            ("number of latent channels", config.in_channels // PATCH**2, manifest.latent_shape[0]),
+            ("width of prompt embeddings", config.joint_attention_dim, manifest.state_width - 1),  # but for the mask
+            ("input for the guidance scale", bool(config.guidance_embeds), manifest.guidance is not None),
+            *noise_facts(pipe, manifest),
+        ]
+
+    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
+        super().check_call(pipe, get, manifest)
+        check_size(get, manifest, pipe.vae_scale_factor, pipe.default_sample_size)
+        check_length(get, manifest.tokens)  # to which given embeddings are cut too
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        del args
+        return kwargs["hidden_states"], 1000 * float(kwargs["timestep"][0])
+
+    def with_empty(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: Sequence[int],
+        prompts: Sequence[int],
+        empty: tuple[Any, Any],
+    ) -> Arguments:
+        own = {name: kwargs[name][rows] for name in ("hidden_states", "timestep")}
+        states = {"encoder_hidden_states": empty[0][prompts], "encoder_hidden_states_mask": None}  # all are as long
+        return args, dict(kwargs, **own, **states)
+
+    def predict(
+        self, pipe: Any, manifest: Manifest, sample: Any, timesteps: Any, states: Any, pooled: Any, attention: Any
+    ) -> Any:
+        del manifest, pooled
+        rows, channels, height, width = sample.shape
+        prediction = pipe.transformer(
+            hidden_states=pipe._pack_latents(sample, rows, channels, height, width),
+            timestep=timesteps.to(sample.dtype) / 1000,
+            encoder_hidden_states=states,
+            img_shapes=[[(1, height // PATCH, width // PATCH)]] * rows,
+            attention_kwargs=attention,
+            return_dict=False,
+        )
+        scale = pipe.vae_scale_factor
+        return pipe._unpack_latents(prediction[0], scale * height, scale * width, scale)[:, :, 0]
+
+
+class ZImage(Family):
+    """Z-Image: lists of latents and of embeddings, by position; times 1 − σ; −v; and [cond; uncond] in one call."""
+
+    part = "transformer"
+    network = "transformer"
+    flow = True
+    attention = "joint_attention_kwargs"
+    above = 0
+    cond_first = True
+    lists = True
+
+    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
+        config = pipe.transformer.config
+        return [
+            ("prediction type", "flow", manifest.prediction_type),
+            ("number of latent channels", config.in_channels, manifest.latent_shape[0]),
+            ("width of prompt embeddings", config.cap_feat_dim, manifest.state_width - 1),  # but for the mask
+            *noise_facts(pipe, manifest),
+        ]
+
+    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
+        super().check_call(pipe, get, manifest)
+        check_size(get, manifest, pipe.vae_scale_factor, 1024 // pipe.vae_scale_factor)
+        if get("prompt_embeds") is None:
+            check_length(get, manifest.tokens)
+
+    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
+        del kwargs
+        return _joined(args[0]), 1000 * (1 - float(args[1][0]))
+
+    def guides(self, args: tuple[Any, ...], kwargs: dict[str, Any], images: int) -> bool:
+        del kwargs
+        return len(args[0]) != images  # cfg_truncation leaves the other half out
+
+    def predictions(self, output: Any) -> Any:
+        return -_joined(output[0])
+
+    def with_empty(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rows: Sequence[int],
+        prompts: Sequence[int],
+        empty: tuple[Any, Any],
+    ) -> Arguments:
+        own = [args[0][row] for row in rows], args[1][rows], [empty[0][prompt] for prompt in prompts]
+        return own, kwargs
+
+    def predict(
+        self, pipe: Any, manifest: Manifest, sample: Any, timesteps: Any, states: Any, pooled: Any, attention: Any
+    ) -> Any:
+        del manifest, pooled
+        latents, times = list(sample[:, :, None]), (1000 - timesteps) / 1000
+        output = pipe.transformer(latents, times, list(states), joint_attention_kwargs=attention, return_dict=False)
+        return self.predictions(output)
+
+
 UNETS = Family()
-FLOWS: dict[str, Family] = {"StableDiffusion3Pipeline": StableDiffusion3(), "FluxPipeline": Flux()}
+FLOWS: dict[str, Family] = {
+    "StableDiffusion3Pipeline": StableDiffusion3(),
+    "FluxPipeline": Flux(),
+    "QwenImagePipeline": QwenImage(),
+    "ZImagePipeline": ZImage(),
+}
 
 
 def family_of(pipe: Any) -> Family:
@@ -292,18 +432,25 @@ def noise_facts(pipe: Any, manifest: Manifest) -> list[Fact]:
 def check_length(get: Callable[[str], Any], own: int) -> None:
     """Raise InputError unless a call's prompts are read up to the engine's max_sequence_length."""
     length = get("max_sequence_length")
-    if get("prompt_embeds") is None and length != own:
+    if length != own:
         raise InputError(
             f"max_sequence_length is {length}, and the engine's is {own}: call the pipeline with that one, or export "
             f"an engine with --max-sequence-length {length}."
         )
 
 
-def check_size(pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
-    """Raise InputError unless a call's latents are as large as the engine's."""
-    scale, latents = pipe.vae_scale_factor, get("latents")
+def check_size(get: Callable[[str], Any], manifest: Manifest, scale: int, default: int) -> None:
+    """Raise InputError unless a call's latents are as large as the engine's.
+
+    Args:
+        get: returns the value of one of the call's arguments, or None.
+        manifest: the engine's.
+        scale: pixels per latent.
+        default: the side of the pipeline's own latents.
+    """
+    latents = get("latents")
     own = [scale * side for side in manifest.latent_shape[1:]]
-    found = [int(get(name) or pipe.default_sample_size * scale) for name in ("height", "width")]
+    found = [int(get(name) or default * scale) for name in ("height", "width")]
     if latents is not None and latents.ndim == 4:  # packed ones are of the size that is said, or it is an error
         found = [scale * side for side in latents.shape[-2:]]
     if found != own:
@@ -312,3 +459,10 @@ def check_size(pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None
             f": call the pipeline with width={own[1]} and height={own[0]}, or export an engine with --size "
             f"{found[1]}x{found[0]}."
         )
+
+
+def _joined(pictures: Sequence[Any]) -> Any:
+    """Return pictures [C, 1, H, W] as one tensor [N, C, H, W]."""
+    import torch
+
+    return torch.stack(list(pictures))[:, :, 0]

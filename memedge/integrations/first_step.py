@@ -8,8 +8,8 @@ import numpy.typing as npt
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import PredictionType
 from memedge.guidance import guidance_stats
+from memedge.integrations.denoiser_calls import AllOver, DenoiserCall
 from memedge.integrations.family import family_of
-from memedge.integrations.unet_calls import AllOver, UNetCall
 
 
 class FirstStep:
@@ -33,7 +33,7 @@ class FirstStep:
         self._norms: npt.NDArray[np.float64] | None = None
         self.timestep = 0.0
 
-    def __call__(self, call: UNetCall) -> None:
+    def __call__(self, call: DenoiserCall) -> None:
         """Take the norms, of the first call alone."""
         if self._norms is not None:
             return

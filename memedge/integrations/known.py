@@ -22,8 +22,12 @@ PIPELINES = (
     "StableDiffusionXLControlNetInpaintPipeline",
     "StableDiffusion3Pipeline",
     "FluxPipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
 )
-MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.", "diffusers.pipelines.flux.")
+MODULES = tuple(
+    f"diffusers.pipelines.{name}" for name in ("stable_diffusion", "controlnet.", "flux.", "qwenimage.", "z_image.")
+)
 
 
 def check_class(pipe: Any) -> None:

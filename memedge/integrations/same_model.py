@@ -40,10 +40,10 @@ def check_same_model(pipe: Any, detector: Detector, attention: dict[str, Any] | 
     def tensor(array: Any) -> Any:
         return torch.as_tensor(np.array(array)).to(device, dtype)
 
-    states, pooled = unpack(manifest, empty)
+    states, pooled = unpack(manifest, empty[0])  # of its own length
     timesteps = torch.tensor(manifest.timesteps, device=device)
     sample = baseline.sample[[0, 0]]
-    rows = tensor(states[[0, 0]]), None if pooled is None else tensor(pooled[[0, 0]])
+    rows = tensor([states, states]), None if pooled is None else tensor([pooled, pooled])
     with torch.no_grad():
         prediction = family.predict(pipe, manifest, tensor(sample), timesteps, *rows, attention)
     pipe.maybe_free_model_hooks()  # as a pipeline does at its end

@@ -22,7 +22,7 @@ def read_alike(prompts: Sequence[Any], embeddings: Embeddings, detector: Detecto
 
     Args:
         prompts: text, or None where embeddings were given.
-        embeddings: [B, L, D] and [B, P], what the pipeline generates from.
+        embeddings: what the pipeline generates from.
         detector: the detector.
         dtype: the pipeline's, such as "torch.float16".
 

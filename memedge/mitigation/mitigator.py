@@ -228,6 +228,8 @@ class Mitigator:
             gradient = self.gradients.statistics(now.states[None], *goal.weights, goal.rule.operands).states[0]
             moved = own.copy()
             moved[words] = optimizer.step(now.states[words], (gradient + slope * (now.states - own))[words])
+            if self.engine.directory.manifest.masked:
+                moved[:, -1] = own[:, -1]  # which tokens are there
             now = goal.measure(moved, now.steps + 1)
             value = now.loss + distance_weight * (_length((moved - own)[words]) / size) ** 2
             if now.reached or value < lowest:

@@ -5,9 +5,18 @@ import shutil
 import flux
 import numpy as np
 import pytest
+import qwen_image
 import sd3 as stable_diffusion_3
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, StableDiffusion3Pipeline, UniPCMultistepScheduler
+import z_image
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    QwenImagePipeline,
+    StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
+    ZImagePipeline,
+)
 from engines import edit_manifest
 from guarded import Model, actions, calibrate, same, seeded
 
@@ -41,7 +50,7 @@ def model(sd3):
 
 
 class Recorded:
-    """Within `with`, keeps what the transformer is called with, and gives, but for the guard's own look."""
+    """Within `with`, keeps what the transformer gives, but for the guard's own look at Stable Diffusion 3."""
 
     def __init__(self, transformer):
         self.transformer, self.calls = transformer, []
@@ -51,8 +60,8 @@ class Recorded:
         return self.calls
 
     def see(self, _transformer, _args, kwargs, output):
-        if kwargs["timestep"].is_floating_point():
-            self.calls.append((kwargs["timestep"].tolist(), output[0].double()))
+        if "timestep" not in kwargs or kwargs["timestep"].is_floating_point():
+            self.calls.append(torch.stack(list(output[0])).double())
 
     def __exit__(self, *_):
         self.hook.remove()
@@ -122,7 +131,7 @@ def test_first_step(model, negative):
     prompts, options = [clean[0], memorized[0]], OPTIONS | {"num_images_per_prompt": 2}
     with Recorded(pipe.transformer) as calls:
         bare = pipe(prompts, generator=seeded(), **options).images
-    uncond, cond = calls[0][1].chunk(2)
+    uncond, cond = calls[0].chunk(2)
     norms = (cond - uncond).flatten(1).norm(dim=1).reshape(2, 2).mean(1).tolist()
     if negative is not None:
         bare = pipe(prompts, generator=seeded(), negative_prompt=negative, **options).images
@@ -135,7 +144,7 @@ def test_first_step(model, negative):
     assert actions(result) == ["blocked" if one else "passed" for one in over]
     assert result.verdicts[0].reason.endswith("at timestep 1000")
     assert all(same(image, own) for image, own in zip(result.images, bare, strict=True) if image is not None)
-    assert [len(output) for _, output in calls] == ([8, 8] if negative is None else [8, 4, 8])
+    assert [len(output) for output in calls] == ([8, 8] if negative is None else [8, 4, 8])
     both = guard(pipe, detector, first_step=min(norms) / 2)
     with Recorded(pipe.transformer) as calls:
         assert both(prompts, generator=seeded(), **options).images == [None] * 4
@@ -298,7 +307,7 @@ def test_first_step_of_flux(flux_model, negative):
     options = FLUX | {"num_images_per_prompt": 2, "true_cfg_scale": 2.0}
     with Recorded(pipe.transformer) as calls:
         pipe(clean[0], generator=seeded(), negative_prompt="", **options)
-    norm = float((calls[0][1] - calls[1][1]).flatten(1).norm(dim=1).mean())
+    norm = float((calls[0] - calls[1]).flatten(1).norm(dim=1).mean())
     bare = pipe(clean[0], generator=seeded(), negative_prompt=negative, **options).images
     with Recorded(pipe.transformer) as calls:
         result = guard(pipe, detector, first_step=2 * norm)(
@@ -313,3 +322,109 @@ def test_first_step_of_flux(flux_model, negative):
         watched(clean[0], **options)
     with pytest.raises(InputError, match=r"true_cfg_scale is 1\.0, so there is no guidance, which first_step needs"):
         watched(clean[0], negative_prompt=negative, **FLUX)
+
+
+LONG = "a red star and a photo of the left background of the objects and a color and a size and a cat and a star"
+FREE = {"num_inference_steps": 2, "output_type": "np", "max_sequence_length": 40, "height": 128, "width": 64}
+
+
+@pytest.fixture(scope="module", params=["QwenImagePipeline", "ZImagePipeline"])
+def free(request, tmp_path_factory):
+    """A model whose embeddings are as long as prompts are, its scale of guidance, and whether it is Qwen-Image."""
+    qwen, folder = request.param == "QwenImagePipeline", tmp_path_factory.mktemp("free")
+    (qwen_image if qwen else z_image).build(folder / "model")
+    export_engine(folder / "model", folder / "engine", size=(128, 64), max_sequence_length=40)
+    pipe = (QwenImagePipeline if qwen else ZImagePipeline).from_pretrained(folder / "model")
+    pipe.set_progress_bar_config(disable=True)
+    guides = {"true_cfg_scale": 2.0} if qwen else {"guidance_scale": 0.5}
+    return Model(pipe, *calibrate(folder / "engine")), guides, qwen
+
+
+@pytest.mark.slow
+def test_embeddings_of_any_length(free):
+    """The blocked prompt is the longest, so that the batch is no longer padded to it; lists stay the caller's."""
+    (pipe, detector, clean, _), guides, qwen = free
+    prompts = [clean[0], LONG, clean[1]]
+    unguided = {"true_cfg_scale": 1.0} if qwen else {"guidance_scale": 0}
+    for more in (unguided, guides | {"negative_prompt": ["a", "", LONG]}):
+        options = FREE | {"num_images_per_prompt": 2} | more
+        given = {name: list(value) if isinstance(value, list) else value for name, value in options.items()}
+        bare = pipe(list(prompts), generator=seeded(), **given).images  # Z-Image's writes into lists
+        result = guard(pipe, detector)(prompts, generator=seeded(), **options)
+        assert actions(result) == ["passed", "blocked", "passed"]
+        assert all(same(image, own) for image, own in zip(result.images, bare, strict=True) if image is not None)
+        assert [verdict.prompt for verdict in result.verdicts] == prompts == [clean[0], LONG, clean[1]]
+        assert result.verdicts[1].score == detector.detect([LONG])[0].score
+    with torch.no_grad():
+        embeddings, other = pipe.encode_prompt(list(prompts), max_sequence_length=40)
+    given = {"prompt_embeds_mask": other} if qwen else {"negative_prompt_embeds": other}
+    result = guard(pipe, detector, "flag")(prompt_embeds=embeddings, **given, **FREE)
+    assert actions(result) == ["passed", "flagged", "passed"]
+    expected = detector.score_embeddings(embeddings, mask=other if qwen else None)
+    assert [verdict.score for verdict in result.verdicts] == expected.score.tolist()
+
+
+@pytest.mark.slow
+def test_mitigated_embeddings_of_any_length(free):
+    (pipe, detector, clean, memorized), guides, _ = free
+    result = guard(pipe, detector, "mitigate")([LONG, clean[0], memorized[0]], generator=seeded(), **FREE | guides)
+    bare = pipe([LONG, clean[0], memorized[0]], generator=seeded(), **FREE | guides).images
+    assert actions(result)[1:] == ["passed", "mitigated"]
+    assert same(result.images[1], bare[1]) and not same(result.images[2], bare[2])
+    found = result.verdicts[2].mitigation
+    assert found.score == detector.score_embeddings([found.states]).score[0] < result.verdicts[2].threshold
+    own, _ = pipe.encode_prompt([LONG], max_sequence_length=40)
+    assert len(found.states) < len(result.verdicts[0].mitigation.states) == len(own[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negative", ["", "a red star"])
+def test_first_step_of_any_length(free, negative):
+    """‖Δv‖ at σ = 1 against the empty prompt, whichever half comes first."""
+    (pipe, detector, clean, _), guides, qwen = free
+    options = FREE | {"num_images_per_prompt": 2} | guides
+    with Recorded(pipe.transformer) as calls:
+        pipe([clean[0], LONG], generator=seeded(), negative_prompt=["", ""], **options)
+    cond, uncond = calls[:2] if qwen else calls[0].chunk(2)
+    norms = (cond - uncond).flatten(1).norm(dim=1).reshape(2, 2).mean(1).tolist()
+    bare = pipe([clean[0], LONG], generator=seeded(), negative_prompt=[negative] * 2, **options).images
+    if qwen or negative:
+        options |= {"negative_prompt": [negative] * 2}
+    watched = guard(pipe, detector, first_step=float(np.mean(norms)))
+    with Recorded(pipe.transformer) as calls:
+        result = watched([clean[0], LONG], generator=seeded(), **options)
+    assert [verdict.norm for verdict in result.verdicts] == pytest.approx(norms, rel=1e-5)
+    assert actions(result) == ["passed", "blocked"] and result.verdicts[0].reason.endswith("at timestep 1000")
+    assert all(same(image, own) for image, own in zip(result.images[:2], bare[:2], strict=True))
+    assert len(calls) == (4 if qwen else 2) + (negative != "")
+    both = guard(pipe, detector, first_step=min(norms) / 2)
+    with Recorded(pipe.transformer) as calls:
+        assert both([clean[0], LONG], generator=seeded(), **options).images == [None] * 4
+    assert len(calls) == (2 if qwen else 1) + (negative != "")
+
+
+@pytest.mark.slow
+def test_refused_of_any_length(free):
+    (pipe, detector, clean, _), guides, qwen = free
+    name = type(pipe).__name__
+    with pytest.raises(InputError, match=f"{name} generates by flow matching, where action='steer' was never measured"):
+        guard(pipe, detector, "steer")
+    guarded, watched = guard(pipe, detector), guard(pipe, detector, first_step=1e9)
+    states, other = pipe.encode_prompt([clean[0]], max_sequence_length=40)
+    wrong = [states] if qwen else torch.stack(states)
+    for call, options, words in [
+        (guarded, {"width": 128}, "pictures are of 128x128 pixels, and the engine's statistics of 64x128"),
+        (guarded, {"width": None}, "pictures are of 1024x128 pixels"),
+        (guarded, {"max_sequence_length": 64}, "max_sequence_length is 64, and the engine's is 40"),
+        (guarded, {"prompt": None, "prompt_embeds": wrong}, f"is {type(wrong).__name__}: give a .*torch tensor"),
+        (watched, {"true_cfg_scale" if qwen else "guidance_scale": 0.0}, "is 0.0, so there is no guidance, which"),
+    ]:
+        with pytest.raises(InputError, match=words):
+            call(**{"prompt": clean[0], "negative_prompt": ""} | FREE | guides | options)
+    if qwen:
+        with pytest.raises(InputError, match="QwenImagePipeline makes no unguided prediction without a neg"):
+            watched(clean[0], **FREE | guides)
+        with pytest.raises(InputError, match="max_sequence_length is 20, and the engine's is 40"):  # they would be cut
+            guarded(prompt_embeds=states, prompt_embeds_mask=other, **FREE | {"max_sequence_length": 20})
+    else:
+        assert actions(watched(clean[0], cfg_truncation=0.1, **FREE)) == ["passed"]  # the second step is not guided

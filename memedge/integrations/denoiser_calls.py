@@ -14,7 +14,7 @@ class AllOver(Exception):  # noqa: N818
     """All images would be withheld, so that no further step is worth its time."""
 
 
-class UNetCall:
+class DenoiserCall:
     """One call with classifier-free guidance, whose rows are [ε_n; ε_c], in the order of diffusers; or two of a half.
 
     Of flow matching they are velocities, v.
@@ -26,7 +26,7 @@ class UNetCall:
         latents: x_t as the denoiser was given it, torch [N, C, H, W].
     """
 
-    def __init__(self, calls: "UNetCalls", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
+    def __init__(self, calls: "DenoiserCalls", args: tuple[Any, ...], kwargs: dict[str, Any], output: Any):
         """Take what the denoiser was called with, and its output."""
         self._calls, self._args, self._kwargs = calls, args, kwargs
         self._output = output.detach()
@@ -57,7 +57,7 @@ class UNetCall:
         prompts = [row // images for row in rows]
         args, kwargs = family.with_empty(self._args, self._kwargs, half, prompts, empty)
         with torch.no_grad():
-            return family.denoiser(self._calls.pipe)(*args, **kwargs)[0].detach()
+            return family.predictions(family.denoiser(self._calls.pipe)(*args, **kwargs)).detach()
 
     def set_cond(self, rows: Sequence[int], values: Any) -> None:
         """Have the pipeline go on with other ε_c, [len(rows), C, H, W], for some images; others keep theirs."""
@@ -70,7 +70,7 @@ class UNetCall:
         return self._output if self._changed else None
 
 
-class UNetCalls:
+class DenoiserCalls:
     """Within `with`, hands each call of a pipeline's UNet or transformer to functions, in turn.
 
     Only calls by the thread that entered count: another thread's pipeline may share the denoiser.
@@ -82,7 +82,7 @@ class UNetCalls:
         prompts: int,
         images: int,
         needs: Needs,
-        watchers: Sequence[Callable[[UNetCall], None]],
+        watchers: Sequence[Callable[[DenoiserCall], None]],
         *,
         empty: tuple[Any, Any] | None = None,
     ):
@@ -91,13 +91,13 @@ class UNetCalls:
         Args:
             needs: what the calls are seen for.
             watchers: what each call is handed to.
-            empty: the empty prompt's embeddings, torch [B, L, D], and pooled ones, [B, P] or None, where a negative
-                prompt is given, so that the pipeline's own other half is not ε_0.
+            empty: the empty prompt's embeddings, torch [B, L, D] or a list of [n, D], and pooled ones, [B, P] or None,
+                where a negative prompt is given, so that the pipeline's own other half is not ε_0.
         """
         self.pipe, self.images, self.empty, self.family = pipe, images, empty, family_of(pipe)
         self._rows, self.needs, self._watchers = prompts * images, needs, watchers
 
-    def __enter__(self) -> "UNetCalls":
+    def __enter__(self) -> "DenoiserCalls":
         self._thread, self._busy, self._cond = threading.get_ident(), False, None
         self._hook = self.family.denoiser(self.pipe).register_forward_hook(self._see, with_kwargs=True)
         return self
@@ -110,7 +110,9 @@ class UNetCalls:
     def _see(self, _denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         import torch
 
-        if self._busy or threading.get_ident() != self._thread or not self.family.guides(kwargs):
+        if self._busy or threading.get_ident() != self._thread:
+            return None
+        if not self.family.guides(args, kwargs, self._rows):
             return None
         if len(output[0]) != (1 if self.family.apart else 2) * self._rows:
             raise InputError(
@@ -118,13 +120,15 @@ class UNetCalls:
                 f"{'one' if self.family.apart else 'two'} for each: {self.needs.what} needs classifier-free guidance "
                 f"in one call; {self.needs.instead}."
             )
-        prediction = output[0]
+        prediction = self.family.predictions(output)
+        if self.family.cond_first:
+            prediction = torch.cat(prediction.chunk(2)[::-1])
         if self.family.apart:
             if self._cond is None:
                 self._cond = prediction.detach()
                 return None
             prediction, self._cond = torch.cat([prediction, self._cond]), None
-        call = UNetCall(self, args, kwargs, prediction)
+        call = DenoiserCall(self, args, kwargs, prediction)
         self._busy = True  # what a watcher calls the denoiser for is not the sampler's
         try:
             for watcher in self._watchers:
