@@ -12,7 +12,7 @@ import numpy.typing as npt
 from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs, check_scale
 from memedge.integrations.denoiser_calls import AllOver, DenoiserCall, DenoiserCalls
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 from memedge.prompts.text import checked_prompts
 
 ADAPTERS = tuple(f"{sign}ip_adapter_image{kind}" for sign in ("", "negative_") for kind in ("", "_embeds"))

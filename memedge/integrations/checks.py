@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import Manifest
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 from memedge.integrations.known import check_class, is_known
 
 

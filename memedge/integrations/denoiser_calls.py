@@ -7,7 +7,7 @@ from typing import Any
 
 from memedge.engine.errors import InputError
 from memedge.integrations.checks import Needs
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 
 
 class AllOver(Exception):  # noqa: N818

@@ -23,7 +23,7 @@ from memedge.integrations.checks import (
     check_threshold,
     takes_picture,
 )
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 from memedge.integrations.first_step import FirstStep
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, kept, mitigated
 from memedge.integrations.monitored import MonitoredRun, calibration_of

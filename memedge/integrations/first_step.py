@@ -9,7 +9,7 @@ from memedge.engine.errors import InputError
 from memedge.engine.manifest import PredictionType
 from memedge.guidance import guidance_stats
 from memedge.integrations.denoiser_calls import AllOver, DenoiserCall
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 
 
 class FirstStep:

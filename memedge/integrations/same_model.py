@@ -8,7 +8,7 @@ from memedge.detector import Detector
 from memedge.engine.denoiser import norms
 from memedge.engine.embeddings import unpack
 from memedge.engine.errors import InputError
-from memedge.integrations.family import family_of
+from memedge.integrations.families.find import family_of
 from memedge.wording import counted
 
 # ‖ε − ε_0‖ / ‖ε_0‖ that rounding makes, with a margin of four and more: the embedded model, whose weights are halves
