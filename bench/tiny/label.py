@@ -16,6 +16,7 @@ and its captions lie beside it.
 import argparse
 import csv
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,14 @@ COLUMNS = (
     "caption", "group", "split", "memorized", "replicas", "generations", "rate", "rate_low", "rate_high",
     "similarity", "exposures", "concept", "pictures",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Training:
+    """The pictures that a model was trained on: their ids [M], and their fields (copies.py) [M, D]."""
+
+    ids: np.ndarray
+    fields: torch.Tensor
 
 
 def kind(copies: int, generations: int) -> str:
@@ -78,7 +87,7 @@ def matched(
     model: Model | FlowModel,
     kept: np.ndarray,
     wanted: dict[int, int],
-    training: torch.Tensor,
+    training: Training,
     matches: dict[int, np.ndarray],
 ) -> None:
     """Add to matches, for captions that are not in it with as many generations, similarity and picture [2, n]."""
@@ -86,8 +95,8 @@ def matched(
         if i in matches and matches[i].shape[1] == count:
             continue
         pictures = decode(model.vae, torch.from_numpy(kept[i, :count].astype(np.float32)))
-        value, picture = nearest(fields(pictures), training)
-        matches[i] = np.stack([value.numpy(), picture.numpy()])
+        value, picture = nearest(fields(pictures), training.fields)
+        matches[i] = np.stack([value.numpy(), training.ids[picture.numpy()]])
 
 
 def row(caption: Caption, match: np.ndarray) -> tuple[str | int | float, ...]:
@@ -131,7 +140,8 @@ def main() -> None:
     else:
         kept = np.lib.format.open_memmap(path, "w+", np.float16, (len(captions), SEEDS, *SHAPE))
         kept[:] = np.nan
-    training = printed(model.vae, np.load(arguments.data / "latents.npy"))
+    ids = np.array(sorted({i for caption in captions for i, _ in caption.pictures}))
+    training = Training(ids, printed(model.vae, np.load(arguments.data / "latents.npy")[ids]))
     generator = (FlowGenerator if isinstance(model, FlowModel) else Generator)(model, arguments.threads)
     matches = dict[int, np.ndarray]()
     texts = [caption.text for caption in captions]
