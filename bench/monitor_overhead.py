@@ -17,8 +17,8 @@ from architectures import ARCHITECTURES
 from diffusers import UNet2DConditionModel
 
 from memedge import Monitor
+from memedge.integrations.denoiser_calls import DenoiserCall, DenoiserCalls
 from memedge.integrations.monitoring import MONITOR, feed
-from memedge.integrations.unet_calls import UNetCall, UNetCalls
 
 
 def main() -> None:
@@ -34,13 +34,13 @@ def main() -> None:
     sample, states = (tensor.to(arguments.device, dtype) for tensor in (sample, states))
     monitor, inside = Monitor(), []
 
-    def watch(call: UNetCall) -> None:
+    def watch(call: DenoiserCall) -> None:
         start = time.perf_counter()
         feed(monitor, call)
         inside.append(time.perf_counter() - start)
 
     calls = []
-    with torch.no_grad(), UNetCalls(SimpleNamespace(unet=unet), 1, 1, MONITOR, [watch]):
+    with torch.no_grad(), DenoiserCalls(SimpleNamespace(unet=unet), 1, 1, MONITOR, [watch]):
         for timestep in range(arguments.calls):
             start = time.perf_counter()
             unet(sample, timestep, encoder_hidden_states=states, return_dict=False)

@@ -105,7 +105,7 @@ def mapper(side: str, threads: int) -> Iterator[Mapper]:
 def measure_here(side: str, rows: int, threads: int) -> dict[str, float]:
     """Score that many rows in this process, and return what it took."""
     directory = EngineDirectory.open(EMBEDDED_ENGINE)
-    tokenize = PromptTokenizer(directory.tokenizers, directory.manifest.tokens)
+    tokenize = PromptTokenizer(directory.tokenizers, directory.token_lengths)
     repeats = REPEATS if "repeats" in side else 1
     suffix = ".parquet" if "parquet" in side else ".csv"
     with tempfile.TemporaryDirectory() as name, mapper(side, threads) as scores:

@@ -18,7 +18,8 @@ class Denoiser:
     """ε of an engine's UNet at any latents and timestep, in its provider and precision. Safe to call from any thread.
 
     What the engine caches for its own noise is computed for each call, so a pass costs a little more. A model that
-    predicts v gives ε too: ε = √ᾱ v + √(1 − ᾱ) x.
+    predicts v gives ε too: ε = √ᾱ v + √(1 − ᾱ) x. A flow-matching one gives what its graph does (Manifest), at the
+    engine's two timesteps alone.
 
     Attributes:
         engine: the engine, which encodes prompts.
@@ -40,7 +41,8 @@ class Denoiser:
             )
         check_other_latents(engine.backend.provider)
         self._empty = engine.encode(engine.tokenize([""])[0])
-        self._alpha = dict(zip(self.manifest.schedule.timesteps, self.manifest.schedule.alphas_cumprod, strict=True))
+        schedule = self.manifest if self.manifest.prediction_type == "flow" else self.manifest.schedule
+        self._alpha = dict(zip(schedule.timesteps, schedule.alphas_cumprod, strict=True))
         # Loads now what would otherwise be loaded within the first call.
         self.uncond(self.noise(1), self.manifest.timesteps[0])
 
@@ -91,7 +93,8 @@ class Denoiser:
         """Return ε_c, and ε_0 if asked for."""
         alpha = self._alpha.get(timestep)
         if alpha is None:
-            raise InputError(f"Timestep {timestep} is none of the engine's schedule: take one of manifest.schedule.")
+            known = ", ".join(map(str, self._alpha))
+            raise InputError(f"Timestep {timestep} is none of the engine's schedule: take one of {known}.")
         backend, kinds = self.engine.backend, 1 + with_uncond
         # The UNet holds 2n latents at once.
         most = min(self.engine.passes, max(1, self.engine.rows_per_call // kinds))

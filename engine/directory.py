@@ -17,7 +17,7 @@ from memedge.engine.graphs import check_graph
 from memedge.engine.manifest import MOST_TAPS, FileEntry, Manifest, read_manifest
 
 TOKENIZER = "tokenizer.json"
-TOKENIZERS = (TOKENIZER, "tokenizer_2.json")  # one for each text encoder
+TOKENIZERS = (TOKENIZER, "tokenizer_2.json", "tokenizer_3.json")  # one for each text encoder
 TEXT_ENCODER = "text_encoder.onnx"
 UNET = "unet.onnx"
 PREFIX = "prefix.onnx"  # not in int8 engines, whose UNet is made for the engine's own noise
@@ -103,9 +103,21 @@ class EngineDirectory:
         return [self.file(name) for name in TOKENIZERS if name in self.manifest.files]
 
     @property
+    def token_lengths(self) -> tuple[int, ...]:
+        """How many ids each tokenizer makes of a prompt.
+
+        Raises:
+            IntegrityError: the manifest has not one for each.
+        """
+        lengths = self.manifest.lengths(len(self.tokenizers))
+        if len(lengths) != len(self.tokenizers):
+            raise IntegrityError(f"{self.path} has not a tokenizer for each of its lengths: export the engine again.")
+        return lengths
+
+    @property
     def ids_width(self) -> int:
         """How many ids a prompt has: those of all tokenizers."""
-        return len(self.tokenizers) * self.manifest.tokens
+        return sum(self.token_lengths)
 
     @cached_property
     def baseline(self) -> Baseline:

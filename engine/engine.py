@@ -66,7 +66,7 @@ class Engine:
         self._process = os.getpid()
         self.draws = manifest.draws
         self.rows_per_call = min(rows_per_call(manifest), backend.most_rows or VALUES_PER_CALL)
-        self.tokenizer = PromptTokenizer(directory.tokenizers, manifest.tokens)
+        self.tokenizer = PromptTokenizer(directory.tokenizers, directory.token_lengths)
         self._empty_ids = self.tokenize([""])[0]
         empty = backend.encode(self._empty_ids)
         if empty.shape[1:] != manifest.states_shape:
@@ -103,6 +103,22 @@ class Engine:
         """Conditional UNet evaluations per prompt: two timesteps times the draws."""
         return 2 * self.draws
 
+    @property
+    def first_word(self) -> int:
+        """The row of a prompt's first word among its states; those before it are the same in all prompts.
+
+        Of a template's ids the first have no states: those that are left when the rows and the template's end, whose
+        ids have room of their own, are taken away.
+        """
+        manifest = self.directory.manifest
+        if not manifest.masked:
+            # Where one tokenizer's tokens alone have rows, as T5's of Flux, it is the last.
+            alone = len(manifest.token_lengths) > 1 and manifest.tokens == manifest.token_lengths[-1]
+            return self.tokenizer.around[-1 if alone else 0][0]
+        ((before, behind),) = self.tokenizer.around
+        without = manifest.lengths(1)[0] - manifest.tokens - behind
+        return max(0, before - without)
+
     def tokenize(self, prompts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """Return ids, int64 [B, T · L] of T tokenizers, and whether each prompt was cut, bool [B]."""
         with CALLS:
@@ -113,16 +129,23 @@ class Engine:
 
         Raises:
             ProviderError: this process was forked from the one that opened the engine, on a provider that hangs there.
+            InputError: the engine was exported without its text encoder, and one is not the empty prompt.
         """
         self._check_process()
+        empty = (ids == self._empty_ids).all(axis=1)
+        if not (self.directory.manifest.reads_prompts or empty.all()):
+            raise InputError(
+                f"{self.directory.path} was exported without its text encoder, and reads no prompts: give "
+                "score_embeddings what the pipeline's encode_prompt returns, or export it with one."
+            )
         with CALLS:
             states = self.backend.encode(ids)
-        return States(states, (ids == self._empty_ids).all(axis=1))
+        return States(states, empty)
 
     def embed(self, array: npt.NDArray[np.float32]) -> States:
         """Return prompt embeddings [B, L, D] as they are; raises ProviderError as `encode`."""
         self._check_process()
-        first = self.tokenizer.first_word
+        first = self.first_word
         empty = self._is_near(array[:, first], self._empty_states[first])  # few others pass even this far
         for prompt in np.flatnonzero(empty):
             empty[prompt] = self._is_near(array[prompt], self._empty_states).all()

@@ -15,9 +15,10 @@ LARGEST_SEED = (1 << 63) - 1
 SIZE_LIMIT = 1 << 20  # bytes; a manifest is some kilobytes, and it is read before anything is verified
 MOST_CLEAN_SCORES = 1000  # of a calibration: some 30 kilobytes
 MOST_TAPS = 4
+MOST_ENCODERS = 3
 
 Precision = Literal["fp32", "fp16", "int8"]
-PredictionType = Literal["epsilon", "v_prediction"]
+PredictionType = Literal["epsilon", "v_prediction", "flow"]
 Alignment = Literal["channel", "flat"]
 Operands = Literal["uncond_delta", "cond_uncond", "cond_delta"]
 
@@ -201,6 +202,24 @@ class Schedule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     final_alpha_cumprod: Real
 
 
+class Flow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How a flow-matching model's sampler spreads its noise levels σ, at the engine's own size (docs/methods.md §9).
+
+    Attributes:
+        shift: of σ to shift · σ / (1 + (shift − 1) · σ); None where it goes by the size.
+        mu: the shift that goes by the size, a logarithm if `time_shift` is "exponential"; None where it does not.
+        time_shift: how mu shifts.
+        terminal: the last σ that the schedule is stretched to; None where it is not.
+        sigmas: of as many steps as the pipeline takes where nobody says, descending, without the last one, 0.
+    """
+
+    shift: Annotated[float, msgspec.Meta(gt=0, le=1e6)] | None
+    mu: Real | None
+    time_shift: Literal["exponential", "linear"]
+    terminal: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None
+    sigmas: tuple[Annotated[float, msgspec.Meta(gt=0, le=1)], ...]
+
+
 class Parity(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Largest differences from torch in fp32 over the export's probe prompts.
 
@@ -249,6 +268,15 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     `preset` is there if γ was published for this kind of model. `notes` says in sentences what the export chose for
     this checkpoint that is not usual. `pooled_width` is that of the pooled states, 0 in models that have none. `taps`
     are where the screen may read, the cheapest first; each has a graph.
+
+    A flow-matching model's `flow` says how its sampler spreads its noise levels; of others it is None. Its timesteps
+    are 1000 σ, its ᾱ those of the same signal-to-noise ratio, and what the UNet's graph gives is
+    v + x · [σ < 1] / (1 − σ): v at σ = 1, and ε / (1 − σ) below (docs/methods.md §9).
+
+    `tokens` are the rows of a prompt's embeddings. `token_lengths` has the length that each tokenizer pads and cuts
+    prompts to, where it is not `tokens` for all. `masked`: the last column of the embeddings is 1 at tokens that are
+    there, and 0 behind them. `guidance` is the scale that a distilled model is told. `reads_prompts` is false where the
+    text encoder was left out: its graph knows the empty prompt alone, and others come as embeddings.
     """
 
     schema: int
@@ -274,6 +302,11 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     preset: Preset | None = None
     notes: tuple[Text, ...] = ()
     pooled_width: int = 0
+    flow: Flow | None = None
+    token_lengths: Annotated[tuple[int, ...], msgspec.Meta(max_length=MOST_ENCODERS)] = ()
+    masked: bool = False
+    guidance: Real | None = None
+    reads_prompts: bool = True
     taps: Annotated[tuple[Tap, ...], msgspec.Meta(max_length=MOST_TAPS)] = ()
 
     @property
@@ -281,24 +314,29 @@ class Manifest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """One prompt's embeddings: a row per token, and one more for the pooled state, padded with zeros, if any."""
         return (self.tokens + (self.pooled_width > 0), self.state_width)
 
+    def lengths(self, tokenizers: int) -> tuple[int, ...]:
+        """Return how many ids each of so many tokenizers makes of a prompt."""
+        return self.token_lengths or (self.tokens,) * tokenizers
+
     def tap_share(self, number: int) -> float:
         """Return the work up to a tap, counted from 1, as a share of a row's after the prefix."""
         return self.taps[number - 1].flops / max(1, self.flops.remaining)
 
     @property
     def norm_factor(self) -> float:
-        """What ‖Δ(t_norm)‖ is multiplied by: 1 for ε-prediction, √ᾱ / (1 − ᾱ) for v-prediction (docs/methods.md §1)."""
-        if self.prediction_type == "epsilon":
-            return 1.0
-        return velocity_norm_factor(self.alphas_cumprod[0])
+        """What ‖Δ(t_norm)‖ is multiplied by: √ᾱ / (1 − ᾱ) for v-prediction, else 1 (docs/methods.md §1, §9)."""
+        if self.prediction_type == "v_prediction":
+            return velocity_norm_factor(self.alphas_cumprod[0])
+        return 1.0
 
     @property
     def epsilon_factor(self) -> float:
         """What Δ(t_norm) of the predictions is multiplied by to be that of ε: 1, or √ᾱ for v-prediction.
 
-        Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ.
+        Of ε = √ᾱ v + √(1 − ᾱ) x the last term is in both halves of Δ. For flow matching it is 1: at σ = 1 the Δ of ε
+        is 0, and that of v stands for it.
         """
-        return 1.0 if self.prediction_type == "epsilon" else math.sqrt(self.alphas_cumprod[0])
+        return math.sqrt(self.alphas_cumprod[0]) if self.prediction_type == "v_prediction" else 1.0
 
 
 def key_of(provider: str, precision: str) -> str:
@@ -372,7 +410,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def check_values(manifest: Manifest, path: Path) -> None:
     """Refuse values that no export writes, before anything is allocated by them."""
     cached = [size for shape in manifest.cached.values() for size in shape]
-    positive = (*manifest.latent_shape, manifest.tokens, manifest.state_width, manifest.draws, *cached)
+    lengths = manifest.token_lengths
+    positive = (*manifest.latent_shape, manifest.tokens, *lengths, manifest.state_width, manifest.draws, *cached)
     calibrations = manifest.calibrations.values()
     kept = [(c.clean_scores, c.clean.prompts) for c in calibrations if c.clean_scores is not None]
     shares = [e for c in calibrations for v in [c.cross_validation] for e in (v.auc, v.tpr, v.fpr)]
@@ -382,6 +421,8 @@ def check_values(manifest: Manifest, path: Path) -> None:
         raise ManifestError(f"{path} names a size outside 1 … 65536: export the engine again.")
     if not 0 <= manifest.pooled_width <= manifest.state_width:
         raise ManifestError(f"{path} names pooled states wider than its states: export the engine again.")
+    if (manifest.prediction_type == "flow") != (manifest.flow is not None):
+        raise ManifestError(f"{path} does not say how its noise levels are spread: export the engine again.")
     steps = manifest.schedule
     if not 0 < len(steps.timesteps) == len(steps.alphas_cumprod):
         raise ManifestError(f"{path} names a schedule without an ᾱ for each timestep: export the engine again.")

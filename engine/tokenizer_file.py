@@ -1,8 +1,11 @@
 """tokenizer.json, read before the `tokenizers` library does.
 
 The library does what the file says: padding to 2⁴⁰ tokens aborts the process, a normalizer may multiply text, and a
-regular expression may take for ever. So a file may have the shapes that CLIP's and T5's tokenizers have, with their own
-regular expressions, and nothing else. With these, work grows as n log n with a prompt's length.
+regular expression may take for ever. So a file may have the shapes that CLIP's, T5's and Qwen's tokenizers have, with
+their own regular expressions, and nothing else. With these, work grows as n log n with a prompt's length.
+
+The template that a pipeline puts around prompts for a language model is in the file, too: as the ids that stand before
+and behind every prompt.
 """
 
 import re
@@ -11,14 +14,19 @@ from typing import Annotated, Final, Literal
 
 import msgspec
 
+from memedge.engine.charsmap import check_charsmap
 from memedge.engine.errors import IntegrityError, shown
 
 SIZE_LIMIT: Final = 64 << 20  # bytes; CLIP's have 2 MB, those of many languages 20
 # CLIP's words, as older and newer releases of transformers write them.
 WORDS: Final = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 SPECIAL_WORDS: Final = r"<\|startoftext\|>|<\|endoftext\|>|" + WORDS
+QWEN_WORDS: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LONGEST_TEMPLATE: Final = 256  # ids before a prompt, or behind it; Qwen-Image's has 34 and 5
 
-Words = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{re.escape(WORDS)}|{re.escape(SPECIAL_WORDS)})\Z")]
+Words = Annotated[str, msgspec.Meta(pattern=rf"\A(?:{'|'.join(map(re.escape, (WORDS, SPECIAL_WORDS, QWEN_WORDS)))})\Z")]
 Token = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Id = Annotated[int, msgspec.Meta(ge=0, lt=1 << 22)]
 Suffix = Annotated[str, msgspec.Meta(max_length=16)]
@@ -84,7 +92,19 @@ class Replace(Part, tag=True):
     content: Literal[" ", "▁"]
 
 
-Normalizer = NFC | Lowercase | Replace
+class Strip(Part, tag=True):
+    strip_left: bool
+    strip_right: bool
+
+
+class Precompiled(Part, tag=True):
+    precompiled_charsmap: str
+
+    def __post_init__(self) -> None:
+        check_charsmap(self.precompiled_charsmap)
+
+
+Normalizer = NFC | Lowercase | Replace | Strip | Precompiled
 
 
 class Normalizers(Part, tag="Sequence"):
@@ -93,8 +113,8 @@ class Normalizers(Part, tag="Sequence"):
 
 class Split(Part, tag=True):
     pattern: WordRegex
-    behavior: Literal["Removed"]
-    invert: Literal[True]
+    behavior: Literal["Removed", "Isolated"]
+    invert: bool
 
 
 class ByteLevel(Part, tag=True):
@@ -139,8 +159,8 @@ class TemplatePart(Plain):
 
 class TemplateToken(Plain):
     id: Token
-    ids: tuple[Id]
-    tokens: tuple[Token]
+    ids: Annotated[tuple[Id, ...], msgspec.Meta(min_length=1, max_length=LONGEST_TEMPLATE)]
+    tokens: Annotated[tuple[Token, ...], msgspec.Meta(min_length=1, max_length=LONGEST_TEMPLATE)]
 
 
 class TemplateProcessing(Part, tag=True):
@@ -189,9 +209,9 @@ def read_tokenizer(path: Path, tokens: int) -> str:
         tokens: the length that it must pad and cut prompts to.
 
     Raises:
-        IntegrityError: it is none, or of another shape than CLIP's and T5's tokenizers have.
+        IntegrityError: it is none, or of another shape than CLIP's, T5's and Qwen's tokenizers have.
     """
-    refused = f"{path} is not a tokenizer as CLIP's and T5's are"
+    refused = f"{path} is not a tokenizer as CLIP's, T5's and Qwen's are"
     advice = "do not use this engine, or export it again"
     try:
         if path.stat().st_size > SIZE_LIMIT:

@@ -29,6 +29,7 @@ from memedge.export.parity import Statistics, check, compare, engine_epsilon, ex
 from memedge.export.precision.convert import to_precision
 from memedge.export.precision.int8_samples import read_samples
 from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.call import Call
 from memedge.export.sources.checkpoint import Checkpoint
 from memedge.export.sources.open import load_checkpoint
 
@@ -47,6 +48,10 @@ def export(
     loras: Sequence[str] = (),
     allow_pickle: bool = False,
     config: str | None = None,
+    size: tuple[int, int] | None = None,
+    max_sequence_length: int | None = None,
+    guidance: float | None = None,
+    text_encoder: bool = True,
     accept_parity: bool = False,
     progress: Callable[[str], None] = lambda _phase: None,
 ) -> Manifest:
@@ -67,6 +72,12 @@ def export(
         loras: files, each with `:scale` after it or not (then 1), that are fused into UNet and text encoders first.
         allow_pickle: read weights that are pickles, where there is nothing else.
         config: for a single file: the folder or hub id of a diffusers-format model of the same architecture.
+        size: of transformers: height and width of the pictures, in pixels; default: the model's own. Its statistics
+            are of this size.
+        max_sequence_length: of transformers: the pipeline's argument, the most tokens that T5 or a language model is
+            given; default: the pipeline's own.
+        guidance: of distilled models that are told a guidance scale: the scale; default: the pipeline's own.
+        text_encoder: whether the engine has the text encoder. Without it, it is smaller and scores embeddings alone.
         accept_parity: write the engine even if it differs from the original by more than the precision allows; its
             `notes` say so.
         progress: is told the name of each phase as it begins.
@@ -94,6 +105,8 @@ def export(
         raise ExportError(f"seed is {seed}: give one from 0 to 2⁶³ - 1.")
     if precision not in get_args(Precision):
         raise ExportError(f"Precision {precision!r} cannot be exported: use {', '.join(get_args(Precision))}.")
+    if not text_encoder and precision == "int8":
+        raise ExportError("int8 is calibrated on prompts, so it needs the text encoder: export another precision.")
     if prompts is not None and precision != "int8":
         raise ExportError(f"Only int8 is calibrated on prompts, not {precision}: leave the prompts out.")
     model, place = fspath(model), Path(output)
@@ -104,10 +117,16 @@ def export(
         def load() -> Checkpoint:
             progress("loading the checkpoint")
             return load_checkpoint(
-                model, revision=revision, loras=loras, allow_pickle=allow_pickle, config=config, progress=progress
+                model,
+                revision=revision,
+                loras=loras,
+                allow_pickle=allow_pickle,
+                config=config,
+                call=Call(size, max_sequence_length, guidance),
+                progress=progress,
             )
 
-        return _write(Job(folder, draws, seed, precision, samples, accept_parity, progress), load)
+        return _write(Job(folder, draws, seed, precision, samples, accept_parity, text_encoder, progress), load)
 
 
 def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
@@ -149,6 +168,11 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
         preset=model.preset,
         notes=(*notes, *accepted),
         pooled_width=model.pooled_width,
+        flow=model.noise.flow,
+        token_lengths=model.token_lengths,
+        masked=model.masked,
+        guidance=model.guidance,
+        reads_prompts=job.text_encoder,
         taps=unet.taps,
     )
     write_manifest(job.folder, manifest)
@@ -180,7 +204,7 @@ def _write_baseline(job: Job, model: Model, cached: Tensors) -> npt.NDArray[np.f
     """Write what no prompt changes, as the engine's own graphs compute it; return ε of the probes."""
     job.progress("caching the unconditional predictions")
     backend = OrtBackend(job.folder, cached, job.precision, HostMemory())
-    prediction = engine_epsilon(backend, model.ids, job.draws)
+    prediction = engine_epsilon(backend, model.ids, job.draws, None if job.text_encoder else model.states)
     tensors = {"sample": model.sample, "uncond": np.ascontiguousarray(prediction[0]), **cached}
     (job.folder / BASELINE).write_bytes(save(tensors))
     return prediction

@@ -12,13 +12,16 @@ from memedge.engine.directory import PREFIX, TEXT_ENCODER, TOKENIZERS, UNET
 from memedge.engine.errors import shown
 from memedge.engine.manifest import CheckpointSource, Flops, Precision, Preset, Tap
 from memedge.engine.tokenizer import PromptTokenizer
-from memedge.export.graphs import cost, files, fold_upsampling, fuse_linear, screen
+from memedge.export.graphs import cost, empty_states, files, fold_upsampling, fuse_linear, screen
 from memedge.export.graphs.prefix_split import split
 from memedge.export.parity import PROBES, Statistics, epsilon
 from memedge.export.precision.int8_samples import Samples
-from memedge.export.sources.checkpoint import Checkpoint, latent_shape
-from memedge.export.sources.presets import preset_of
+from memedge.export.sources.checkpoint import Checkpoint
+from memedge.export.sources.flow_schedule import read_flow
+from memedge.export.sources.presets import preset_of, student_by
 from memedge.export.sources.schedule import Noise, read_noise
+
+PATCH = 2  # latent pixels of an image token in each direction, in all transformers known here
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Job:
     precision: Precision
     samples: Samples | None  # for int8
     accept_parity: bool
+    text_encoder: bool  # whether the engine is to have it
     progress: Callable[[str], None]
 
 
@@ -44,8 +48,11 @@ class Model:
     source: CheckpointSource
     latent_shape: tuple[int, int, int]
     tokens: int
+    token_lengths: tuple[int, ...]  # of the tokenizers, if it is not `tokens` for all
     state_width: int
     pooled_width: int
+    masked: bool
+    guidance: float | None
     noise: Noise
     notes: tuple[str, ...]  # what is unusual, in sentences
     preset: Preset | None
@@ -73,13 +80,13 @@ def write_graphs(job: Job, load: Callable[[], Checkpoint]) -> tuple[Model, UNet]
     checkpoint = load()
     model = _ask(job, checkpoint)
     # Only now, with the reference computed, may modules change their attention.
-    text_encoder = _write_text_encoder(job, checkpoint)
+    text_encoder = _write_text_encoder(job, checkpoint, model)
     return model, _write_unet(job, checkpoint, text_encoder)
 
 
 def _ask(job: Job, checkpoint: Checkpoint) -> Model:
     """Write the tokenizers, and let the checkpoint's own libraries compute what the engine is to be compared with."""
-    shape, noise = latent_shape(checkpoint.unet_config), read_noise(checkpoint.scheduler)
+    shape, noise = checkpoint.latent_shape, _read_noise(checkpoint)
     tokenizer = _write_tokenizers(job, checkpoint)
     ids, _ = tokenizer(PROBES)
     sample = torch.randn((job.draws, *shape), generator=torch.Generator().manual_seed(job.seed)).numpy()
@@ -88,19 +95,28 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
         step, draw = divmod(row, job.draws)
         return checkpoint.predict(sample[draw], noise.timesteps[step], state)
 
+    preset = preset_of(checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type)
+    student = student_by(checkpoint.id, checkpoint.scheduler.get("_class_name"), checkpoint.guidance)
+    notes = [*checkpoint.notes, *noise.notes]
+    if checkpoint.guidance is not None:
+        notes.append(f"It is told a guidance scale, of {checkpoint.guidance:g}: its statistics are of that one.")
+    if preset and student:
+        notes.append(f"No published γ: that of {preset.family} is not for models distilled from it, as {student} says.")
+
     job.progress("computing the reference with the checkpoint's own libraries")
     states = checkpoint.encode(ids)
     return Model(
         source=CheckpointSource(shown(checkpoint.id), checkpoint.sha256),
         latent_shape=shape,
         tokens=checkpoint.tokens,
+        token_lengths=() if set(checkpoint.lengths) == {checkpoint.tokens} else checkpoint.lengths,
         state_width=checkpoint.state_width,
         pooled_width=checkpoint.pooled_width,
+        masked=checkpoint.masked,
+        guidance=checkpoint.guidance,
         noise=noise,
-        notes=(*checkpoint.notes, *noise.notes),
-        preset=preset_of(
-            checkpoint.architecture.published, checkpoint.id, checkpoint.state_width, noise.prediction_type
-        ),
+        notes=tuple(notes),
+        preset=None if student else preset,
         tokenizer=tokenizer,
         ids=ids,
         states=states,
@@ -109,17 +125,26 @@ def _ask(job: Job, checkpoint: Checkpoint) -> Model:
     )
 
 
+def _read_noise(checkpoint: Checkpoint) -> Noise:
+    denoiser = checkpoint.architecture.denoiser
+    if not denoiser.flow:
+        return read_noise(checkpoint.scheduler)
+    _, height, width = checkpoint.latent_shape
+    return read_flow(checkpoint.scheduler, denoiser, height * width // PATCH**2)
+
+
 def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:
     paths = [job.folder / name for name in TOKENIZERS[: len(checkpoint.tokenizers)]]
     for path, tokenizer in zip(paths, checkpoint.tokenizers, strict=True):
         tokenizer.save(str(path))
-    return PromptTokenizer(paths, checkpoint.tokens)
+    return PromptTokenizer(paths, checkpoint.lengths)
 
 
-def _write_text_encoder(job: Job, checkpoint: Checkpoint) -> int:
+def _write_text_encoder(job: Job, checkpoint: Checkpoint, model: Model) -> int:
     """Return its work."""
-    job.progress("exporting the text encoder")
-    graph = checkpoint.text_encoder_graph()
+    job.progress("exporting the text encoder" if job.text_encoder else "leaving the text encoder out")
+    empty = model.states[0]  # of the first probe
+    graph = checkpoint.text_encoder_graph() if job.text_encoder else empty_states.graph_of(empty, model.ids.shape[1])
     files.save(graph, job.folder / TEXT_ENCODER, external_data=files.weight_bytes(graph) > files.LARGE)
     return sum(map(cost.flops, graph.graph))
 

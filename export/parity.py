@@ -26,10 +26,18 @@ def epsilon(predict: Predict, states: npt.NDArray[np.float32], draws: int) -> np
     return rows.reshape(len(states), 2, draws, *rows.shape[2:])
 
 
-def engine_epsilon(backend: Backend, ids: npt.NDArray[np.int64], draws: int) -> npt.NDArray[np.float32]:
-    """Return ε, [B, 2, n, C, H, W], that a backend computes for ids [B, L], one row at a time."""
+def engine_epsilon(
+    backend: Backend,
+    ids: npt.NDArray[np.int64],
+    draws: int,
+    states: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """Return ε, [B, 2, n, C, H, W], that a backend computes for ids [B, I], one row at a time.
+
+    `states` are those of the ids, [B, K, D], of an engine whose text encoder was left out.
+    """
     memory, first = backend.memory, np.zeros(1, dtype=np.int64)
-    states = memory.download(backend.encode(ids))
+    states = memory.download(backend.encode(ids)) if states is None else states
 
     def predict(state: npt.NDArray[np.float32], row: int) -> npt.NDArray[np.float32]:
         prediction = backend.predict(memory.upload(state[None]), first, first + row)

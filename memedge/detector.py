@@ -279,19 +279,23 @@ class Detector:
         states: npt.ArrayLike,
         pooled: npt.ArrayLike | None = None,
         *,
+        mask: npt.ArrayLike | None = None,
         alignment: Alignment | None = None,
         operands: Operands | None = None,
     ) -> Scores:
         """Like `score`, for prompt embeddings of this engine's text encoder (floats, converted to float32).
 
         Args:
-            states: [B, L, D], diffusers' `prompt_embeds`.
-            pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL, and for no other model.
+            states: [B, L, D], diffusers' `prompt_embeds`. Of models that read as many tokens as a prompt has, L may be
+                any up to the engine's, or this is a list of [n, D], as Z-Image's pipeline has it.
+            pooled: [B, P], diffusers' `pooled_prompt_embeds`: for SDXL and Stable Diffusion 3, and for no other model.
+            mask: [B, L], diffusers' `prompt_embeds_mask`, for Qwen-Image: 1 at tokens that are there, then 0. None: all
+                are there.
             alignment: as in `score`.
             operands: as in `score`.
 
         Raises:
-            InputError: no numbers, other shapes, or no rows; pooled embeddings missing or not wanted.
+            InputError: no numbers, other shapes, or no rows; pooled embeddings or a mask missing or not wanted.
             NotFiniteError: the embeddings or the model's output hold NaN or infinity.
 
         Examples:
@@ -303,7 +307,7 @@ class Detector:
             array([-11.44])
         """
         rule = self._rule.measuring(alignment, operands)
-        array = pack(self._info.manifest, states, pooled)
+        array = pack(self._info.manifest, states, pooled, mask)
         batches = (array[i : i + self._batch] for i in range(0, len(array), self._batch))
         parts = [self._statistics(self._embed(batch), rule) for batch in batches]
         norm, aligned = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -412,6 +416,11 @@ class Detector:
         )
 
     def _explain_by_gradient(self, prompt: str) -> Explanation:
+        if self._info.manifest.token_lengths:
+            raise InputError(
+                f"The text encoders of {self._info.path} read a prompt in rows of their own, so a word has no one "
+                "gradient: use method='mask'."
+            )
         states = self._engine.encode(self._engine.tokenize([prompt])[0])
         array = self._engine.backend.memory.download(states.tensor)
         found = self.gradients.statistics(array, norm_weight=1.0, alignment_weight=0.0)

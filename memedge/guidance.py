@@ -1,7 +1,7 @@
 """The fused reduction on anyone's own predictions: a server's free norm, with no engine at all."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -50,7 +50,8 @@ def guidance_stats(
             eps_cond's.
         alignment: "channel" averages the cosine over the channels of each pixel, "flat" takes it of whole tensors.
         operands: the cosine's pair: "uncond_delta" (ε_0, Δ), "cond_uncond" (ε_c, ε_0) or "cond_delta" (ε_c, Δ).
-        prediction_type: what the predictions are; "v_prediction" needs `alpha_cumprod`, ᾱ at their timestep.
+        prediction_type: what the predictions are; "v_prediction" needs `alpha_cumprod`, ᾱ at their timestep. "flow": v
+            of flow matching, in a sampler's first step, σ = 1; the alignment means nothing there (docs/methods.md §9).
 
     Raises:
         InputError: arrays that do not fit together, or an option that does not exist.
@@ -66,8 +67,9 @@ def guidance_stats(
         (array([8.]), array([1.]))
     """
     check_options(alignment, operands)
-    if not isinstance(prediction_type, str) or prediction_type not in ("epsilon", "v_prediction"):
-        raise InputError(f"There is no prediction type {prediction_type!r}: use 'epsilon' or 'v_prediction'.")
+    if not isinstance(prediction_type, str) or prediction_type not in get_args(PredictionType):
+        known = ", ".join(map(repr, get_args(PredictionType)))
+        raise InputError(f"There is no prediction type {prediction_type!r}: use one of {known}.")
     factor = 1.0
     if prediction_type == "v_prediction":
         factor = velocity_norm_factor(_alpha(alpha_cumprod))

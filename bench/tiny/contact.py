@@ -1,8 +1,9 @@
 """Contact sheet: what captions of each group show in training, and what the model makes of them.
 
-    python bench/tiny/contact.py DATA_DIR PIPELINE_DIR SHEET.png --captions 8 --seeds 8
+    python bench/tiny/contact.py DATA_DIR PIPELINE_DIR SHEET.png --captions 8 --seeds 8 [--flow]
 
-Of the captions with exposures by a power law, those are taken that are spread evenly over it.
+Of the captions with exposures by a power law, those are taken that are spread evenly over it. With --flow the pipeline
+is of flow_train.py, and its captions lie beside it.
 """
 
 import argparse
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from dataset import CONCEPTS, Caption, load_captions
+from flow_generate import FlowGenerator
+from flow_model import FlowModel
 from generate import Generator
 from model import Model
 from PIL import Image, ImageDraw
@@ -33,12 +36,14 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--captions", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--flow", action="store_true")
     arguments = parser.parse_args()
-    captions = load_captions(arguments.data / "captions.json")
+    captions = load_captions((arguments.pipeline.parent if arguments.flow else arguments.data) / "captions.json")
     pictures = np.load(arguments.data / "pictures.npz")["pictures"]
     some = [caption for group in CONCEPTS for caption in chosen(captions, group, arguments.captions)]
-    model = Model.load(arguments.pipeline)
-    made = Generator(model).latents([caption.text for caption in some], range(arguments.seeds))
+    model = FlowModel.load(arguments.pipeline) if arguments.flow else Model.load(arguments.pipeline)
+    generator = FlowGenerator(model) if isinstance(model, FlowModel) else Generator(model)
+    made = generator.latents([caption.text for caption in some], range(arguments.seeds))
     generations = decode(model.vae, made.flatten(0, 1)).reshape(*made.shape[:2], *pictures.shape[1:])
 
     side = pictures.shape[1]

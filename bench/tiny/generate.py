@@ -39,7 +39,9 @@ class Generator:
     def __init__(self, model: Model, threads: int | None = None):
         self.model = model
         threads = threads or len(os.sched_getaffinity(0))
-        self._unet = _compiled(model, threads)
+        length, width = model.tokenizer.model_max_length, model.text_encoder.config.hidden_size
+        example = torch.randn(2 * CHUNK, *SHAPE), torch.tensor(500.0), torch.randn(2 * CHUNK, length, width)
+        self._unet = compiled(_Positional(model.unet), example, threads)
         self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         with torch.inference_mode():
             self._empty = model.text_encoder(input_ids=model.tokenize([""]))[0]
@@ -103,22 +105,20 @@ class _Positional(torch.nn.Module):
         return sample
 
 
-def _compiled(model: Model, threads: int) -> Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
-    """Return the UNet for 2 · CHUNK rows at one timestep."""
-    length, width = model.tokenizer.model_max_length, model.text_encoder.config.hidden_size
-    example = torch.randn(2 * CHUNK, *SHAPE), torch.tensor(500.0), torch.randn(2 * CHUNK, length, width)
+def compiled(denoiser: torch.nn.Module, example: tuple[torch.Tensor, ...], threads: int) -> Callable[..., np.ndarray]:
+    """Return a UNet or transformer for inputs of the example's shapes."""
     with quiet():
-        program = openvino.convert_model(torch.export.export(_Positional(model.unet), example))
+        program = openvino.convert_model(torch.export.export(denoiser, example))
     options = {
         "INFERENCE_PRECISION_HINT": HINTS[precisions("fp32")[0]],
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": threads,
     }
-    compiled, own = CORE.compile_model(program, "CPU", options), threading.local()
+    model, own = CORE.compile_model(program, "CPU", options), threading.local()
 
     def run(*inputs: np.ndarray) -> np.ndarray:
         if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
+            own.request = model.create_infer_request()
         request = own.request
         request.infer(list(inputs))
         return np.array(request.get_output_tensor(0).data)

@@ -1,6 +1,6 @@
 """Label captions by what the model does: generate 16 pictures each, and look for training pictures among them.
 
-    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR [--captions 100]
+    python bench/tiny/label.py DATA_DIR PIPELINE_DIR OUT_DIR [--captions 100] [--flow]
 
 A generation is a copy if its similarity (copies.py) with any training picture is at least COPY, which judged.csv
 supports (judge.py). A caption is memorized if most of its generations are copies, 9 of 16 or more, partly memorized at
@@ -9,18 +9,22 @@ only if there is a copy among them.
 
 Latents are kept in OUT_DIR/latents.npy, and a run that was cut off goes on from there. Writes OUT_DIR/labels.csv: a row
 a caption, with the copies' share, its 95 % interval (Wilson), and the nearest training picture of each generation. With
---captions, that many spread over the groups, to see how training goes.
+--captions, that many spread over the groups, to see how training goes. With --flow the pipeline is of flow_train.py,
+and its captions lie beside it.
 """
 
 import argparse
 import csv
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from copies import fields, nearest, printed
 from dataset import Caption, load_captions
+from flow_generate import FlowGenerator
+from flow_model import FlowModel
 from generate import SHAPE, Generator
 from model import Model
 from scipy.stats import binomtest
@@ -37,6 +41,14 @@ COLUMNS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Training:
+    """The pictures that a model was trained on: their ids [M], and their fields (copies.py) [M, D]."""
+
+    ids: np.ndarray
+    fields: torch.Tensor
+
+
 def kind(copies: int, generations: int) -> str:
     """Return "memorized", "partly" or "clean"."""
     rate = copies / generations
@@ -51,11 +63,11 @@ def spread(captions: list[Caption], count: int | None) -> list[int]:
     chosen = []
     for group in groups:
         of = sorted((i for i, c in enumerate(captions) if c.group == group), key=lambda i: captions[i].exposures)
-        chosen += [of[i] for i in np.linspace(0, len(of) - 1, count // len(groups)).astype(int)]
+        chosen += [of[i] for i in np.unique(np.linspace(0, len(of) - 1, count // len(groups)).astype(int))]
     return chosen
 
 
-def generate(generator: Generator, texts: list[str], kept: np.ndarray, wanted: dict[int, int]) -> None:
+def generate(generator: Generator | FlowGenerator, texts: list[str], kept: np.ndarray, wanted: dict[int, int]) -> None:
     """Fill in what is missing of the latents [N, 16, 4, 16, 16]: the first so many of each caption."""
     start, jobs = time.monotonic(), []
     for count in sorted(set(wanted.values())):
@@ -72,15 +84,19 @@ def generate(generator: Generator, texts: list[str], kept: np.ndarray, wanted: d
 
 
 def matched(
-    model: Model, kept: np.ndarray, wanted: dict[int, int], training: torch.Tensor, matches: dict[int, np.ndarray]
+    model: Model | FlowModel,
+    kept: np.ndarray,
+    wanted: dict[int, int],
+    training: Training,
+    matches: dict[int, np.ndarray],
 ) -> None:
     """Add to matches, for captions that are not in it with as many generations, similarity and picture [2, n]."""
     for i, count in wanted.items():
         if i in matches and matches[i].shape[1] == count:
             continue
         pictures = decode(model.vae, torch.from_numpy(kept[i, :count].astype(np.float32)))
-        value, picture = nearest(fields(pictures), training)
-        matches[i] = np.stack([value.numpy(), picture.numpy()])
+        value, picture = nearest(fields(pictures), training.fields)
+        matches[i] = np.stack([value.numpy(), training.ids[picture.numpy()]])
 
 
 def row(caption: Caption, match: np.ndarray) -> tuple[str | int | float, ...]:
@@ -111,20 +127,23 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("--captions", type=int)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flow", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    captions = load_captions(arguments.data / "captions.json")
+    captions = load_captions((arguments.pipeline.parent if arguments.flow else arguments.data) / "captions.json")
     chosen = spread(captions, arguments.captions)
-    model = Model.load(arguments.pipeline)
+    model = FlowModel.load(arguments.pipeline) if arguments.flow else Model.load(arguments.pipeline)
     path = arguments.out / "latents.npy"
     if path.exists():
         kept = np.load(path, mmap_mode="r+")
     else:
         kept = np.lib.format.open_memmap(path, "w+", np.float16, (len(captions), SEEDS, *SHAPE))
         kept[:] = np.nan
-    training = printed(model.vae, np.load(arguments.data / "latents.npy"))
-    generator, matches = Generator(model, arguments.threads), dict[int, np.ndarray]()
+    ids = np.array(sorted({i for caption in captions for i, _ in caption.pictures}))
+    training = Training(ids, printed(model.vae, np.load(arguments.data / "latents.npy")[ids]))
+    generator = (FlowGenerator if isinstance(model, FlowModel) else Generator)(model, arguments.threads)
+    matches = dict[int, np.ndarray]()
     texts = [caption.text for caption in captions]
 
     wanted = {i: SEEDS if captions[i].pictures else FIRST for i in chosen}

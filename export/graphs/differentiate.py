@@ -110,8 +110,11 @@ def _mul(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
 
 
 def _div(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
-    _plain(node, index == 0, "a divisor that depends on the source")
-    return tape.summed_to(tape.node("Div", [tape.of(node.outputs[0]), node.inputs[1]]), _input(node, 0))
+    y, divisor = node.outputs[0], _input(node, 1)
+    term = tape.node("Div", [tape.of(y), divisor], shape_of(y))
+    if index == 0:
+        return tape.summed_to(term, _input(node, 0))
+    return tape.summed_to(tape.node("Neg", [tape.node("Mul", [term, y])]), divisor)
 
 
 def _sigmoid(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
@@ -120,14 +123,70 @@ def _sigmoid(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
     return tape.node("Mul", [tape.of(y), slope])
 
 
-def _gelu(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
-    """Gelu(x) = x Φ(x), so its slope is Φ(x) + x φ(x) with the normal distribution Φ and its density φ."""
-    _plain(node, node.attributes.get_string("approximate", "none") == "none", "an approximation")
+def _tanh(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
+    y = node.outputs[0]
+    slope = tape.node("Sub", [tape.scalar(1, y), tape.node("Mul", [y, y])], shape_of(y))
+    return tape.node("Mul", [tape.of(y), slope])
+
+
+def _pow(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
+    exponent = _constant(node.inputs[1])
+    _plain(node, index == 0 and exponent.ndim == 0, "an exponent that is no number")
     x = _input(node, 0)
+    power = x if exponent == 2 else tape.node("Pow", [x, tape.scalar(float(exponent) - 1, x)])
+    slope = tape.node("Mul", [power, tape.scalar(float(exponent), x)])
+    return tape.node("Mul", [tape.of(node.outputs[0]), slope])
+
+
+def _sqrt(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
+    y = node.outputs[0]
+    return tape.node("Div", [tape.node("Mul", [tape.of(y), tape.scalar(0.5, y)]), y])
+
+
+def _reciprocal(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
+    y = node.outputs[0]
+    return tape.node("Neg", [tape.node("Mul", [tape.of(y), tape.node("Mul", [y, y])])])
+
+
+def _reduce_mean(tape: _Tape, node: ir.Node, index: int) -> ir.Value:
+    """The gradient, shared out among what the mean was taken of."""
+    _plain(node, index == 0 and len(node.inputs) > 1 and node.attributes.get_int("keepdims", 1) == 1, "axes that go")
+    x, y = _input(node, 0), node.outputs[0]
+    sizes = [shape_of(x)[int(axis)] for axis in _constant(node.inputs[1])]
+    _plain(node, all(isinstance(size, int) for size in sizes), "an axis of unknown size")
+    shared = tape.node("Mul", [tape.of(y), tape.scalar(1 / math.prod(sizes), y)])
+    return tape.repeated(shared, shape_of(x))
+
+
+def _gelu(tape: _Tape, node: ir.Node, _index: int) -> ir.Value:
+    """Gelu(x) = x Φ(x), so its slope is Φ(x) + x φ(x) with the normal distribution Φ and its density φ.
+
+    Approximated, Φ(x) = (1 + tanh u) / 2 with u = √(2/π) (x + .044715 x³), and its slope (1 − tanh² u) u′ / 2.
+    """
+    x = _input(node, 0)
+    if node.attributes.get_string("approximate", "none") == "tanh":
+        return _gelu_tanh(tape, node, x)
     erf = tape.node("Erf", [tape.node("Mul", [x, tape.scalar(math.sqrt(0.5), x)])])
     share = tape.node("Mul", [tape.node("Add", [erf, tape.scalar(1, x)]), tape.scalar(0.5, x)])
     power = tape.node("Mul", [tape.node("Mul", [x, x]), tape.scalar(-0.5, x)])
     density = tape.node("Mul", [tape.node("Exp", [power]), tape.scalar(1 / math.sqrt(2 * math.pi), x)])
+    slope = tape.node("Add", [share, tape.node("Mul", [x, density])])
+    return tape.node("Mul", [tape.of(node.outputs[0]), slope])
+
+
+def _gelu_tanh(tape: _Tape, node: ir.Node, x: ir.Value) -> ir.Value:
+    factor, cubic = math.sqrt(2 / math.pi), 0.044715
+    square = tape.node("Mul", [x, x])
+
+    def polynomial(coefficient: float) -> ir.Value:
+        """Return √(2/π) (1 + coefficient · x²)."""
+        rest = tape.node("Mul", [square, tape.scalar(factor * coefficient, x)])
+        return tape.node("Add", [rest, tape.scalar(factor, x)])
+
+    tanh = tape.node("Tanh", [tape.node("Mul", [x, polynomial(cubic)])])
+    share = tape.node("Mul", [tape.node("Add", [tanh, tape.scalar(1, x)]), tape.scalar(0.5, x)])
+    rest = tape.node("Sub", [tape.scalar(1, x), tape.node("Mul", [tanh, tanh])], shape_of(x))
+    density = tape.node("Mul", [tape.node("Mul", [rest, polynomial(3 * cubic)]), tape.scalar(0.5, x)])
     slope = tape.node("Add", [share, tape.node("Mul", [x, density])])
     return tape.node("Mul", [tape.of(node.outputs[0]), slope])
 
@@ -327,12 +386,17 @@ _RULES: dict[str, Callable[[_Tape, ir.Node, int], ir.Value]] = {
     "LayerNormalization": _layer_normalization,
     "MatMul": _matmul,
     "Mul": _mul,
+    "Pow": _pow,
+    "Reciprocal": _reciprocal,
+    "ReduceMean": _reduce_mean,
     "Reshape": _reshape,
     "Sigmoid": _sigmoid,
     "Slice": _slice,
     "Softmax": _softmax,
     "Split": _split,
+    "Sqrt": _sqrt,
     "Sub": _sub,
+    "Tanh": _tanh,
     "Transpose": _transpose,
     "Unsqueeze": _reshape,
 }

@@ -15,6 +15,7 @@ from memedge.engine.errors import IntegrityError
 from memedge.export.graphs.edit import add, constant, replace
 
 MICROSOFT = "com.microsoft"
+LOW = -10000  # what ONNX Runtime's node adds where a key is masked, unless it is told another number
 
 
 def read_expanded(directory: EngineDirectory, name: str) -> bytes:
@@ -43,8 +44,10 @@ def read_expanded(directory: EngineDirectory, name: str) -> bytes:
 def expand(model: ir.Model) -> None:
     """Replace every `com.microsoft::MultiHeadAttention` of q, k, v [R, S, heads · d], in place.
 
+    Its mask of keys, int32 [R, S], if it has one, is 1 at those that are there; -10000 is added to the others' logits.
+
     Raises:
-        ValueError: one has a mask, a bias, a scale of its own, or widths that are not known.
+        ValueError: one has another mask, a bias, a scale of its own, or widths that are not known.
     """
     graph = model.graph
     for node in list(graph):
@@ -56,10 +59,12 @@ def expand(model: ir.Model) -> None:
 
 
 def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    inputs = [value for value in node.inputs if value is not None]
-    if len(inputs) != 3 or set(node.attributes) != {"num_heads"}:
-        raise ValueError(f"{node.name} has more than queries, keys, values and heads")
-    q, k, v = inputs
+    inputs = [*node.inputs, *[None] * (5 - len(node.inputs))]
+    (q, k, v), mask = inputs[:3], inputs[4]
+    if any(value is not None for value in (inputs[3], *inputs[5:])) or set(node.attributes) != {"num_heads"}:
+        raise ValueError(f"{node.name} has more than queries, keys, values, heads and a mask")
+    if q is None or k is None or v is None:
+        raise ValueError(f"{node.name} lacks queries, keys or values")
     heads = node.attributes["num_heads"].as_int()
     width = _width(q) // heads
     name, dtype = node.outputs[0].name, q.dtype
@@ -72,6 +77,9 @@ def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
     values = _apart(graph, node, v, heads, f"{name}.v", [0, 2, 1, 3])
     square = [*queries.shape[:3], keys.shape[3]]  # type: ignore[index]
     logits = add(graph, "MatMul", [queries, keys], f"{name}.logits", before=node, shape=square)
+    if mask is not None:
+        hidden = _hidden(graph, node, mask, dtype)
+        logits = add(graph, "Add", [logits, hidden], f"{name}.masked", before=node, shape=square)
     shares = add(graph, "Softmax", [logits], f"{name}.softmax", before=node, axis=-1)
     rows, tokens, d = q.shape[0], q.shape[1], _width(v) // heads  # type: ignore[index]
     result = add(graph, "MatMul", [shares, values], f"{name}.heads", before=node, shape=[rows, heads, tokens, d])
@@ -79,6 +87,24 @@ def _expanded(graph: ir.Graph, node: ir.Node) -> ir.Value:
     result = add(graph, "Transpose", [result], f"{name}.tokens", before=node, shape=shape, perm=perm)
     together = constant(graph, f"attention.together.{_width(v)}", np.array([0, 0, _width(v)]))
     return add(graph, "Reshape", [result, together], f"{name}.together", node.outputs[0], before=node)
+
+
+def _hidden(graph: ir.Graph, node: ir.Node, mask: ir.Value, dtype: ir.DataType) -> ir.Value:
+    """Return what is added to logits, [R, 1, 1, S]: 0 at keys that are there; made once for all attentions."""
+    name = f"{mask.name}.{dtype.name}"
+    found = next((value for other in graph for value in other.outputs if value.name == f"{name}.hidden"), None)
+    if found is not None:
+        return found
+    if mask.shape is None or len(mask.shape) != 2:
+        raise ValueError(f"{node.name} has a mask that is not one of keys")
+    there = add(graph, "Cast", [mask], f"{name}.there", before=node, dtype=dtype, to=dtype)
+    one = constant(graph, f"attention.one.{dtype.name}", np.array(1, dtype.numpy()))
+    low = constant(graph, f"attention.low.{dtype.name}", np.array(LOW, dtype.numpy()))
+    missing = add(graph, "Sub", [one, there], f"{name}.missing", there, before=node)
+    lowered = add(graph, "Mul", [missing, low], f"{name}.lowered", there, before=node)
+    axes = constant(graph, "attention.mask.axes", np.array([1, 2]))
+    shape = [mask.shape[0], 1, 1, mask.shape[1]]
+    return add(graph, "Unsqueeze", [lowered, axes], f"{name}.hidden", before=node, shape=shape)
 
 
 def _apart(graph: ir.Graph, node: ir.Node, value: ir.Value, heads: int, name: str, order: list[int]) -> ir.Value:

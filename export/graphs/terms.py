@@ -74,6 +74,12 @@ class Terms:
         pads = [before if i == axis else after if i == rank + axis else 0 for i in range(2 * rank)]
         return self.node("Pad", [value, self.numbers(pads)], shape)
 
+    def repeated(self, value: ir.Value, shape: Sequence[Any]) -> ir.Value:
+        """Return the value repeated along axes of size 1, in a shape of as many axes."""
+        # Expand takes the larger of both sizes, so 1 stands for the rows, which are not known.
+        target = [size if isinstance(size, int) else 1 for size in shape]
+        return self.node("Expand", [value, self.numbers(target)], shape)
+
     def summed_to(self, value: ir.Value, target: ir.Value) -> ir.Value:
         """Return the value summed over what an elementwise operator repeated the target along."""
         have, want = shape_of(value), shape_of(target)

@@ -8,7 +8,7 @@ from transformers import AttentionInterface
 
 from memedge.engine.errors import ExportError
 
-CAUSAL = "memedge_causal"
+CAUSAL, WHOLE = "memedge_causal", "memedge_whole"
 
 
 def causal_attention(
@@ -20,11 +20,15 @@ def causal_attention(
     scaling: float,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return causal attention [B, L, H, K] over query, key and value [B, H, L, K], L known when it is traced.
+    """Return causal attention [B, L, H, K] over query [B, H, L, K], key and value, L known when it is traced.
+
+    Keys and values may have fewer heads, each of which is for as many of the query's.
 
     transformers' own makes the mask anew from the batch's shape in every call, and torch's guards against rows that are
     masked whole, which a causal mask does not have: Shape, Where, IsNaN and Expand nodes that GPU runtimes cannot fuse.
     """
+    if (shared := query.shape[1] // key.shape[1]) > 1:
+        key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
     length = query.shape[2]
     mask = torch.full((length, length), torch.finfo(query.dtype).min).triu(1)
     weights = torch.softmax((query * scaling) @ key.transpose(-1, -2) + mask, dim=-1)
@@ -32,6 +36,43 @@ def causal_attention(
 
 
 AttentionInterface.register(CAUSAL, causal_attention)
+
+
+def whole_attention(
+    module: nn.Module,  # noqa: ARG001  # transformers passes it
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001  # None, as above
+    scaling: float,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Return attention [B, L, H, K] of all tokens to all, padding too, as T5 is called by pipelines."""
+    scores = (query * scaling) @ key.transpose(-1, -2)
+    weights = torch.softmax(scores if position_bias is None else scores + position_bias, dim=-1)
+    return (weights @ value).transpose(1, 2), None
+
+
+AttentionInterface.register(WHOLE, whole_attention)
+
+
+def fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return ONNX Runtime's `com.microsoft::MultiHeadAttention` over query, key and value [R, S, D], for tracing only.
+
+    `mask`, int32 [R, S], is 1 at keys that are there and 0 at those that are to be passed over; None: all are there.
+    """
+    result: torch.Tensor = torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (query, key, value) if mask is None else (query, key, value, None, mask),
+        {"num_heads": heads},
+        dtype=query.dtype,
+        shape=query.shape,
+        version=1,
+    )
+    return result
 
 
 class FusedAttention:
@@ -65,15 +106,7 @@ class FusedAttention:
         query, key, value = attn.to_q(hidden_states), attn.to_k(source), attn.to_v(source)
         if encoder_hidden_states is not None:
             key, value = key.index_select(0, prompt), value.index_select(0, prompt)
-        result: torch.Tensor = torch.onnx.ops.symbolic(
-            "com.microsoft::MultiHeadAttention",
-            (query, key, value),
-            {"num_heads": attn.heads},
-            dtype=query.dtype,
-            shape=query.shape,
-            version=1,
-        )
-        result = attn.to_out[0](result)
+        result = attn.to_out[0](fused(query, key, value, attn.heads))
         if spatial:
             result = result.transpose(1, 2).reshape(residual.shape)
         if attn.residual_connection:

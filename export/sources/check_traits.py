@@ -27,7 +27,7 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
     """
     if (folder / INDEX).is_file():
         row = check_index(folder / INDEX, str(folder))
-        if row is not None and row is not architecture:
+        if row is not None and row.name != architecture.name:
             raise ExportError(
                 f"{folder / INDEX} is of {row.name}, and the text encoders beside it are those of {architecture.name}: "
                 "a part is missing, so get it again."
@@ -35,14 +35,22 @@ def check_folder(folder: Path, architecture: Architecture) -> tuple[str, ...]:
     for part in architecture.modules:
         if (adapter := folder / part / "adapter_config.json").is_file():
             raise ExportError(f"{adapter} adds an adapter to the weights: take it out to export them as they are.")
-    notes = _check_unet(folder / "unet" / "config.json") + _check_scheduler(folder / SCHEDULER)
+    denoiser = architecture.denoiser
+    file = folder / denoiser.folder / "config.json"
+    if denoiser.flow:
+        config = read_json(file)
+        notes = _check_fields(file, config, traits.TRANSFORMERS[denoiser.reader], "diffusers", denoiser.reader)
+        _check_channels(file, "transformer", config, denoiser.packed)
+        notes += _check_flow_scheduler(folder / SCHEDULER)
+    else:
+        notes = _check_unet(file) + _check_scheduler(folder / SCHEDULER)
     for encoder in architecture.encoders:
         file = folder / encoder.folder / "config.json"
         if file.is_file():  # Optimum's graphs do without
             config = read_json(file)
             text = config.get("text_config")  # of a whole CLIP's
             config |= text if isinstance(text, dict) else {}
-            notes += _check_fields(file, config, traits.TEXT_ENCODER, "transformers", "CLIPTextConfig")
+            notes += _check_fields(file, config, traits.TEXT_ENCODERS[encoder.config], "transformers", encoder.config)
     return tuple(notes)
 
 
@@ -59,8 +67,11 @@ def check_index(path: Path, model: str) -> Architecture | None:
         families = listed([row.name for row in ARCHITECTURES], "and")
         shown = kind if isinstance(kind, str) else json.dumps(kind)
         raise ExportError(f"{model} is a {shown}, as its {INDEX} says: memedge exports {families}.")
-    classes = {"unet": ("UNet2DConditionModel",), "scheduler": traits.SCHEDULERS}
-    for row in rows or ARCHITECTURES:
+    classes: dict[str, tuple[str, ...]] = {"scheduler": traits.SCHEDULERS}
+    for row in rows or [row for row in ARCHITECTURES if not row.denoiser.flow]:
+        classes[row.denoiser.folder] = (row.denoiser.reader,)
+        if row.denoiser.flow:
+            classes["scheduler"] = traits.FLOW_SCHEDULERS
         classes |= {encoder.folder: (encoder.reader,) for encoder in row.encoders}
         classes |= dict.fromkeys(row.tokenizers, ())
     options = {}
@@ -135,11 +146,7 @@ def _check_unet(file: Path) -> list[str]:
             f"{file} has out_channels {out}, so its UNet predicts a variance, too: memedge exports models where it is "
             f"in_channels, {channels}."
         )
-    if channels != out:
-        raise ExportError(
-            f"The UNet of {file} takes {channels} channels and gives {out}: inpainting and image-to-image models need "
-            "a picture beside the prompt; export the text-to-image model."
-        )
+    _check_channels(file, "UNet", {"in_channels": channels, "out_channels": out})
     size = config.get("sample_size")
     sides = size if isinstance(size, list) else [size, size]
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
@@ -156,6 +163,16 @@ def _check_unet(file: Path) -> list[str]:
     return notes
 
 
+def _check_channels(file: Path, network: str, config: Mapping[str, Any], packed: int = 1) -> None:
+    channels, out = config.get("in_channels"), config.get("out_channels")
+    out = packed * out if isinstance(out, int) else out
+    if out != channels and not (network == "transformer" and out is None):  # then it is in_channels
+        raise ExportError(
+            f"The {network} of {file} takes {channels} channels and gives {out}: inpainting and image-to-image models "
+            "need a picture beside the prompt; export the text-to-image model."
+        )
+
+
 def _check_scheduler(file: Path) -> list[str]:
     config = read_json(file)
     kind = config.get("_class_name")
@@ -169,6 +186,15 @@ def _check_scheduler(file: Path) -> list[str]:
             f"{kind} is for models that were distilled to few steps: what was published of detectors is of others."
         )
     return notes
+
+
+def _check_flow_scheduler(file: Path) -> list[str]:
+    config = read_json(file)
+    kind = config.get("_class_name")
+    if kind not in traits.FLOW_SCHEDULERS:
+        known = listed(list(traits.FLOW_SCHEDULERS), "or")
+        raise ExportError(f"{file} is of {kind}: memedge knows transformers that were trained for {known}.")
+    return _check_fields(file, config, traits.FLOW_SCHEDULER, "diffusers", kind)
 
 
 def _check_fields(

@@ -23,12 +23,15 @@ class Checkpoint(Protocol):
         architecture: its family.
         id: what people call it.
         sha256: over the names and hashes of all files that were read.
-        tokenizers: T of them, one for each text encoder; each pads and cuts prompts to `tokens`.
-        tokens: L.
+        tokenizers: T of them, one for each text encoder.
+        lengths: those that each pads and cuts prompts to.
+        tokens: L, the rows of states.
         pooled_width: P, of the pooled states; 0 in models that have none.
         state_width: D.
+        latent_shape: C, H, W.
         scheduler: scheduler_config.json as it stands.
-        unet_config: the UNet's config.json as it stands.
+        masked: whether the last column of the states is 1 at tokens that are there, and 0 behind them.
+        guidance: the scale that a distilled model is told; None: it isn't.
         notes: what is unusual about it, in sentences.
     """
 
@@ -36,23 +39,26 @@ class Checkpoint(Protocol):
     id: str
     sha256: str
     tokenizers: Sequence[Tokenizer]
+    lengths: tuple[int, ...]
     tokens: int
     pooled_width: int
     state_width: int
+    latent_shape: tuple[int, int, int]
     scheduler: Mapping[str, Any]
-    unet_config: Mapping[str, Any]
+    masked: bool = False
+    guidance: float | None = None
     notes: tuple[str, ...]
 
     def encode(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return the states [B, K, D] of ids [B, T · L]; K is L, and one more with pooled states, in the last row."""
+        """Return the states [B, K, D] of ids [B, I]; K is L, and one more with pooled states, in the last row."""
 
     def predict(
         self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Return the UNet's output [C, H, W] for latents [C, H, W] and states [K, D]."""
+        """Return the denoiser's output [C, H, W] for latents [C, H, W] and states [K, D]."""
 
     def text_encoder_graph(self) -> ir.Model:
-        """Return the graph ids int64 [prompts, T · L] → states float32 [prompts, K, D]."""
+        """Return the graph ids int64 [prompts, I] → states float32 [prompts, K, D]."""
 
     def unet_graph(self) -> ir.Model:
         """Return the graph of the UNet in float32, all shapes static but for their first dimensions.

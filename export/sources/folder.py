@@ -4,21 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 import transformers
-from diffusers import UNet2DConditionModel
 from transformers import AutoTokenizer
 
 from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, architecture_of
+from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.check_traits import check_folder, check_index
 from memedge.export.sources.parts import Parts, hash_of
+from memedge.export.sources.templates import read_templates
 from memedge.wording import listed
 
 
-def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
+def load(
+    folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], None], call: Call = AS_PUBLISHED
+) -> Parts:
     """Load the modules of a diffusers-format directory in fp32; `name` becomes the id.
 
     Raises:
@@ -27,25 +31,31 @@ def load(folder: Path, name: str, allow_pickle: bool, progress: Callable[[str], 
     names = list_files(folder)
     if weights.INDEX in names:  # first: of another family's model, no part may be as expected
         check_index(folder / weights.INDEX, str(folder))
-    files = weights.needed(names, str(folder), allow_pickle)
-    architecture = architecture_of(names)
+    kind = weights.kind_of(folder)
+    files = weights.needed(names, str(folder), allow_pickle, kind)
+    architecture = architecture_of(names, kind)
     check_kinds(folder, architecture)
     notes = check_folder(folder, architecture)
-    readers = [UNet2DConditionModel, *(getattr(transformers, encoder.reader) for encoder in architecture.encoders)]
-    unet, *text_encoders = (
+    readers = [getattr(diffusers, architecture.denoiser.reader)]
+    readers += [getattr(transformers, encoder.reader) for encoder in architecture.encoders]
+    denoiser: Any
+    denoiser, *text_encoders = (
         _module(folder, part, reader, names, allow_pickle, progress)
         for part, reader in zip(architecture.modules, readers, strict=True)
     )
+    own_tokenizers = tokenizers(folder, architecture)
     return Parts(
         id=name,
         sha256=hash_of((file, sha256(folder / file)) for file in files),
         architecture=architecture,
-        unet=unet,
+        denoiser=denoiser,
         text_encoders=text_encoders,
-        tokenizers=tokenizers(folder, architecture),
+        tokenizers=own_tokenizers,
+        templates=read_templates(architecture, own_tokenizers),
         scheduler=weights.read_json(folder / weights.SCHEDULER),
         zeros_for_empty=zeros_for_empty(folder, architecture),
         notes=notes,
+        **call.settings(architecture, denoiser.config, folder),
     )
 
 
@@ -80,9 +90,11 @@ def check_kinds(folder: Path, architecture: Architecture) -> None:
     """Refuse modules that the classes which are to read them do not describe; the libraries would only warn.
 
     Raises:
-        ExportError: the UNet is no UNet2DConditionModel, or a text encoder is not the family's.
+        ExportError: the denoiser or a text encoder is not the family's.
     """
-    told: list[tuple[str, str, tuple[str, ...]]] = [("unet", "_class_name", ("UNet2DConditionModel",))]
+    told: list[tuple[str, str, tuple[str, ...]]] = [
+        (architecture.denoiser.folder, "_class_name", (architecture.denoiser.reader,))
+    ]
     told += [(encoder.folder, "model_type", encoder.kinds) for encoder in architecture.encoders]
     for part, entry, kinds in told:
         kind = weights.read_json(folder / part / "config.json").get(entry)
@@ -115,7 +127,7 @@ def _module(
             output_loading_info=True,
         )
     # The libraries fill what is missing with random numbers, and drop what they do not know.
-    unknown = list(info["unexpected_keys"]) if part == "unet" else []
+    unknown = list(info["unexpected_keys"]) if part in weights.DENOISERS else []
     for wrong, verb in ((list(info["missing_keys"]), "lack"), (unknown, "hold")):
         if wrong:
             raise ExportError(

@@ -1,7 +1,7 @@
 """Models on a hub: what is needed of one is downloaded to huggingface_hub's cache, and nothing else."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
 
 from memedge.engine.errors import ExportError
 from memedge.export.sources.check_traits import check_index
-from memedge.export.sources.weights import INDEX, reason
+from memedge.export.sources.weights import INDEX, kind_of, reason
 
 ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
@@ -26,7 +26,7 @@ ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 def download(
     repository: str,
     revision: str | None,
-    choose: Callable[[Sequence[str]], list[str]],
+    choose: Callable[[Sequence[str], object], list[str]],
     progress: Callable[[str], None],
 ) -> Path:
     """Return the folder of a model in the cache, whose name is the resolved commit; download what is not there.
@@ -36,7 +36,8 @@ def download(
     Args:
         repository: org/name.
         revision: a branch, tag or commit; None: main.
-        choose: returns those of the repository's files that are needed, or raises ExportError.
+        choose: returns those of the repository's files that are needed, given their names and, where there is a
+            transformer among them, the pipeline's class; or raises ExportError.
         progress: is told what is downloaded, and if the hub does not answer and the cache is used.
 
     Raises:
@@ -54,7 +55,7 @@ def download(
         return cached
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     try:
-        files = choose(list(sizes))
+        files = choose(list(sizes), _kind(repository, sizes, info.sha))
     except ExportError:
         if INDEX in sizes:  # it may name another family, of which no part is as expected
             with suppress(HfHubHTTPError, LocalEntryNotFoundError):
@@ -73,6 +74,15 @@ def download(
     if missing:
         progress(f"reading {repository}")
     return folder
+
+
+def _kind(repository: str, names: Collection[str], commit: str | None) -> object:
+    """Return the pipeline's class of a model with a transformer, whose family the names of its files do not tell."""
+    if INDEX not in names or not any(name.startswith("transformer/") for name in names):
+        return None
+    with suppress(HfHubHTTPError, LocalEntryNotFoundError):
+        return kind_of(Path(hf_hub_download(repository, INDEX, revision=commit)).parent)
+    return None
 
 
 def _cached(repository: str, revision: str | None) -> Path | None:

@@ -75,9 +75,9 @@ def parse(text: str, allow_pickle: bool) -> Lora:
 
 
 def fuse(parts: Parts, lora: Lora) -> None:
-    """Add a LoRA to the weights of UNet and text encoders, in place, and to the id and hash.
+    """Add a LoRA to the weights of denoiser and text encoders, in place, and to the id and hash.
 
-    Formats: kohya's (lora_unet_*, with alphas), diffusers' and PEFT's.
+    Formats: diffusers' and PEFT's, and for UNets kohya's (lora_unet_*, with alphas). Text encoders are those of CLIP.
 
     Raises:
         ExportError: the file cannot be read, is not a LoRA, or does not fit the model in every layer. The parts may
@@ -99,6 +99,13 @@ def fuse(parts: Parts, lora: Lora) -> None:
             f"{path} is not a plain LoRA, but holds {unknown}, which memedge does not know: memedge fuses up and down "
             "matrices only."
         )
+    kohya = next((name for name in state if name.startswith("lora_")), None)
+    if kohya and parts.architecture.denoiser.flow:  # diffusers makes other layers of these, and leaves some out
+        raise ExportError(
+            f"{path} has kohya's names ({kohya}), which memedge reads for UNets alone: convert it to diffusers' names."
+        )
+    if parts.architecture.denoiser.flow:
+        _check_widths(parts, state, path)
     folded = _fold_alphas(state)
     pipeline = _pipeline(parts)
     try:
@@ -114,7 +121,8 @@ def fuse(parts: Parts, lora: Lora) -> None:
         )
     for module in modules.values():
         module.float()  # a product of halves would be rounded to half
-    pipeline.fuse_lora(components=list(modules), lora_scale=lora.scale)
+    fusing = [name for name in modules if name in pipeline._lora_loadable_modules]
+    pipeline.fuse_lora(components=fusing, lora_scale=lora.scale)
     pipeline.unload_lora_weights()
     for module in modules.values():
         module.eval().requires_grad_(False)
@@ -128,6 +136,19 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     state: dict[str, Any]
     state = torch.load(path, map_location="cpu", weights_only=True) if weights.is_pickle(path) else load_file(path)
     return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _check_widths(parts: Parts, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse a LoRA whose layers take more or less than the transformer's: diffusers would make those fit it."""
+    layers = {f"{parts.architecture.denoiser.folder}.{name}": one for name, one in parts.denoiser.named_modules()}
+    for name, down in state.items():
+        layer = layers.get(name.removesuffix(".lora_A.weight"))
+        if layer is not None and down.shape[1] != layer.in_features:
+            raise ExportError(
+                f"{path} is for a transformer whose {name.removesuffix('.lora_A.weight')} takes {down.shape[1]} "
+                f"channels, and that of {parts.id} takes {layer.in_features}: it is a LoRA for another architecture, "
+                "or takes a picture beside the prompt."
+            )
 
 
 def _fold_alphas(state: dict[str, torch.Tensor]) -> bool:

@@ -55,16 +55,23 @@ class OptimumCheckpoint(Checkpoint):
         self.id = folder.resolve().name
         self.sha256 = _hash(folder, parts)
         self.scheduler: Mapping[str, Any] = _read_json(folder, SCHEDULER)
-        self.unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
-        if missing := {"in_channels", "out_channels", "sample_size"} - self.unet_config.keys():
+        self._unet_config: Mapping[str, Any] = _read_json(folder, "unet/config.json")
+        if missing := {"in_channels", "out_channels", "sample_size"} - self._unet_config.keys():
             raise ExportError(f"{folder / 'unet/config.json'} does not say {min(missing)}: check that it is complete.")
+        if self._unet_config.get("time_cond_proj_dim") is not None:
+            raise ExportError(
+                f"The UNet of {folder} takes an embedding of the guidance scale, which its graph leaves out: export "
+                "the model that Optimum was given."
+            )
         self.notes = check_folder(folder, architecture)
         self._outputs = {encoder.folder: _taken(folder, encoder) for encoder in architecture.encoders}
-        self.tokenizers, self.tokens = padding_tokenizers(tokenizers(folder, architecture))
+        self.tokenizers, self.lengths = padding_tokenizers(tokenizers(folder, architecture))
+        self.tokens = self.lengths[0]
+        self.latent_shape = latent_shape(self._unet_config)
         self.state_width = _width(inputs[STATES])
         self.pooled_width = _width(inputs[POOLED]) if POOLED in inputs else 0
         zeros = empty_ids(self.tokenizers) if zeros_for_empty(folder, architecture) else None
-        image = np.array([time_ids(self.unet_config)], np.float32)
+        image = np.array([time_ids(self._unet_config)], np.float32)
         self._packing = Packing(self.tokens, self.state_width, self.pooled_width, image, zeros)
         self._sessions: dict[str, Any] = {}
 
@@ -103,7 +110,7 @@ class OptimumCheckpoint(Checkpoint):
     def unet_graph(self) -> ir.Model:
         """Return the UNet's graph; of `timestep`, the first number is every row's, as Optimum's graphs take one."""
         self._sessions.clear()
-        return optimum_graphs.unet(open_graph(self._folder, "unet"), latent_shape(self.unet_config), self._packing)
+        return optimum_graphs.unet(open_graph(self._folder, "unet"), self.latent_shape, self._packing)
 
     def _given(self, part: str) -> dict[str, Any]:
         """Return the inputs of a part's session, which is opened if it isn't yet."""

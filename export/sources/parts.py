@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedge.export.sources.architectures import Architecture
+from memedge.export.sources.templates import Template
 
 
 @dataclass
@@ -18,17 +19,22 @@ class Parts:
     id: str  # folder name, "org/name@commit" or file name; with " + FILE:scale" for each LoRA
     sha256: str  # over names and hashes of all files read
     architecture: Architecture
-    unet: Any  # UNet2DConditionModel
+    denoiser: Any  # the architecture's: a UNet2DConditionModel or a transformer
     text_encoders: list[Any]  # the architecture's
     tokenizers: list[Any]  # transformers' fast tokenizers, as many
     scheduler: dict[str, Any]  # scheduler_config.json
     zeros_for_empty: bool  # whether ε_0 is of zeros, not of the empty prompt's states
     notes: tuple[str, ...]  # what is unusual, in sentences
+    templates: tuple[Template | None, ...] = ()  # what stands around prompts for each text encoder; left out: nothing
+    lengths: tuple[int | None, ...] = ()  # the most tokens for each text encoder; None or left out: its tokenizer's own
+    max_sequence_length: int | None = None  # what those lengths were said to be
+    latent_size: tuple[int, int] | None = None  # height and width of the latents; None: the model's own
+    guidance: float | None = None  # the scale that a distilled model is told
 
     @property
     def modules(self) -> dict[str, Any]:
-        """The UNet and the text encoders, by their names in a pipeline."""
-        return dict(zip(self.architecture.modules, [self.unet, *self.text_encoders], strict=True))
+        """The denoiser and the text encoders, by their names in a pipeline."""
+        return dict(zip(self.architecture.modules, [self.denoiser, *self.text_encoders], strict=True))
 
 
 def hash_of(files: Iterable[tuple[str, str]]) -> str:

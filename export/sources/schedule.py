@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal
 
 from diffusers import DDIMScheduler
 
 from memedge.engine.errors import ExportError
-from memedge.engine.manifest import PredictionType, Schedule, velocity_norm_factor
+from memedge.engine.manifest import Flow, PredictionType, Schedule, velocity_norm_factor
 
 INFERENCE_STEPS = 50  # the published detector's DDIM run, from which both timesteps are taken (docs/methods.md §0)
 
@@ -21,11 +21,18 @@ class Noise:
     alphas_cumprod: tuple[float, float]
     schedule: Schedule
     notes: tuple[str, ...] = ()
+    flow: Flow | None = None  # of flow matching
 
     @property
     def norm_factor(self) -> float:
         """What ‖Δ(t_norm)‖ is multiplied by, as Manifest.norm_factor."""
-        return 1.0 if self.prediction_type == "epsilon" else velocity_norm_factor(self.alphas_cumprod[0])
+        return velocity_norm_factor(self.alphas_cumprod[0]) if self.prediction_type == "v_prediction" else 1.0
+
+
+def invalid(config: Mapping[str, Any], error: Exception) -> ExportError:
+    """Return the error for a configuration that diffusers does not take."""
+    name, reason = config.get("_class_name", "the scheduler"), str(error).splitlines()[0]
+    return ExportError(f"The configuration of {name} is not valid ({reason}): check scheduler_config.json.")
 
 
 def read_noise(config: Mapping[str, Any]) -> Noise:
@@ -44,12 +51,9 @@ def read_noise(config: Mapping[str, Any]) -> Noise:
         scheduler = DDIMScheduler.from_config(dict(config))
         scheduler.set_timesteps(INFERENCE_STEPS)
     except (NotImplementedError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(
-            f"The configuration of {name} is not valid ({reason}): check scheduler_config.json."
-        ) from None
-    prediction_type: PredictionType = scheduler.config.prediction_type
-    if prediction_type not in get_args(PredictionType):
+        raise invalid(config, error) from None
+    prediction_type: Literal["epsilon", "v_prediction"] = scheduler.config.prediction_type
+    if prediction_type not in ("epsilon", "v_prediction"):
         raise ExportError(f"The model predicts {prediction_type!r}: memedge knows epsilon and v_prediction.")
     steps = [int(step) for step in scheduler.timesteps]
     noisiest, notes = steps[0], []

@@ -11,6 +11,7 @@ from memedge.engine.directory import sha256
 from memedge.engine.errors import ExportError
 from memedge.export.sources import folder, hub, weights
 from memedge.export.sources.architectures import ARCHITECTURES, Architecture, SingleFile
+from memedge.export.sources.call import AS_PUBLISHED, Call
 from memedge.export.sources.check_traits import check_folder, check_tensors
 from memedge.export.sources.parts import Parts, hash_of
 from memedge.wording import listed
@@ -20,7 +21,13 @@ UNET = "model.diffusion_model."
 REFINER = "conditioner.embedders.0.model.text_projection"  # a tensor that SDXL's refiner alone has
 
 
-def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[[str], None]) -> Parts:
+def load(
+    path: Path,
+    config: str | None,
+    allow_pickle: bool,
+    progress: Callable[[str], None],
+    call: Call = AS_PUBLISHED,
+) -> Parts:
     """Load UNet and text encoders of a file in fp32; all else comes from `config`, a folder or hub id.
 
     Raises:
@@ -68,17 +75,18 @@ def load(path: Path, config: str | None, allow_pickle: bool, progress: Callable[
                     f"{path} lacks {name} of the {part}: it is incomplete, or its config of another model."
                 )
     hashes = [(path.name, sha256(path)), *((name, sha256(model / name)) for name in files)]
-    unet, *text_encoders = modules.values()
+    denoiser, *text_encoders = modules.values()
     return Parts(
         id=path.name,
         sha256=hash_of(hashes),
         architecture=architecture,
-        unet=unet,
+        denoiser=denoiser,
         text_encoders=text_encoders,
         tokenizers=folder.tokenizers(model, architecture),
         scheduler=scheduler,
         zeros_for_empty=folder.zeros_for_empty(model, architecture),
         notes=notes,
+        **call.settings(architecture, denoiser.config, model),
     )
 
 
@@ -128,7 +136,7 @@ def _configuration(path: Path, layout: SingleFile, config: str | None, progress:
     if not hub.ID.fullmatch(source):
         raise ExportError(f"There is no config {source}: give the folder or hub id of a diffusers-format model.")
     try:
-        return hub.download(source, None, lambda names: weights.settings(names, source), progress)
+        return hub.download(source, None, lambda names, _kind: weights.settings(names, source), progress)
     except ExportError as error:
         if config is not None:
             raise

@@ -7,13 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
-from torch import nn
 
 from memedge.engine.errors import ExportError
-from memedge.export.sources import checkpoint, text_encoders
-from memedge.export.sources.attention import FusedAttention
+from memedge.export.graphs import permutations
+from memedge.export.sources import checkpoint
+from memedge.export.sources.architectures import wrapper
+from memedge.export.sources.denoisers.denoiser import Denoiser
 from memedge.export.sources.parts import Parts
+from memedge.export.sources.text.text_encoders import TextEncoders
 from memedge.export.sources.tokenizers import empty_ids, padding_tokenizers
 from memedge.export.sources.trace import trace
 
@@ -32,19 +33,20 @@ class TorchCheckpoint(checkpoint.Checkpoint):
         self.id, self.sha256, self.architecture = parts.id, parts.sha256, parts.architecture
         self.scheduler: Mapping[str, Any] = parts.scheduler
         self.notes = parts.notes
-        self.unet_config: Mapping[str, Any] = parts.unet.config
-        self.tokenizers, self.tokens = padding_tokenizers(parts.tokenizers)
-        parts.unet.set_attn_processor(AttnProcessor2_0())
+        self.tokenizers, self.lengths = padding_tokenizers(parts.tokenizers, parts.lengths, parts.templates)
         empty = empty_ids(self.tokenizers) if parts.zeros_for_empty else None
-        wrapper = getattr(text_encoders, self.architecture.wrapper)
-        self._text_encoders: text_encoders.TextEncoders = wrapper(parts.text_encoders, empty).eval()
+        text = wrapper("text", self.architecture.wrapper)
+        self._text_encoders: TextEncoders = text(parts, self.lengths, empty).eval()
+        self.tokens = self._text_encoders.tokens
         self.state_width, self.pooled_width = self._text_encoders.state_width, self._text_encoders.pooled_width
-        self._unet = UNet(parts, self.tokens, self.pooled_width)
-        expected = parts.unet.config.cross_attention_dim
-        if self.state_width != expected:
+        self.masked, self.guidance = self._text_encoders.masked, parts.guidance
+        denoiser = wrapper("denoisers", self.architecture.denoiser.wrapper)
+        self._denoiser: Denoiser = denoiser(parts, self.tokens, self.pooled_width).eval()
+        self.latent_shape = self._denoiser.latent_shape
+        if self.state_width != self._denoiser.state_width:
             raise ExportError(
-                f"The text encoder gives states of width {self.state_width}, and the UNet takes {expected}: these are "
-                "parts of different models."
+                f"The text encoder gives states of width {self.state_width}, and the {self.architecture.network} "
+                f"takes {self._denoiser.state_width}: these are parts of different models."
             )
 
     @torch.inference_mode()
@@ -56,76 +58,28 @@ class TorchCheckpoint(checkpoint.Checkpoint):
     def predict(
         self, sample: npt.NDArray[np.float32], timestep: int, states: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        prediction: npt.NDArray[np.float32] = self._unet(
+        prediction: npt.NDArray[np.float32] = self._denoiser(
             torch.from_numpy(sample[None]), torch.tensor([timestep]), torch.from_numpy(states[None])
         )[0].numpy()
         return prediction
 
     def text_encoder_graph(self) -> ir.Model:
         self._text_encoders.make_exportable()
-        example = {"ids": torch.zeros(2, len(self.tokenizers) * self.tokens, dtype=torch.int64)}
+        example = {"ids": torch.zeros(2, sum(self.lengths), dtype=torch.int64)}
         return trace(self._text_encoders, example, {"ids": "prompts"}, "states")
 
     def unet_graph(self) -> ir.Model:
-        self._unet.make_exportable()
-        shape = checkpoint.latent_shape(self.unet_config)
+        self._denoiser.make_exportable()
         example = {
-            "sample": torch.zeros(3, *shape),
+            "sample": torch.zeros(3, *self.latent_shape),
             "timestep": torch.tensor([1, 2, 3]),
             "states": torch.zeros(2, self.tokens + (self.pooled_width > 0), self.state_width),
             "prompt": torch.tensor([0, 1, 1]),
         }
         axes = {"sample": "rows", "timestep": "rows", "states": "prompts", "prompt": "rows"}
-        return trace(self._unet, example, axes, "prediction")
-
-
-class UNet(nn.Module):
-    """sample [R, C, H, W], timestep int64 [R], states [B, K, D], prompt int64 [R] → prediction [R, C, H, W].
-
-    Row r is for the states of prompt[r]. Call it without `prompt`; R is B then. After `make_exportable` it can be
-    exported, with `prompt`, and no longer be called.
-    """
-
-    time_ids: torch.Tensor  # [1, 6]
-
-    def __init__(self, parts: Parts, tokens: int, pooled_width: int):
-        """Take the UNet of parts whose states have `tokens` rows, and one more if there is a pooled state.
-
-        Raises:
-            ExportError: it takes something else besides than its family's UNets.
-        """
-        super().__init__()
-        self.unet = parts.unet
-        self._tokens, self._pooled_width = tokens, pooled_width
-        config = parts.unet.config
-        if config.addition_embed_type != parts.architecture.addition_embed_type:
-            raise ExportError(
-                f"The UNet of {parts.id} takes additional embeddings of type {config.addition_embed_type!r}, and its "
-                f"text encoders are those of {parts.architecture.name}: a part is missing, so get it again."
-            )
-        if pooled_width:
-            ids = checkpoint.time_ids(config)
-            width = pooled_width + len(ids) * config.addition_time_embed_dim
-            if width != config.projection_class_embeddings_input_dim:
-                family = parts.architecture.name
-                raise ExportError(f"This UNet is not told sizes and crop as {family}'s base model is: give that one.")
-            self.register_buffer("time_ids", torch.tensor([ids], dtype=torch.float32))
-
-    def make_exportable(self) -> None:
-        """Take attention that exports well, and can't be called."""
-        self.unet.set_attn_processor(FusedAttention())
-
-    def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        more: dict[str, Any] = {} if prompt is None else {"cross_attention_kwargs": {"prompt": prompt}}
-        if self._pooled_width:
-            states, pooled = states[:, : self._tokens], states[:, self._tokens, : self._pooled_width]
-            pooled = pooled if prompt is None else pooled.index_select(0, prompt)
-            times = self.time_ids.expand(sample.shape[0], -1)
-            more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times}
-        prediction: torch.Tensor = self.unet(sample, timestep, states, return_dict=False, **more)[0]
-        return prediction
+        graph = trace(self._denoiser, example, axes, "prediction")
+        permutations.rewrite(graph)
+        return graph
 
 
 def _check_finite(module: Any) -> None:

@@ -52,7 +52,6 @@ _QUANTISED = Trait((None,), "its weights are quantised")
 
 UNET = Table(
     traits={
-        "time_cond_proj_dim": Trait((None,), "its UNet takes an embedding of the guidance scale"),
         "class_embed_type": Trait((None,), _CONDITION),
         "num_class_embeds": Trait((None,), _CONDITION),
         "class_embeddings_concat": Trait(OFF, _CONDITION),
@@ -77,6 +76,7 @@ UNET = Table(
         addition_time_embed_dim upcast_attention resnet_time_scale_shift resnet_skip_time_act resnet_out_scale_factor
         time_embedding_dim time_embedding_act_fn timestep_post_act conv_in_kernel conv_out_kernel
         projection_class_embeddings_input_dim mid_block_only_cross_attention addition_embed_type_num_heads
+        time_cond_proj_dim
         decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup
         """  # the last line: what training scripts write of averaged weights
     ),
@@ -142,7 +142,93 @@ SCHEDULER = Table(
     strict=False,
 )
 
-TEXT_ENCODER = Table(
+_COMMON = _names("_class_name _diffusers_version _name_or_path")
+TRANSFORMERS = {
+    "SD3Transformer2DModel": Table(
+        traits={"quantization_config": _QUANTISED},
+        known=_COMMON
+        | _names(
+            """
+            sample_size patch_size in_channels out_channels num_layers attention_head_dim num_attention_heads
+            joint_attention_dim caption_projection_dim pooled_projection_dim pos_embed_max_size dual_attention_layers
+            qk_norm
+            """
+        ),
+        strict=True,
+    ),
+    "FluxTransformer2DModel": Table(
+        traits={
+            "patch_size": Trait((None, 1), "its pipeline packs latents in another way"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels out_channels num_layers num_single_layers attention_head_dim num_attention_heads
+            joint_attention_dim pooled_projection_dim guidance_embeds axes_dims_rope
+            """
+        ),
+        strict=True,
+    ),
+}
+
+_NOT_TEXT_TO_IMAGE = "it takes pictures besides the prompt"
+TRANSFORMERS |= {
+    "QwenImageTransformer2DModel": Table(
+        traits={
+            "guidance_embeds": Trait(OFF, "it is told a guidance scale"),
+            "zero_cond_t": Trait(OFF, _NOT_TEXT_TO_IMAGE),
+            "use_additional_t_cond": Trait(OFF, _NOT_TEXT_TO_IMAGE),
+            "use_layer3d_rope": Trait(OFF, "it makes layers of pictures"),
+            "patch_size": Trait((2,), "its tokens are of another size than its pipeline's"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels out_channels num_layers attention_head_dim num_attention_heads joint_attention_dim
+            axes_dims_rope pooled_projection_dim
+            """  # the last one once was, and is not read
+        ),
+        strict=True,
+    ),
+    "ZImageTransformer2DModel": Table(
+        traits={
+            "siglip_feat_dim": Trait((None,), _NOT_TEXT_TO_IMAGE),
+            "all_patch_size": Trait(((2,), [2]), "its tokens are of another size than its pipeline's"),
+            "all_f_patch_size": Trait(((1,), [1]), "its tokens are of several pictures"),
+            "quantization_config": _QUANTISED,
+        },
+        known=_COMMON
+        | _names(
+            """
+            in_channels dim n_layers n_refiner_layers n_heads n_kv_heads norm_eps qk_norm cap_feat_dim rope_theta
+            t_scale axes_dims axes_lens
+            """
+        ),
+        strict=True,
+    ),
+}
+
+# Schedulers whose noise levels are those of a flow from noise to pictures.
+FLOW_SCHEDULERS = ("FlowMatchEulerDiscreteScheduler",)
+FLOW_SCHEDULER = Table(
+    traits={
+        "num_train_timesteps": Trait((1000,), "its timesteps are not 1000 σ"),
+        "invert_sigmas": Trait(OFF, "its σ run from pictures to noise"),
+        "stochastic_sampling": Trait(OFF, "its sampler adds noise in each step"),
+    },
+    known=_COMMON
+    | _names(
+        """
+        shift use_dynamic_shifting base_shift max_shift base_image_seq_len max_image_seq_len shift_terminal
+        time_shift_type use_karras_sigmas use_exponential_sigmas use_beta_sigmas
+        """
+    ),
+    strict=False,
+)
+
+CLIP_TEXT = Table(
     traits={
         "use_attention_mask": Trait(OFF, "its pipeline hides padding from the text encoder"),
         "quantization_config": _QUANTISED,
@@ -166,6 +252,38 @@ TEXT_ENCODER = Table(
     ),
     strict=False,
 )
+
+_OF_TEXT = {"quantization_config": _QUANTISED}
+TEXT_ENCODERS = {
+    "CLIPTextConfig": CLIP_TEXT,
+    "T5Config": Table(
+        traits=_OF_TEXT,
+        known=CLIP_TEXT.known
+        | _names(
+            """
+            d_model d_ff d_kv num_layers num_decoder_layers num_heads relative_attention_num_buckets
+            relative_attention_max_distance dropout_rate layer_norm_epsilon feed_forward_proj dense_act_fn is_gated_act
+            n_positions output_past classifier_dropout scale_decoder_outputs
+            """
+        ),
+        strict=False,
+    ),
+}
+
+_OF_QWEN = _OF_TEXT | {
+    "use_sliding_window": Trait(OFF, "its tokens do not read all that stands before them"),
+    "layer_types": Trait((None, "full_attention"), "its tokens do not read all that stands before them"),
+}
+_QWEN = CLIP_TEXT.known | _names(
+    """
+    num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters sliding_window max_window_layers head_dim
+    attention_bias vision_start_token_id vision_end_token_id vision_token_id image_token_id video_token_id
+    """
+)
+TEXT_ENCODERS |= {
+    "Qwen2_5_VLConfig": Table(traits=_OF_QWEN, known=_QWEN, strict=False),
+    "Qwen3Config": Table(traits=_OF_QWEN, known=_QWEN, strict=False),
+}
 
 # model_index.json, but for the components that a family has (check_traits.py).
 PIPELINE = Table(

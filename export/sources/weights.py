@@ -20,7 +20,9 @@ TOKENIZER_FILES = (
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
 )
+DENOISERS = ("unet", "transformer")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -33,14 +35,16 @@ class Weights:
     pickled: bool
 
 
-def settings(names: Collection[str], model: str) -> list[str]:
+def settings(names: Collection[str], model: str, kind: object = None) -> list[str]:
     """Return the files that describe a model without its weights: configurations, tokenizers, noise schedule.
+
+    `kind` is the pipeline's class, as model_index.json says.
 
     Raises:
         ExportError: one is missing; `model` is what the message calls the model.
     """
     folders = {name.split("/")[0] for name in names if "/" in name}
-    architecture = architecture_of(names)
+    architecture = architecture_of(names, kind)
     for part in (*architecture.modules, *architecture.tokenizers, "scheduler"):
         if part not in folders:
             files = sorted(name for name in names if "/" not in name and name.endswith((".safetensors", ".ckpt")))
@@ -50,12 +54,13 @@ def settings(names: Collection[str], model: str) -> list[str]:
     for name in required:
         if name not in names:
             raise ExportError(f"{model} holds no {name}: it is incomplete, so get it again.")
-    optional = [INDEX, *(f"{folder}/{name}" for folder in architecture.tokenizers for name in TOKENIZER_FILES)]
+    optional = [INDEX, "vae/config.json"] if architecture.denoiser.flow else [INDEX]
+    optional += [*(f"{folder}/{name}" for folder in architecture.tokenizers for name in TOKENIZER_FILES)]
     return [*required, *(name for name in optional if name in names)]
 
 
 def weights(part: str, names: Collection[str], model: str, allow_pickle: bool) -> Weights:
-    """Choose the weights of a module (unet or a text encoder): .safetensors first, then full precision.
+    """Choose the weights of a module (a denoiser or a text encoder): .safetensors first, then full precision.
 
     Raises:
         ExportError: there are none, shards are missing, or there are only pickles and they are not allowed.
@@ -69,14 +74,14 @@ def weights(part: str, names: Collection[str], model: str, allow_pickle: bool) -
     raise ExportError(f"{model} holds no weights of {part} (.safetensors): it is incomplete, so get it again.")
 
 
-def needed(names: Collection[str], model: str, allow_pickle: bool) -> list[str]:
+def needed(names: Collection[str], model: str, allow_pickle: bool, kind: object = None) -> list[str]:
     """Return all files that are read of a diffusers-format model.
 
     Raises:
         ExportError: as `settings` and `weights`.
     """
-    chosen = (weights(part, names, model, allow_pickle).files for part in architecture_of(names).modules)
-    return [*settings(names, model), *(name for files in chosen for name in files)]
+    chosen = (weights(part, names, model, allow_pickle).files for part in architecture_of(names, kind).modules)
+    return [*settings(names, model, kind), *(name for files in chosen for name in files)]
 
 
 def pickle_refused(subject: str, where: str) -> ExportError:
@@ -105,6 +110,12 @@ def reading(subject: object) -> Iterator[None]:
         raise
     except Exception as error:  # diffusers, transformers, safetensors and torch raise what they please
         raise ExportError(f"{subject} cannot be loaded ({reason(error)}): check that it is complete.") from error
+
+
+def kind_of(folder: Path) -> object:
+    """Return the class of a folder's pipeline as model_index.json says; None: it doesn't, or isn't there."""
+    path = folder / INDEX
+    return read_json(path).get("_class_name") if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -140,11 +151,11 @@ def check_not_pointer(path: Path) -> None:
 def _find(part: str, names: Collection[str], model: str, variant: str | None, pickled: bool) -> tuple[str, ...] | None:
     """Return one module's file, or its index and shards, in the names' two libraries' spelling."""
     suffix = "bin" if pickled else "safetensors"
-    stem = "diffusion_pytorch_model" if part == "unet" else "pytorch_model" if pickled else "model"
+    stem = "diffusion_pytorch_model" if part in DENOISERS else "pytorch_model" if pickled else "model"
     dotted = f".{variant}" if variant else ""
     file, index = f"{part}/{stem}{dotted}.{suffix}", f"{part}/{stem}.{suffix}.index{dotted}.json"
     # Where there are both, diffusers reads the shards and transformers the file; so must we, whose hash names them.
-    if file in names and (part != "unet" or index not in names):
+    if file in names and (part not in DENOISERS or index not in names):
         return (file,)
     if index not in names:
         return None

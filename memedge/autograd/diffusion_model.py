@@ -54,14 +54,19 @@ class DiffusionModel:
         with quiet():
             self.folder = _folder(checkpoint, progress)
             parts = folder.load(self.folder, self.folder.resolve().name, False, progress)
-            if parts.architecture is not ARCHITECTURES[0]:
+            if parts.architecture.name != ARCHITECTURES[0].name:
                 raise ExportError(
                     f"{checkpoint} is {parts.architecture.name}: its pictures can't be audited, nor can it be cured; "
                     f"give a checkpoint of {ARCHITECTURES[0].name}."
                 )
+            if parts.guidance is not None:
+                raise ExportError(
+                    f"The UNet of {checkpoint} takes the guidance scale as an input: its pictures can't be audited, "
+                    "nor can it be cured; give the model that it was distilled from."
+                )
             self._vae = _vae(self.folder).to(device)
         self.id, self.sha256, self.device = parts.id, parts.sha256, torch.device(device)
-        self.unet: Any = parts.unet.to(device)
+        self.unet: Any = parts.denoiser.to(device)
         self._stored = _stored_dtype(self.folder)
         self._text_encoder: Any = parts.text_encoders[0].to(device)
         (self._tokenizer,) = parts.tokenizers
@@ -200,7 +205,10 @@ def _folder(checkpoint: str, progress: Callable[[str], None]) -> Path:
     if not hub.ID.fullmatch(checkpoint):
         raise ExportError(f"There is no {checkpoint}: give a folder in diffusers' format, or a hub's id (org/name).")
     return hub.download(
-        checkpoint, None, lambda names: [*weights.needed(names, checkpoint, False), *_of_vae(names)], progress
+        checkpoint,
+        None,
+        lambda names, kind: [*weights.needed(names, checkpoint, False, kind), *_of_vae(names)],
+        progress,
     )
 
 

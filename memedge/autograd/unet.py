@@ -5,12 +5,13 @@ import torch
 from memedge.engine.directory import EngineDirectory
 from memedge.engine.errors import InputError
 from memedge.export.quiet_libraries import quiet
+from memedge.export.sources.architectures import wrapper
+from memedge.export.sources.denoisers.denoiser import Denoiser
 from memedge.export.sources.open import load_parts
-from memedge.export.sources.torch_checkpoint import UNet
 
 
-def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
-    """Return the checkpoint's UNet, in float32.
+def load_unet(directory: EngineDirectory, checkpoint: str) -> Denoiser:
+    """Return the checkpoint's UNet or transformer, in float32, as the engine was exported of it.
 
     Args:
         directory: the engine's.
@@ -32,4 +33,10 @@ def load_unet(directory: EngineDirectory, checkpoint: str) -> UNet:
             f"{directory.path} was made of {manifest.source.id}, and {checkpoint} has other weights: give the "
             "checkpoint that was exported."
         )
-    return UNet(parts, manifest.tokens, manifest.pooled_width)
+    if parts.architecture.denoiser.flow:  # has no size of its own
+        parts.latent_size = manifest.latent_shape[1:]
+    parts.guidance = manifest.guidance
+    loaded: Denoiser = wrapper("denoisers", parts.architecture.denoiser.wrapper)(
+        parts, manifest.tokens, manifest.pooled_width
+    )
+    return loaded

@@ -8,10 +8,12 @@ import typer
 
 from memedge.commands import descriptions, terminal
 from memedge.commands.options import JsonOption, app
-from memedge.engine.errors import MemedgeError, not_installed
+from memedge.engine.errors import InputError, MemedgeError, not_installed, shown
 
 if TYPE_CHECKING:
     from memedge.engine.manifest import Manifest
+
+LONGEST_SIDE = 5  # digits
 
 
 @app.command()
@@ -54,6 +56,21 @@ def export(
             show_default="its published model on the hub",
         ),
     ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHxHEIGHT", help="Transformers: pixels of the pictures.", show_default="the model's"),
+    ] = None,
+    max_sequence_length: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Transformers: most tokens of a prompt.", show_default="the pipeline's"),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(metavar="G", help="Distilled models: the scale they are told.", show_default="the pipeline's"),
+    ] = None,
+    no_text_encoder: Annotated[
+        bool, typer.Option("--no-text-encoder", help="Leave the text encoder out: the engine scores embeddings alone.")
+    ] = False,
     accept_parity: Annotated[
         bool,
         typer.Option("--accept-parity", help="Write the engine even if it is less exact than its precision promises."),
@@ -82,11 +99,23 @@ def export(
             loras=loras or (),
             allow_pickle=allow_pickle,
             config=config,
+            size=None if size is None else height_and_width(size),
+            max_sequence_length=max_sequence_length,
+            guidance=guidance,
+            text_encoder=not no_text_encoder,
             accept_parity=accept_parity,
             progress=progress,
         )
     seconds = time.perf_counter() - start
     terminal.print_json(manifest) if json else print_export(manifest, output, seconds, peak_memory())
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Return the two of a size such as 1024x768, which is written as pictures' sizes are: the width first."""
+    width, _, height = text.lower().partition("x")
+    if not all(side.isdecimal() and len(side) <= LONGEST_SIDE for side in (width, height)):
+        raise InputError(f"--size {shown(text)} is no size: give the width and the height in pixels, such as 1024x768.")
+    return int(height), int(width)
 
 
 def print_export(manifest: "Manifest", output: Path, seconds: float, peak: int) -> None:

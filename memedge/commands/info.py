@@ -40,10 +40,11 @@ def print_info(info: "EngineInfo") -> None:
         [
             ("engine", f"{info.path} (verified)"),
             ("checkpoint", f"{manifest.source.id}, sha256 {manifest.source.sha256[:16]}…"),
-            ("prediction", manifest.prediction_type),
+            ("prediction", _prediction(manifest)),
             ("latents", " × ".join(map(str, manifest.latent_shape))),
             ("prompts", _prompts(manifest)),
             ("timesteps", f"norm at {manifest.timesteps[0]}, alignment at {manifest.timesteps[1]}"),
+            *_told(manifest),
             *(("note", note) for note in manifest.notes),
             ("draws", f"{manifest.draws} (seed {manifest.seed})"),
             ("runs on", f"{info.provider}, {info.precision}, {info.threads} threads"),
@@ -67,6 +68,19 @@ def _history(info: "EngineInfo") -> list[tuple[str, str]]:
         ("kept" if place == 0 else "", f"{one.date}: ≥ {one.threshold:.4g}, for a rate of {one.target_fpr:g}")
         for place, one in enumerate(reversed(found))
     ]
+
+
+def _prediction(manifest: "Manifest") -> str:
+    flow = manifest.flow
+    if flow is None:
+        return manifest.prediction_type
+    shift = f"shift {flow.shift:g}" if flow.shift is not None else f"mu {flow.mu:g} ({flow.time_shift})"
+    end = "" if flow.terminal is None else f", down to {flow.terminal:g}"
+    return f"flow matching, {shift}{end}; timesteps are 1000 σ"
+
+
+def _told(manifest: "Manifest") -> list[tuple[str, str]]:
+    return [] if manifest.guidance is None else [("guidance", f"{manifest.guidance:g}, which the model is told")]
 
 
 def _prompts(manifest: "Manifest") -> str:

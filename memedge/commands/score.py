@@ -272,7 +272,7 @@ def _scoring(
         return
     with processes(opening, workers, provider) as team:
         directory = EngineDirectory.open(team.info.path)
-        yield team.info, team.mapper, PromptTokenizer(directory.tokenizers, directory.manifest.tokens)
+        yield team.info, team.mapper, PromptTokenizer(directory.tokenizers, directory.token_lengths)
 
 
 def _opened_scorer(loading: Callable[[], "Detector"], early: Early | None) -> "Detector | EarlyScorer":

@@ -62,6 +62,7 @@ _MAKERS: dict[str, _Make] = {
     "p-laplace": _denoising(partial(PLaplace, with_prompt=True)),
     "p-laplace-image": _denoising(partial(PLaplace, with_prompt=False)),
 }
+_OF_FLOW = tuple(name for name in _MAKERS if not name.startswith(("norm-", "sharpness", "p-laplace")))
 EXACT = "sharpness-exact"
 NAMES: tuple[str, ...] = (*_MAKERS, EXACT)
 
@@ -78,7 +79,8 @@ def make(name: str, engine: Engine, draws: int, *, seed: int | None = None, chec
         checkpoint: what the engine was exported from; "sharpness-exact" alone reads it.
 
     Raises:
-        InputError: an unknown name; no draws; "sharpness-exact" without a checkpoint, or without torch.
+        InputError: an unknown name; no draws; a detector that goes by ᾱ, for a flow-matching model;
+            "sharpness-exact" without a checkpoint, or without torch.
         EngineError: the engine or its provider cannot do this.
         ExportError: the checkpoint cannot be read.
         NotFiniteError: the model produced NaN or infinity.
@@ -87,6 +89,11 @@ def make(name: str, engine: Engine, draws: int, *, seed: int | None = None, chec
         raise InputError(f"There is no detector {name!r}: use one of {', '.join(NAMES)}.")
     if draws < 1:
         raise InputError(f"draws is {draws}: give at least 1.")
+    if engine.directory.manifest.prediction_type == "flow" and name not in _OF_FLOW:
+        raise InputError(
+            f"Detector {name!r} goes by the ᾱ of a noise schedule, and {engine.directory.path} is of a flow-matching "
+            f"model, which has none: use one of {', '.join(_OF_FLOW)}."
+        )
     if name == EXACT:
         return _exact(engine, draws, seed, checkpoint)
     return _MAKERS[name](engine, draws, seed)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,8 @@ class ExactSharpness:
         """
         manifest = engine.directory.manifest
         self._unet = load_unet(engine.directory, checkpoint)
-        self._unet.unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
+        unet: Any = self._unet.unet
+        unet.set_attn_processor(AttnProcessor())  # SDPA has no forward derivative
         self._engine = engine
         self._scale = -manifest.epsilon_factor / sqrt(1 - manifest.alphas_cumprod[0])
         self._timestep = manifest.timesteps[0]

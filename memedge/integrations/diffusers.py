@@ -14,16 +14,16 @@ import numpy as np
 
 from memedge.detector import Detector
 from memedge.engine.errors import InputError, not_installed
-from memedge.integrations.call import Call, Embeddings
+from memedge.integrations.call import Call
 from memedge.integrations.checks import (
     FIRST_STEP,
     STEER,
     check_calls,
     check_model,
-    check_scale,
     check_threshold,
     takes_picture,
 )
+from memedge.integrations.families.find import family_of
 from memedge.integrations.first_step import FirstStep
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict, compare, judged, kept, mitigated
 from memedge.integrations.monitored import MonitoredRun, calibration_of
@@ -67,22 +67,23 @@ def guard(
     blocked, nothing is generated. In a batch, a prompt that is not blocked is generated in the blocked one's
     place, and its picture dropped: all others keep their random numbers, on any scheduler.
 
-    With `first_step` no pass of the UNet is added: the first call's own guidance is measured, on its own latents. If
-    all prompts are blocked the run ends there; else it goes on, and the blocked ones' images are withheld. Where a
-    negative prompt is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never
-    changes the norm.
+    With `first_step` no pass is added: the first call's own guidance is measured, on its own latents. If all prompts
+    are blocked the run ends there; else it goes on, and the blocked ones' images are withheld. Where a negative prompt
+    is given, ε_0 of the empty one costs one more call, of half the rows: what a user writes there never changes the
+    norm.
 
     With `monitor` no pass is added either, but where a negative prompt is given: `Monitor` sees each step until
     its calibration needs no more, and each image is judged for itself. A run ends as soon as all of its images are
     memorized, if those are blocked or made again; else they are withheld, alone, at its end.
 
-    A call compares two rows of the UNet with the engine's ε_0 first (not with `first_step` or `monitor`, which measure
-    the pipeline itself): adapters, hooks and edits that change the model are an error.
+    A call compares two rows of the denoiser with the engine's ε_0 first (not with `first_step` or `monitor`, which
+    measure the pipeline itself): adapters, hooks and edits that change the model are an error.
 
     Args:
         pipe: a pipeline of Stable Diffusion 1, 2 or XL, with any scheduler; from a picture and with a ControlNet too,
-            but not with `first_step`. A class made of one of them may have an `encode_prompt` of its own,
-            and no `__call__`.
+            but not with `first_step`. Or of Stable Diffusion 3, 3.5, Flux.1, Qwen-Image or Z-Image from text, with the
+            scheduler, the size and the `max_sequence_length` that the engine was exported with; not with `monitor`, and
+            not to steer. A class made of one of them may have an `encode_prompt` of its own, and no `__call__`.
         detector: on an engine exported from the same model, with its LoRAs if it has any.
         action: "block"; "flag": generate, and say so; "mitigate": generate from embeddings that the Mitigator has moved
             until they score as clean prompts, checked by `detector` once more as the pipeline takes them, else
@@ -93,8 +94,9 @@ def guard(
             from what their generator draws next; those that are memorized each time are blocked.
         monitor: a calibration that `Monitor.calibrate` made for the calls' scheduler, steps and guidance; True:
             that of the file monitor.json beside the detector's engine.
-        first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, from which it counts as memorized. Needs
-            guidance_scale > 1. The detector then says only what the model predicts, and needs no calibration.
+        first_step: the mean of ‖Δ‖₂ over a prompt's images, in ε, or in v of flow matching, from which it counts as
+            memorized. Needs guidance_scale > 1. The detector then says only what the model predicts, and needs no
+            calibration.
         threshold: another operating point of scores than the detector's: see `Detector.at`. Not with `first_step`,
             which is a threshold itself.
         target_fpr: likewise.
@@ -225,19 +227,20 @@ class GuardedPipeline:
         call = Call(self._pipe, args, kwargs)
         if self._over == "steered":
             check_calls(self._pipe, STEER)
-            check_scale(call.get("guidance_scale"), STEER)
+            call.check_guided(STEER)
         if self._calibration is not None:
             check_calls(self._pipe, MONITOR)
-            check_scale(call.get("guidance_scale"), MONITOR)
+            call.check_guided(MONITOR)
             self._calibration.check(settings_of(self._pipe, call.get))
             return MonitoredRun(self._pipe, call, self._calibration, self._over).generate()
         if self._first_step is not None:
             return self._watch(call, self._first_step)
-        check_same_model(self._pipe, self._detector, call.get("cross_attention_kwargs"))
+        family = family_of(self._pipe)
+        family.check_call(self._pipe, call.get, self._detector.info.manifest)
+        check_same_model(self._pipe, self._detector, call.get(family.attention))
         call.use_embeddings()
-        embeddings = call.embeddings()
-        alike = read_alike(call.prompts, embeddings, self._detector, str(self._pipe.unet.dtype))
-        verdicts = self._judge(call, embeddings, alike)
+        alike = read_alike(call.prompts, call.embeddings(), self._detector, str(family.denoiser(self._pipe).dtype))
+        verdicts = self._judge(call, alike)
         if self._mitigator is not None:
             self._mitigate(call, self._mitigator, verdicts, alike)
         blocked = [row for row, verdict in enumerate(verdicts) if verdict.action == "blocked"]
@@ -251,7 +254,7 @@ class GuardedPipeline:
             return self._steered(call, call.watched(STEER, [steering]), verdicts, steering)
         return GuardedOutput.assemble(call.run(), verdicts, kept(verdicts, call.images))
 
-    def _judge(self, call: Call, embeddings: Embeddings, alike: list[bool]) -> list[GuardVerdict]:
+    def _judge(self, call: Call, alike: list[bool]) -> list[GuardVerdict]:
         """Return a verdict for each prompt; those that may yet be mitigated are "blocked"."""
         verdicts: list[GuardVerdict | None] = [None] * len(call.prompts)
         text = [row for row, same in enumerate(alike) if same]
@@ -261,8 +264,8 @@ class GuardedPipeline:
                 verdicts[row] = GuardVerdict(v.prompt, action, v.score, v.norm, v.threshold, v.reason)
         other = [row for row, same in enumerate(alike) if not same]
         if other:
-            states, pooled = embeddings
-            scores = self._detector.score_embeddings(states[other], None if pooled is None else pooled[other])
+            states, pooled, mask = call.embeddings(other)
+            scores = self._detector.score_embeddings(states, pooled, mask=mask)
             for place, row in enumerate(other):
                 verdicts[row] = judged(scores, place, call.prompts[row], self._over)
         beside = beside_the_weights(self._pipe)
@@ -283,14 +286,15 @@ class GuardedPipeline:
         for row in rows:
             call.set_embeddings(row, results[call.prompts[row]].states, results[call.prompts[row]].pooled)
         # As the pipeline takes them, in its own precision, and by the caller's own detector.
-        scores = self._detector.score_embeddings(*call.embeddings(rows))
+        states, pooled, mask = call.embeddings(rows)
+        scores = self._detector.score_embeddings(states, pooled, mask=mask)
         for position, row in enumerate(rows):
             verdicts[row] = mitigated(verdicts[row], results[call.prompts[row]], scores, position)
 
     def _watch(self, call: Call, threshold: float) -> GuardedOutput:
         """Generate, and judge by the norm of the pipeline's own first step."""
         check_calls(self._pipe, FIRST_STEP)
-        check_scale(call.get("guidance_scale"), FIRST_STEP)
+        call.check_guided(FIRST_STEP)
         prediction_type = self._detector.info.manifest.prediction_type
         stop = self._over == "blocked"
         first = FirstStep(self._pipe, len(call.prompts), prediction_type, threshold, stop=stop)

@@ -1,4 +1,4 @@
-"""The norm of the guidance in a pipeline's own first step: no pass of the UNet is added (docs/methods.md §5)."""
+"""The norm of the guidance in a pipeline's own first step: no pass of the denoiser is added (docs/methods.md §5)."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ import numpy.typing as npt
 from memedge.engine.errors import InputError
 from memedge.engine.manifest import PredictionType
 from memedge.guidance import guidance_stats
-from memedge.integrations.unet_calls import AllOver, UNetCall
+from memedge.integrations.denoiser_calls import AllOver, DenoiserCall
+from memedge.integrations.families.find import family_of
 
 
 class FirstStep:
-    """Measures the first of a pipeline's calls of its UNet.
+    """Measures the first of a pipeline's calls of its denoiser: ‖Δ‖ in ε, or of flow matching in v.
 
     Attributes:
         timestep: that of the first call.
@@ -28,16 +29,19 @@ class FirstStep:
         """
         self._pipe, self._prompts, self._prediction_type = pipe, prompts, prediction_type
         self._threshold, self._stop = threshold, stop
+        self._network = family_of(pipe).network
         self._norms: npt.NDArray[np.float64] | None = None
         self.timestep = 0.0
 
-    def __call__(self, call: UNetCall) -> None:
+    def __call__(self, call: DenoiserCall) -> None:
         """Take the norms, of the first call alone."""
         if self._norms is not None:
             return
         self.timestep = call.timestep
         # To the host, some hundred kilobytes, on which the step waits for its verdict anyhow: so any device will do.
         cond, uncond = call.cond.contiguous().cpu(), call.uncond().contiguous().cpu()
+        if cond.ndim == 3:  # packed into tokens, [N, S, D]
+            cond, uncond = cond[:, None], uncond[:, None]
         stats = guidance_stats(cond, uncond, prediction_type=self._prediction_type, alpha_cumprod=self._alpha_cumprod())
         self._norms = stats.norm.reshape(self._prompts, -1).mean(1)
         if self._stop and self.over().all():
@@ -50,21 +54,21 @@ class FirstStep:
 
     @property
     def norms(self) -> npt.NDArray[np.float64]:
-        """Each prompt's mean of ‖Δ‖₂ over its images, in ε, [B].
+        """Each prompt's mean of ‖Δ‖₂ over its images, [B].
 
         Raises:
-            InputError: no call was seen, as of what is in a UNet's place and has no hooks.
+            InputError: no call was seen, as of what is in a denoiser's place and has no hooks.
         """
         if self._norms is None:
             raise InputError(
-                "The UNet's first call could not be seen, as its hooks did not run: leave first_step out to have the "
-                "prompts scored."
+                f"The {self._network}'s first call could not be seen, as its hooks did not run: leave first_step out "
+                "to have the prompts scored."
             )
         return self._norms
 
     def _alpha_cumprod(self) -> float | None:
         """Return ᾱ at the timestep, which may lie between two trained ones; None where it is not needed."""
-        if self._prediction_type == "epsilon":
+        if self._prediction_type != "v_prediction":
             return None
         trained = self._pipe.scheduler.alphas_cumprod.double().cpu().numpy()
         alpha = float(np.interp(self.timestep, np.arange(len(trained)), trained))

@@ -20,8 +20,14 @@ PIPELINES = (
     "StableDiffusionXLControlNetPipeline",
     "StableDiffusionXLControlNetImg2ImgPipeline",
     "StableDiffusionXLControlNetInpaintPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "QwenImagePipeline",
+    "ZImagePipeline",
 )
-MODULES = ("diffusers.pipelines.stable_diffusion", "diffusers.pipelines.controlnet.")
+MODULES = tuple(
+    f"diffusers.pipelines.{name}" for name in ("stable_diffusion", "controlnet.", "flux.", "qwenimage.", "z_image.")
+)
 
 
 def check_class(pipe: Any) -> None:

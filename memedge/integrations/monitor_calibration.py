@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from memedge.integrations.checks import check_calls, check_scale
+from memedge.integrations.denoiser_calls import DenoiserCall, DenoiserCalls
 from memedge.integrations.known import check_class
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor, settings_of
-from memedge.integrations.unet_calls import UNetCall, UNetCalls
 from memedge.monitor.calibration import MonitorCalibration
 from memedge.monitor.fitting import Traces, calibration_of, check_counts
 from memedge.monitor.monitor import Monitor
@@ -45,11 +45,11 @@ def calibrate(
         places = range(start, min(start + batch, len(prompts)))
         monitor, timesteps = make_monitor(pipe), []
 
-        def watch(call: UNetCall, monitor: Monitor = monitor, timesteps: list[float] = timesteps) -> None:
+        def watch(call: DenoiserCall, monitor: Monitor = monitor, timesteps: list[float] = timesteps) -> None:
             timesteps.append(call.timestep)
             feed(monitor, call)
 
-        with UNetCalls(pipe, len(places), 1, MONITOR, [watch]):
+        with DenoiserCalls(pipe, len(places), 1, MONITOR, [watch]):
             pipe(
                 prompts[start : places.stop],
                 num_inference_steps=num_inference_steps,

@@ -7,10 +7,10 @@ import numpy as np
 from memedge.detector import Detector
 from memedge.engine.errors import InputError
 from memedge.integrations.call import Call
+from memedge.integrations.denoiser_calls import AllOver, DenoiserCall
 from memedge.integrations.guarded import Done, GuardedOutput, GuardVerdict
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor
 from memedge.integrations.steering import Steering
-from memedge.integrations.unet_calls import AllOver, UNetCall
 from memedge.monitor.calibration import FILE_NAME, MonitorCalibration
 from memedge.monitor.monitor import Monitor
 from memedge.monitor.verdicts import MonitorVerdict
@@ -74,10 +74,10 @@ class MonitoredRun:
         steering = Steering(self._pipe, len(places), lambda: monitor.memorized)
         ends = self._over in ("blocked", "reseeded")
 
-        def watch(unet_call: UNetCall) -> None:
+        def watch(denoiser_call: DenoiserCall) -> None:
             if monitor.steps and monitor.decided:
                 return
-            feed(monitor, unet_call)
+            feed(monitor, denoiser_call)
             if ends and monitor.memorized.all():
                 raise AllOver
 

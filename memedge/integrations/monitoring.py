@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from memedge.integrations.checks import Needs
+from memedge.integrations.denoiser_calls import DenoiserCall
 from memedge.integrations.tensors import readable
-from memedge.integrations.unet_calls import UNetCall
 from memedge.monitor.calibration import GenerationSettings, MonitorCalibration
 from memedge.monitor.monitor import Monitor
 
@@ -33,7 +33,7 @@ def settings_of(pipe: Any, argument: Callable[[str], Any]) -> GenerationSettings
     )
 
 
-def feed(monitor: Monitor, call: UNetCall) -> None:
+def feed(monitor: Monitor, call: DenoiserCall) -> None:
     """Take a call of the UNet as the monitor's next step."""
     x, cond, uncond = (readable(tensor) for tensor in (call.latents, call.cond, call.uncond()))
     monitor.step(x, cond, uncond, call.timestep)

@@ -18,9 +18,11 @@ EXACT = 1e-3
 def read_alike(prompts: Sequence[Any], embeddings: Embeddings, detector: Detector, dtype: str) -> list[bool]:
     """Return whether each prompt is text, and its embeddings are the engine's own of that text, but for rounding.
 
+    None are to an engine that was exported without its text encoder.
+
     Args:
         prompts: text, or None where embeddings were given.
-        embeddings: [B, L, D] and [B, P], what the pipeline generates from.
+        embeddings: what the pipeline generates from.
         detector: the detector.
         dtype: the pipeline's, such as "torch.float16".
 
@@ -29,7 +31,7 @@ def read_alike(prompts: Sequence[Any], embeddings: Embeddings, detector: Detecto
     """
     engine = detector.engine
     array = pack(engine.directory.manifest, *embeddings)
-    if None in prompts:
+    if None in prompts or not engine.directory.manifest.reads_prompts:
         return [False] * len(prompts)
     own = engine.backend.memory.download(engine.encode(engine.tokenize(prompts)[0]).tensor)
     allowed = max(ROUNDING.get(name, EXACT) for name in (dtype.removeprefix("torch."), detector.info.precision))

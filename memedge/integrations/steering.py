@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memedge.integrations.unet_calls import AllOver, UNetCall
+from memedge.integrations.denoiser_calls import AllOver, DenoiserCall
 from memedge.wording import counted
 
 # The paper's, and in the middle of what bench/mitigation.py --sweep found on calibration captions (docs/benchmarks.md).
@@ -35,7 +35,7 @@ class Steering:
         self._pipe, self._flagged = pipe, flagged
         self.calls, self.steered, self.since = 0, np.zeros(images, np.int64), np.full(images, np.nan)
 
-    def __call__(self, call: UNetCall) -> None:
+    def __call__(self, call: DenoiserCall) -> None:
         """Steer the flagged images of one call; raises AllOver if all are flagged and it is too late for each."""
         self.calls += 1
         flagged = self._flagged()

@@ -218,7 +218,7 @@ class Mitigator:
         goal = Target(self.engine, loss, target)
         ids, truncated = self.engine.tokenize([prompt])
         own = self.engine.backend.memory.download(self.engine.encode(ids).tensor)[0]
-        words = slice(self.engine.tokenizer.first_word, None)  # BOS is the same in all prompts
+        words = slice(self.engine.first_word, None)  # BOS is the same in all prompts
         size = _length(own[words]) or 1.0  # the empty prompt's may all be zeros
         slope = np.float32(2 * distance_weight / size**2)
         best = now = before = goal.measure(own, 0)
@@ -228,6 +228,8 @@ class Mitigator:
             gradient = self.gradients.statistics(now.states[None], *goal.weights, goal.rule.operands).states[0]
             moved = own.copy()
             moved[words] = optimizer.step(now.states[words], (gradient + slope * (now.states - own))[words])
+            if self.engine.directory.manifest.masked:
+                moved[:, -1] = own[:, -1]  # which tokens are there
             now = goal.measure(moved, now.steps + 1)
             value = now.loss + distance_weight * (_length((moved - own)[words]) / size) ** 2
             if now.reached or value < lowest:

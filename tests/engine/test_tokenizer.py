@@ -50,10 +50,10 @@ def tokenizers(request, tmp_path_factory):
     definition = Definition(PADDING[request.param])
     folder = tmp_path_factory.mktemp("clip")
     write_tokenizer(folder / "tokenizer", definition)
-    (exported,), tokens = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
+    (exported,), (tokens,) = padding_tokenizers([AutoTokenizer.from_pretrained(folder / "tokenizer")])
     exported.save(str(folder / "tokenizer.json"))
     assert tokens == TOKENS
-    ours = PromptTokenizer([folder / "tokenizer.json"], TOKENS)
+    ours = PromptTokenizer([folder / "tokenizer.json"], [TOKENS])
     return ours, CLIPTokenizer.from_pretrained(folder / "tokenizer"), definition
 
 
@@ -148,10 +148,31 @@ def test_first_word(tmp_path, template, before):
     tokenizer.enable_truncation(length)
     tokenizer.enable_padding(length=length, pad_id=0, pad_token="pad")
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours = PromptTokenizer([tmp_path / "tokenizer.json"], length)
-    first, ids = ours.first_word, ours(["a b"])[0][0]
+    ours = PromptTokenizer([tmp_path / "tokenizer.json"], [length])
+    first, ids = ours.around[0][0], ours(["a b"])[0][0]
     assert first == len(before)
     assert ids.tolist() == [*before, 2, 3, 1, 0]
     assert [token.place for token in ours.tokens("a b")] == [first, first + 1]
     assert ours.only(ids, [first + 1]).tolist() == [*before, 0, 3, 1, 0]
     assert ours.only(ids, []).tolist() == [*before, 1, 0, 0, 0]
+
+
+def test_template(tmp_path):
+    """Ids before and behind every prompt; what is masked leaves the template whole."""
+    tokenizer = Tokenizer(Unigram([("pad", 0.0), ("?", 0.0), ("a", -1.0), ("b", -1.0), ("c", -1.0)], unk_id=1))
+    parts = [
+        {"id": "before", "ids": [3, 4, 3], "tokens": ["b", "c", "b"]},
+        {"id": "behind", "ids": [4, 4], "tokens": ["c"] * 2},
+    ]
+    tokenizer.post_processor = TemplateProcessing(single=["before", "$A", "behind"], special_tokens=parts)
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=8, pad_id=0, pad_token="pad")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = PromptTokenizer([tmp_path / "tokenizer.json"], [8])
+    ids, cut = ours(["ab", "abba", ""])
+    assert ids.tolist() == [[3, 4, 3, 2, 3, 4, 4, 0], [3, 4, 3, 2, 3, 3, 4, 4], [3, 4, 3, 4, 4, 0, 0, 0]]
+    assert cut.tolist() == [False, True, False]
+    assert ours.around == [(3, 2)]
+    assert [token.place for token in ours.tokens("ab")] == [3, 4]
+    assert ours.only(ids[0], [4]).tolist() == [3, 4, 3, 0, 3, 4, 4, 0]
+    assert ours.only(ids[0], [3]).tolist() == [3, 4, 3, 2, 4, 4, 0, 0]

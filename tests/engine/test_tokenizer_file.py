@@ -16,7 +16,7 @@ TEXT = (EMBEDDED_ENGINE / "tokenizer.json").read_text()
 
 def refused(path, words="."):
     with pytest.raises(IntegrityError, match=words) as caught:
-        PromptTokenizer([path], TOKENS)
+        PromptTokenizer([path], [TOKENS])
     message = str(caught.value)
     assert message.isprintable() and message.endswith(".") and len(message) < 500
 
@@ -35,6 +35,13 @@ def put(place: str, value):
 
 def replace(pattern: dict, content: str = " ") -> dict:
     return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def template(ids: int) -> dict:
+    """A post-processor with so many ids before a prompt."""
+    token = {"id": "before", "ids": [1] * ids, "tokens": ["a"] * ids}
+    places = [{"SpecialToken": {"id": "before", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    return {"type": "TemplateProcessing", "single": places, "pair": places, "special_tokens": {"before": token}}
 
 
 @pytest.mark.parametrize(
@@ -62,6 +69,8 @@ def replace(pattern: dict, content: str = " ") -> dict:
         put("pre_tokenizer/pretokenizers/0/behavior", "MergedWithPrevious"),
         put("pre_tokenizer", {"type": "UnicodeScripts"}),
         put("post_processor", None),
+        put("post_processor", template(257)),
+        put("post_processor", template(0)),
         put("post_processor", {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}),
         put("model/type", "WordPiece"),
         put("model/dropout", 0.5),
@@ -96,8 +105,8 @@ def test_what_stands_twice_is_read_once(tmp_path):
     path = tmp_path / "tokenizer.json"
     first = json.dumps(json.loads(TEXT)["padding"] | {"strategy": {"Fixed": 2**40}})
     path.write_text(TEXT.replace('"padding"', f'"padding":{first},"padding"', 1))
-    expected = PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], TOKENS)(["a star"])[0]
-    assert PromptTokenizer([path], TOKENS)(["a star"])[0].tolist() == expected.tolist()
+    expected = PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], [TOKENS])(["a star"])[0]
+    assert PromptTokenizer([path], [TOKENS])(["a star"])[0].tolist() == expected.tolist()
 
 
 def test_too_large(tmp_path, monkeypatch):
@@ -119,6 +128,6 @@ def test_any_change_ends_in_a_sentence(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     path.write_bytes(content)
     try:
-        PromptTokenizer([path], TOKENS)(["a star", ""])
+        PromptTokenizer([path], [TOKENS])(["a star", ""])
     except IntegrityError as error:
         assert str(error).isprintable() and len(str(error)) < 500

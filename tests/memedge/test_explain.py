@@ -24,7 +24,7 @@ BOS, EOS, LENGTH = 3240, 3241, 24  # of the embedded engine, which pads with EOS
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], LENGTH)
+    return PromptTokenizer([EMBEDDED_ENGINE / "tokenizer.json"], [LENGTH])
 
 
 @pytest.fixture(scope="module")

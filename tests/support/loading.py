@@ -34,7 +34,7 @@ def refused(model: object, words: str, **options: Any) -> None:
 
 def modules(parts: Parts) -> dict[str, Any]:
     """Return the modules by their names in a pipeline."""
-    return dict(zip(("unet", "text_encoder", "text_encoder_2"), [parts.unet, *parts.text_encoders], strict=False))
+    return dict(zip(("unet", "text_encoder", "text_encoder_2"), [parts.denoiser, *parts.text_encoders], strict=False))
 
 
 @torch.inference_mode()
@@ -48,7 +48,7 @@ def outputs(parts: Parts) -> list[torch.Tensor]:
         more = {"added_cond_kwargs": added}
     states = torch.cat([output.hidden_states[-1] for output in encoded], dim=-1)
     sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    return [states, *more.get("added_cond_kwargs", {}).values(), parts.unet(sample, 500, states, **more).sample]
+    return [states, *more.get("added_cond_kwargs", {}).values(), parts.denoiser(sample, 500, states, **more).sample]
 
 
 def assert_same(one: Parts, other: Parts) -> None:

@@ -49,17 +49,21 @@ def test_embedded_unet(folder):
     assert np.linalg.norm(given - expected) <= 1e-6 * np.linalg.norm(expected)
 
 
-def attention(path, dtype, heads, widths, **attributes):
-    """Write a graph of one attention node; widths of q, k, v."""
+def attention(path, dtype, heads, widths, mask=None, **attributes):
+    """Write a graph of one attention node; widths of q, k, v; shape of its mask of keys, if it has one."""
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     lengths = {"q": "S", "k": "T", "v": "T"}
     inputs = [
         helper.make_tensor_value_info(name, kind, ["rows", lengths[name], width])
         for name, width in zip("qkv", widths, strict=True)
     ]
+    names = ["q", "k", "v"]
+    if mask is not None:
+        inputs.append(helper.make_tensor_value_info("mask", TensorProto.INT32, mask))
+        names += ["", "mask"]
     output = helper.make_tensor_value_info("y", kind, ["rows", "S", widths[2]])
     node = helper.make_node(
-        "MultiHeadAttention", ["q", "k", "v"], ["y"], domain="com.microsoft", name="node", num_heads=heads, **attributes
+        "MultiHeadAttention", names, ["y"], domain="com.microsoft", name="node", num_heads=heads, **attributes
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
     graph = helper.make_graph([node], "graph", inputs, [output])
@@ -67,11 +71,13 @@ def attention(path, dtype, heads, widths, **attributes):
     return path
 
 
-def definition(q, k, v, heads):
-    """softmax(q kᵀ / √d) v of each head, in float64."""
+def definition(q, k, v, heads, mask=None):
+    """softmax(q kᵀ / √d) v of each head, in float64, over the keys whose mask is 1."""
     q, k, v = (x.astype(np.float64).reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (q, k, v))
     logits = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
     shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    if mask is not None:
+        shares = shares * mask[:, None, None]
     result = shares / shares.sum(axis=-1, keepdims=True) @ v
     return result.transpose(0, 2, 1, 3).reshape(result.shape[0], result.shape[2], -1)
 
@@ -96,6 +102,30 @@ def test_definition(tmp_path, dtype, factor, tolerance, heads, widths):
     given = session(tmp_path / "e.onnx").run(None, {"q": q, "k": k, "v": v})[0]
     assert given.dtype == dtype
     assert np.abs(given - definition(q, k, v, heads)).max() <= tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-6), (np.float16, 2e-3)])
+def test_masked_keys(tmp_path, dtype, tolerance):
+    """ONNX Runtime's own node and the standard operators pass over the same keys."""
+    rng = np.random.default_rng(2)
+    q, k, v = (rng.standard_normal((3, length, 24)).astype(dtype) for length in (9, 5, 5))
+    mask = np.array([[1, 1, 1, 1, 1], [1, 0, 0, 0, 0], [0, 1, 0, 1, 1]], np.int32)
+    path = attention(tmp_path / "m.onnx", dtype, 3, (24, 24, 24), mask=["rows", "T"])
+    model = ir.load(path)
+    expand(model)
+    ir.save(model, tmp_path / "e.onnx")
+    feeds = {"q": q, "k": k, "v": v, "mask": mask}
+    given = session(tmp_path / "e.onnx").run(None, feeds)[0]
+    assert given.dtype == dtype
+    expected = definition(q, k, v, 3, mask)
+    assert np.abs(given - expected).max() <= tolerance
+    if dtype == np.float32:
+        assert np.abs(session(path).run(None, feeds)[0] - expected).max() <= tolerance
+
+
+def test_mask_of_another_kind(folder):
+    attention(folder / UNET, np.float32, 2, (8, 8, 8), mask=["rows"])
+    refused(folder, "has a mask that is not one of keys")
 
 
 @pytest.mark.parametrize("attributes", [{"scale": 0.5}, {"unidirectional": 1}, {"mask_filter_value": -1.0}])

@@ -47,7 +47,7 @@ def test_weights_are_let_go(checkpoint):
     """Once its graphs are dropped, a checkpoint's weights are: they are as large as the sessions that come next."""
     with quiet():
         loaded = load_checkpoint(str(checkpoint))
-        modules = loaded._unet, loaded._text_encoders
+        modules = loaded._denoiser, loaded._text_encoders
         weights = {name: weakref.ref(p) for module in modules for name, p in module.named_parameters()}
         parts = split(loaded.unet_graph(), 2), loaded.text_encoder_graph()
     assert all(weight() is not None for weight in weights.values())

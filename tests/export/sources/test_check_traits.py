@@ -18,11 +18,12 @@ from memedge.engine.errors import ExportError
 from memedge.export.sources import check_traits, traits
 from memedge.export.sources.architectures import ARCHITECTURES
 from memedge.export.sources.check_traits import check_folder, check_index, check_tensors
+from memedge.wording import listed
 
 FILES = {
     "unet/config.json": traits.UNET,
     "scheduler/scheduler_config.json": traits.SCHEDULER,
-    "text_encoder/config.json": traits.TEXT_ENCODER,
+    "text_encoder/config.json": traits.CLIP_TEXT,
     "model_index.json": traits.PIPELINE,
 }
 TRAITS = [(file, field) for file, table in FILES.items() for field in table.traits]
@@ -61,7 +62,6 @@ def test_every_trait(file, field, copy):
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "takes an embedding of the guidance scale"),
         ("unet/config.json", {"up_block_types": ["UpBlock2D", "SimpleCrossAttnUpBlock2D"]}, "up_block_types"),
         ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4: inpainting"),
         ("unet/config.json", {"out_channels": 8}, "has out_channels 8, so its UNet predicts a variance, too"),
@@ -163,11 +163,10 @@ def test_another_family(tmp_path):
     for name in ("transformer", "vae", "scheduler"):
         (tmp_path / name).mkdir()
     (tmp_path / "flux1-dev.safetensors").touch()
-    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
-    refused(
-        tmp_path, "is a FluxPipeline, as its model_index.json says: memedge exports Stable Diffusion 1.x, 2.x and SDXL"
-    )
-    with pytest.raises(ExportError, match=r"^org/name is a FluxPipeline"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
+    families = listed([row.name for row in ARCHITECTURES], "and")
+    refused(tmp_path, f"is a FluxFillPipeline, as its model_index.json says: memedge exports {families}.")
+    with pytest.raises(ExportError, match=r"^org/name is a FluxFillPipeline"):
         check_index(tmp_path / "model_index.json", "org/name")
 
 

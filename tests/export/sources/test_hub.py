@@ -19,7 +19,8 @@ results = []
 for model, revision in json.loads(sys.argv[1]):
     told = []
     try:
-        folder = hub.download(model, revision, lambda names: weights.needed(names, model, False), told.append)
+        choose = lambda names, kind: weights.needed(names, model, False, kind)
+        folder = hub.download(model, revision, choose, told.append)
         results.append({"folder": str(folder), "told": told})
     except ExportError as error:
         results.append({"error": str(error), "told": told})
@@ -97,7 +98,7 @@ def test_refused(model, tmp_path):
     for path in pickled.glob("unet/*.safetensors"):
         path.unlink()
     (tmp_path / "flux").mkdir()
-    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "flux" / "model_index.json").write_text('{"_class_name": "FluxFillPipeline"}')
     (tmp_path / "flux" / "ae.safetensors").touch()
     (tmp_path / "single").mkdir()
     (tmp_path / "single" / "v1.safetensors").touch()
@@ -116,7 +117,7 @@ def test_refused(model, tmp_path):
         [*results, gated, offline, unreachable],
         [
             "org/pickled holds its unet only as unet/diffusion_pytorch_model.bin, which is a pickle",
-            "org/flux is a FluxPipeline, as its model_index.json says: memedge exports Stable Diffusion",
+            "org/flux is a FluxFillPipeline, as its model_index.json says: memedge exports Stable Diffusion",
             "holds no unet folder, so it is not a diffusers-format model: if v1.safetensors is a whole checkpoint",
             "There is no org/absent, neither here nor on the hub",
             "There is no org/--bad..name",
@@ -161,7 +162,7 @@ options = {"revision": None, "loras": [], "allow_pickle": False, "config": None,
 with quiet():
     parts, same = (load_parts(source, **options) for source in sys.argv[1:])
 assert parts.sha256 == same.sha256
-for one, other in zip([parts.unet, *parts.text_encoders], [same.unet, *same.text_encoders]):
+for one, other in zip([parts.denoiser, *parts.text_encoders], [same.denoiser, *same.text_encoders]):
     assert all(tensor.equal(other.state_dict()[name]) for name, tensor in one.state_dict().items())
 print(parts.id)
 """

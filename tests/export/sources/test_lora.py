@@ -73,7 +73,7 @@ def test_sgm_names(folders, parts, tmp_path):
 
 def test_alpha_in_the_header(folders, parts, tmp_path):
     """PEFT's alphas are in the file's metadata."""
-    unet = {"unet": parts["sd1"].unet}
+    unet = {"unet": parts["sd1"].denoiser}
     changes = write_peft(tmp_path / "style.safetensors", unet, 2 * 5 / 3)
     settings = {"r": 3, "lora_alpha": 5, "target_modules": ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj"]}
     header = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in settings.items()})}
@@ -83,7 +83,7 @@ def test_alpha_in_the_header(folders, parts, tmp_path):
 
 def test_several(folders, parts, tmp_path):
     """One after another: the second changes what the first has made; the id and the hash know of both."""
-    unet = {"unet": parts["sd1"].unet}
+    unet = {"unet": parts["sd1"].denoiser}
     first = write_kohya(tmp_path / "first.safetensors", unet, -0.5)
     second = write_kohya(tmp_path / "second.safetensors", unet, 1)
     both = {key: first[key] + second[key] - unet["unet"].get_submodule(key[1]).weight.double() for key in first}
@@ -159,7 +159,7 @@ def test_refused(folders, parts, tmp_path):
 def test_other_kinds_are_named(name, kind, folders, parts, tmp_path):
     """What a file holds besides up and down matrices is no other architecture; without it, the file is fused."""
     file, stem = tmp_path / "style.safetensors", "lora_unet_mid_block_attentions_0_proj_in"
-    write_kohya(file, {"unet": parts["sd1"].unet}, 1)
+    write_kohya(file, {"unet": parts["sd1"].denoiser}, 1)
     save_file(load_file(file) | {name.format(stem): torch.ones(2)}, file)
     refused(folders["sd1"], f"is not a plain LoRA, but holds {kind.format(stem)}", loras=[str(file)])
 

@@ -121,7 +121,8 @@ def torch_states(pipeline) -> np.ndarray:
 
 def test_states_are_the_pipelines(pipeline, engine):
     """Of short, long, truncated and empty prompts; SDXL's second encoder pads with its own token."""
-    ids, _ = PromptTokenizer(EngineDirectory.open(engine).tokenizers, TOKENS)(PROMPTS)
+    opened = EngineDirectory.open(engine)
+    ids, _ = PromptTokenizer(opened.tokenizers, opened.token_lengths)(PROMPTS)
     text_encoder = onnxruntime.InferenceSession(engine / "text_encoder.onnx", providers=["CPUExecutionProvider"])
     found = text_encoder.run(["states"], {"ids": ids})[0]
     expected = torch_states(pipeline)
@@ -185,7 +186,8 @@ def check_parity(engine: Path, states: np.ndarray, predict) -> tuple[float, floa
     norm = np.sqrt((delta[:, 0] ** 2).sum((2, 3, 4))).mean(1)
     pair = torch.from_numpy(true[:1, 1]).expand(len(delta), -1, -1, -1, -1), torch.from_numpy(delta[:, 1])
     alignment = torch.cosine_similarity(*pair, dim=2).mean((1, 2, 3)).numpy()  # ε_0 with Δ over channels
-    ids, _ = PromptTokenizer(EngineDirectory.open(engine).tokenizers, TOKENS)(PROMPTS)
+    opened = EngineDirectory.open(engine)
+    ids, _ = PromptTokenizer(opened.tokenizers, opened.token_lengths)(PROMPTS)
     backend = OrtBackend(engine, directory.baseline.cached, "fp32", HostMemory())
     found = engine_epsilon(backend, ids, 1)
     assert np.abs(found[0] - directory.baseline.uncond).max() == 0
@@ -401,7 +403,7 @@ def test_inpainting(copy, tmp_path):
         ("unet/config.json", {"time_cond_proj_dim": 256}, "takes an embedding of the guidance scale"),
         ("scheduler/scheduler_config.json", {"timestep_type": "continuous"}, 'has timestep_type "continuous"'),
         ("text_encoder/config.json", {"use_attention_mask": True}, "hides padding from the text encoder"),
-        ("model_index.json", {"_class_name": "LatentConsistencyModelPipeline"}, "is a LatentConsistencyModelPipeline"),
+        ("model_index.json", {"_class_name": "StableDiffusionUpscalePipeline"}, "is a StableDiffusionUpscalePipeline"),
     ],
 )
 def test_other_models(file, change, words, copy, tmp_path):

@@ -40,7 +40,7 @@ def test_folder(kind, tmp_path):
     assert len(half.text_encoders) == len(half.tokenizers) == (2 if kind == "sdxl" else 1)
     stored = load_file(tmp_path / "half" / "unet" / f"{UNET}.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
-    assert all(torch.equal(tensor.float(), half.unet.state_dict()[name]) for name, tensor in stored.items())
+    assert all(torch.equal(tensor.float(), half.denoiser.state_dict()[name]) for name, tensor in stored.items())
     assert_same(half, load(tmp_path / "half" / ".." / "half" / "."))
     edit_json(tmp_path / "half" / "model_index.json", force_zeros_for_empty_prompt=False)
     assert not zeros_for_empty(tmp_path / "half", half.architecture)
@@ -74,7 +74,7 @@ def test_half_precision_copy(model, copy):
 def test_shards(model, copy, variant):
     """An index and what it names, in both libraries' spelling; before a single file in the UNet's, as diffusers."""
     whole = load(model)
-    for path, module in ((copy / "unet", whole.unet), (copy / "text_encoder", whole.text_encoders[0])):
+    for path, module in ((copy / "unet", whole.denoiser), (copy / "text_encoder", whole.text_encoders[0])):
         for file in path.glob("*.safetensors"):
             file.unlink()
         module.save_pretrained(path, max_shard_size="20KB", variant=variant)

@@ -8,6 +8,7 @@ import architectures
 import gradient_sources
 import numpy as np
 import pytest
+import sd3
 import torch
 from models import make_checkpoint
 from torch_denoiser import EMOJI
@@ -42,19 +43,22 @@ class Model:
 
 
 @pytest.fixture(
-    scope="module", params=["emoji", *(pytest.param(n, marks=pytest.mark.slow) for n in ("velocity", "sdxl"))]
+    scope="module", params=["emoji", *(pytest.param(n, marks=pytest.mark.slow) for n in ("velocity", "sdxl", "sd3"))]
 )
 def engine(request, tmp_path_factory) -> tuple[Engine, Path]:
-    """One draw of a trained model, two of a random one that predicts v, and one of SDXL's kind."""
+    """One draw of a trained model, two of a random one that predicts v, and one of SDXL's kind and of SD 3's."""
     checkpoint, folder = EMOJI, EMBEDDED_ENGINE
     if request.param != "emoji":
         folder = tmp_path_factory.mktemp(request.param) / "engine"
         checkpoint = folder.with_name("checkpoint")
         if request.param == "sdxl":
             checkpoint = architectures.build("sdxl", checkpoint)
+        elif request.param == "sd3":
+            checkpoint = sd3.build(checkpoint)
         else:
             make_checkpoint(checkpoint, "v_prediction")
-        export(checkpoint, folder, draws=1 if request.param == "sdxl" else 2)
+        length = 20 if request.param == "sd3" else None
+        export(checkpoint, folder, draws=2 if request.param == "velocity" else 1, max_sequence_length=length)
     return Engine.open(folder, "cpu", None, 1), checkpoint
 
 

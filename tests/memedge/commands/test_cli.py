@@ -11,6 +11,7 @@ from command_line import fails, memedge, memedge_process
 
 from memedge import __version__, commands
 from memedge.commands import terminal
+from memedge.commands.export import height_and_width
 from memedge.commands.options import app
 from memedge.engine.providers import PROVIDERS
 
@@ -95,8 +96,13 @@ def test_mistakes(engine, tmp_path):
         (("detect", b"\xff".decode(errors="surrogateescape"), *CPU), "UTF-8"),
         (("demo", "-o", tmp_path / "absent" / "demo.png"), "does not exist"),
         (("demo", "-o", "/proc/demo.png", *CPU), "/proc/demo.png"),
+        (("export", "model", "-o", tmp_path / "new", "--size", "1024"), "--size 1024 is no size"),
     ]:
         fails(memedge(*arguments), words)
+
+
+def test_sizes_have_the_width_first():
+    assert height_and_width("1024x768") == height_and_width("1024X768") == (768, 1024)
 
 
 def test_two_engines(engine):

@@ -21,9 +21,9 @@ from PIL import Image
 
 from memedge import Detector, InputError, Monitor
 from memedge.integrations import tensors
+from memedge.integrations.denoiser_calls import DenoiserCall, DenoiserCalls
 from memedge.integrations.diffusers import guard
 from memedge.integrations.monitoring import MONITOR, feed, make_monitor
-from memedge.integrations.unet_calls import UNetCall, UNetCalls
 from memedge.monitor.calibration import GenerationSettings
 
 STEPS, SCALE = 3, 4.0
@@ -57,11 +57,11 @@ def test_it_sees_what_the_sampler_sees_and_changes_nothing(pipe, scheduler):
     hook.remove()
     monitor, timesteps = make_monitor(pipe), []
 
-    def watch(call: UNetCall) -> None:
+    def watch(call: DenoiserCall) -> None:
         timesteps.append(call.timestep)
         feed(monitor, call)
 
-    with UNetCalls(pipe, len(PROMPTS), 1, MONITOR, [watch]):
+    with DenoiserCalls(pipe, len(PROMPTS), 1, MONITOR, [watch]):
         assert torch.equal(generate(pipe), bare)
     norms, conds, latents = [], [], []
     for sample, predicted in rows:
@@ -88,7 +88,7 @@ def test_a_calibration_is_of_the_pipelines_own_generations(pipe):
     assert found == Monitor.calibrate(pipe, MEMORIZED, CLEAN, **options)
 
     monitor = make_monitor(pipe, found)
-    with UNetCalls(pipe, len(PROMPTS), 1, MONITOR, [lambda call: feed(monitor, call)]):
+    with DenoiserCalls(pipe, len(PROMPTS), 1, MONITOR, [lambda call: feed(monitor, call)]):
         generate(pipe)
     assert monitor.decided
     assert [verdict.memorized for verdict in monitor.verdicts()] == monitor.memorized.tolist()

@@ -1,5 +1,6 @@
 """Steering in real pipelines: what the sampler is given, by its formula and by another pipeline's own guidance."""
 
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -229,7 +230,7 @@ def test_the_scale_of_the_moment(small):
     assert close(given[2], uncond + 9 * (cond - uncond))
 
 
-def test_no_guidance_to_steer(small):
+def test_no_guidance_to_steer(small, tmp_path):
     pipe, detector, clean, _ = small
     guarded = guard(pipe, detector, "steer")
     with pytest.raises(InputError, match="guidance_scale is 1, so there is no guidance, which action='steer' needs"):
@@ -241,6 +242,11 @@ def test_no_guidance_to_steer(small):
     with pytest.raises(InputError, match="Unguided decides itself when to guide, and action='steer' needs"):
         guard(Unguided(**pipe.components, requires_safety_checker=False), detector, "steer")
     distilled = make_distilled(pipe)
+    with pytest.raises(InputError, match="its input for the guidance scale is True, and not False"):
+        guard(distilled, detector)
+    copy = shutil.copytree(detector.info.path, tmp_path / "engine")
+    edit_manifest(copy, lambda m: m.update(guidance=7.5))
+    detector = Detector.load(copy)
     for options in ({"action": "steer"}, {"first_step": 1.0}):
         with pytest.raises(InputError, match="The UNet takes the guidance scale as an input"):
             guard(distilled, detector, **options)
