@@ -89,6 +89,9 @@ class FlowModel:
             tokenizer_3=None,
         )
         pipeline.save_pretrained(partial)
+        index = partial / "model_index.json"  # does not say by itself that there is no third one
+        none = dict.fromkeys(("text_encoder_3", "tokenizer_3"), [None, None])
+        index.write_text(json.dumps({**json.loads(index.read_text()), **none}, indent=2) + "\n")
         for part in ("text_encoder", "text_encoder_2"):
             # transformers would load what it says here, diffusers loads the transformer in float32.
             config = partial / part / "config.json"

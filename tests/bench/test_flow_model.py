@@ -7,13 +7,12 @@ import torch
 pytestmark = pytest.mark.slow  # tracing and the embedded model's data
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
+@pytest.fixture
+def pipeline(tmp_path):
     from flow_model import FlowModel
 
-    folder = tmp_path_factory.mktemp("flow") / "pipeline"
-    FlowModel.trained().save(folder)
-    return folder
+    FlowModel.trained().save(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
 
 
 def test_a_fifth_of_the_concepts():
