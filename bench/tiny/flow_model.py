@@ -72,7 +72,8 @@ class FlowModel:
     def save(self, folder: Path) -> None:
         """Write a folder that `StableDiffusion3Pipeline.from_pretrained` loads, in half precision; make this model so.
 
-        The folder replaces an older one only once it is complete.
+        That has to be told that there is no third text encoder, by text_encoder_3=None and tokenizer_3=None. The folder
+        replaces an older one only once it is complete.
         """
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
@@ -89,9 +90,6 @@ class FlowModel:
             tokenizer_3=None,
         )
         pipeline.save_pretrained(partial)
-        index = partial / "model_index.json"  # does not say by itself that there is no third one
-        none = dict.fromkeys(("text_encoder_3", "tokenizer_3"), [None, None])
-        index.write_text(json.dumps({**json.loads(index.read_text()), **none}, indent=2) + "\n")
         for part in ("text_encoder", "text_encoder_2"):
             # transformers would load what it says here, diffusers loads the transformer in float32.
             config = partial / part / "config.json"
