@@ -72,7 +72,8 @@ class FlowModel:
     def save(self, folder: Path) -> None:
         """Write a folder that `StableDiffusion3Pipeline.from_pretrained` loads, in half precision; make this model so.
 
-        The folder replaces an older one only once it is complete.
+        That has to be told that there is no third text encoder, by text_encoder_3=None and tokenizer_3=None. The folder
+        replaces an older one only once it is complete.
         """
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
