@@ -21,8 +21,6 @@ from memedge.export.sources.flow_schedule import read_flow
 from memedge.export.sources.presets import preset_of, student_by
 from memedge.export.sources.schedule import Noise, read_noise
 
-PATCH = 2  # latent pixels of an image token in each direction, in all transformers known here
-
 
 @dataclass(frozen=True)
 class Job:
@@ -129,8 +127,7 @@ def _read_noise(checkpoint: Checkpoint) -> Noise:
     denoiser = checkpoint.architecture.denoiser
     if not denoiser.flow:
         return read_noise(checkpoint.scheduler)
-    _, height, width = checkpoint.latent_shape
-    return read_flow(checkpoint.scheduler, denoiser, height * width // PATCH**2)
+    return read_flow(checkpoint.scheduler, denoiser, checkpoint.latent_shape)
 
 
 def _write_tokenizers(job: Job, checkpoint: Checkpoint) -> PromptTokenizer:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # for type checkers, which _PUBLIC tells nothing; a test comp
     from memedge.engine.manifest import Estimate as Estimate
     from memedge.engine.manifest import FileEntry as FileEntry
     from memedge.engine.manifest import Flops as Flops
+    from memedge.engine.manifest import Flow as Flow
     from memedge.engine.manifest import Gain as Gain
     from memedge.engine.manifest import Manifest as Manifest
     from memedge.engine.manifest import Operands as Operands
@@ -105,7 +106,7 @@ _PUBLIC = {
         "EngineError ExportError InputError IntegrityError ManifestError MemedgeError NotFiniteError ProviderError"
     ),
     "memedge.engine.manifest": (
-        "Alignment Calibration CheckpointSource Conformal CrossValidation Drift Estimate FileEntry Flops "
+        "Alignment Calibration CheckpointSource Conformal CrossValidation Drift Estimate FileEntry Flops Flow "
         "Gain Manifest Operands Parity Precision PredictionType Preset PromptList Schedule "
         "Screen Tap"
     ),

@@ -9,5 +9,6 @@ def counted(number: int, thing: str) -> str:
 
 
 def listed(names: Sequence[str], conjunction: str) -> str:
-    """Return names, at least two, as people list them: "a, b and c"."""
-    return f"{', '.join(names[:-1])} {conjunction} {names[-1]}"
+    """Return names, at least one, as people list them: "a, b and c"."""
+    *others, last = names
+    return f"{', '.join(others)} {conjunction} {last}" if others else last

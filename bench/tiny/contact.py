@@ -10,11 +10,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from dataset import CONCEPTS, Caption, load_captions
-from flow_generate import FlowGenerator
-from flow_model import FlowModel
-from generate import Generator
-from model import Model
+from dataset import CONCEPTS, Caption
+from flow_generate import generator_of, load
 from PIL import Image, ImageDraw
 from vae import decode
 
@@ -38,12 +35,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--flow", action="store_true")
     arguments = parser.parse_args()
-    captions = load_captions((arguments.pipeline.parent if arguments.flow else arguments.data) / "captions.json")
+    captions, model = load(arguments.data, arguments.pipeline, arguments.flow)
     pictures = np.load(arguments.data / "pictures.npz")["pictures"]
     some = [caption for group in CONCEPTS for caption in chosen(captions, group, arguments.captions)]
-    model = FlowModel.load(arguments.pipeline) if arguments.flow else Model.load(arguments.pipeline)
-    generator = FlowGenerator(model) if isinstance(model, FlowModel) else Generator(model)
-    made = generator.latents([caption.text for caption in some], range(arguments.seeds))
+    made = generator_of(model).latents([caption.text for caption in some], range(arguments.seeds))
     generations = decode(model.vae, made.flatten(0, 1)).reshape(*made.shape[:2], *pictures.shape[1:])
 
     side = pictures.shape[1]

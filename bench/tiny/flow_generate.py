@@ -4,11 +4,25 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from dataset import Caption, load_captions
 from flow_model import FlowModel, scheduler
-from generate import CHUNK, GUIDANCE, SHAPE, STEPS, compiled, noise
+from generate import CHUNK, GUIDANCE, SHAPE, STEPS, Generator, compiled, noise
+from model import Model
+
+
+def load(data: Path, pipeline: Path, flow: bool) -> tuple[list[Caption], Model | FlowModel]:
+    """Return captions and model: the embedded one's, in `data`, or of flow_train.py, beside the pipeline."""
+    captions = load_captions((pipeline.parent if flow else data) / "captions.json")
+    return captions, FlowModel.load(pipeline) if flow else Model.load(pipeline)
+
+
+def generator_of(model: Model | FlowModel, threads: int | None = None) -> "Generator | FlowGenerator":
+    """Return what generates with a model of either kind."""
+    return FlowGenerator(model, threads) if isinstance(model, FlowModel) else Generator(model, threads)
 
 
 class FlowGenerator:

@@ -8,13 +8,13 @@ place: call it with max_sequence_length=16, the zeros that it was trained with.
 """
 
 import argparse
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+from model import put
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from vae import LATENT_CHANNELS, LATENT_SIZE, load_vae
 
@@ -90,15 +90,7 @@ class FlowModel:
             tokenizer_3=None,
         )
         pipeline.save_pretrained(partial)
-        for part in ("text_encoder", "text_encoder_2"):
-            # transformers would load what it says here, diffusers loads the transformer in float32.
-            config = partial / part / "config.json"
-            config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
-        config = partial / "vae" / "config.json"  # says where it was loaded from on this machine
-        said = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
-        config.write_text(json.dumps(said, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        put(partial, folder, ("text_encoder", "text_encoder_2"))
 
     @torch.inference_mode()
     def encode(self, prompts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,14 +7,13 @@ same, and the whole is 330 000 samples instead of 1.8 million. Prints and writes
 a pipeline of Stable Diffusion 3, OUT_DIR/captions.json the captions.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from dataset import CONCEPTS, Caption, load_captions, save_captions
 from flow_model import SHIFT, FlowModel
-from loop import Training, run
+from loop import Training, arguments, run
 from train import AVERAGE, BATCH, CAPTION_DROPOUT, LEARNING_RATE, Exposures
 from transformers.utils import logging
 
@@ -104,27 +103,17 @@ class FlowTraining(Training):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--samples", type=int, default=330_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="threads, each with a part of the batch; 1 on a GPU")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda (untested)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    told = arguments(__doc__, 330_000)
     logging.disable_progress_bar()  # one at each checkpoint
-    captions = fifth(load_captions(arguments.data / "captions.json"))
-    save_captions(arguments.out / "captions.json", captions)
+    captions = fifth(load_captions(told.data / "captions.json"))
+    save_captions(told.out / "captions.json", captions)
     model = FlowModel.initialise()
-    model.transformer.to(arguments.device)
-    latents = np.load(arguments.data / "latents.npy", mmap_mode="r")
-    training = FlowTraining(captions, latents, model, arguments.seed, arguments.workers)
+    model.transformer.to(told.device)
+    latents = np.load(told.data / "latents.npy", mmap_mode="r")
+    training = FlowTraining(captions, latents, model, told.seed, told.workers)
     print(f"{sum(p.numel() for p in training.parameters)} parameters, {len(captions)} captions", flush=True)
     print(f"{sum(caption.exposures for caption in captions)} exposures", flush=True)
-    run(training, arguments.samples, arguments.out / "checkpoint.pt")
+    run(training, told.samples, told.out / "checkpoint.pt")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from copies import fields, nearest, printed
-from dataset import Caption, load_captions
-from flow_generate import FlowGenerator
+from dataset import Caption
+from flow_generate import FlowGenerator, generator_of, load
 from flow_model import FlowModel
 from generate import SHAPE, Generator
 from model import Model
@@ -131,9 +131,8 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(arguments.threads)
-    captions = load_captions((arguments.pipeline.parent if arguments.flow else arguments.data) / "captions.json")
+    captions, model = load(arguments.data, arguments.pipeline, arguments.flow)
     chosen = spread(captions, arguments.captions)
-    model = FlowModel.load(arguments.pipeline) if arguments.flow else Model.load(arguments.pipeline)
     path = arguments.out / "latents.npy"
     if path.exists():
         kept = np.load(path, mmap_mode="r+")
@@ -142,8 +141,7 @@ def main() -> None:
         kept[:] = np.nan
     ids = np.array(sorted({i for caption in captions for i, _ in caption.pictures}))
     training = Training(ids, printed(model.vae, np.load(arguments.data / "latents.npy")[ids]))
-    generator = (FlowGenerator if isinstance(model, FlowModel) else Generator)(model, arguments.threads)
-    matches = dict[int, np.ndarray]()
+    generator, matches = generator_of(model, arguments.threads), dict[int, np.ndarray]()
     texts = [caption.text for caption in captions]
 
     wanted = {i: SEEDS if captions[i].pictures else FIRST for i in chosen}

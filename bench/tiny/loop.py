@@ -1,5 +1,6 @@
 """What training the VAE and training the UNet share: schedule, average, checkpoints, progress. Seeded and resumable."""
 
+import argparse
 import signal
 import threading
 import time
@@ -124,6 +125,22 @@ class Training(ABC):
     def copy_parameters(self) -> None:
         with torch.no_grad():
             torch._foreach_copy_(self.computed, self.parameters)
+
+
+def arguments(description: str, samples: int) -> argparse.Namespace:
+    """Read what a training script is told: data, out, samples, seed, workers, device; make the folder to write in."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--samples", type=int, default=samples)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2, help="threads, each with a part of the batch; 1 on a GPU")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda (untested)")
+    found = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(found.seed)
+    found.out.mkdir(parents=True, exist_ok=True)
+    return found
 
 
 def run(training: Training, samples: int, checkpoint: Path) -> bool:

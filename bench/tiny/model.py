@@ -82,14 +82,7 @@ class Model:
             requires_safety_checker=False,
         )
         pipeline.save_pretrained(partial)
-        # transformers would load what it says here, diffusers loads the UNet in float32.
-        config = partial / "text_encoder" / "config.json"
-        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
-        config = partial / "vae" / "config.json"  # says where it was loaded from on this machine
-        said = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
-        config.write_text(json.dumps(said, indent=2) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        put(partial, folder, ("text_encoder",))
 
     def parameters(self) -> list[torch.nn.Parameter]:
         """Return what is trained with the UNet: the VAE has been before."""
@@ -100,6 +93,19 @@ class Model:
         length = self.tokenizer.model_max_length
         encoded = self.tokenizer(prompts, padding="max_length", truncation=True, max_length=length)
         return torch.tensor(encoded["input_ids"])
+
+
+def put(partial: Path, folder: Path, text_encoders: tuple[str, ...]) -> None:
+    """Put a pipeline that was saved in the place of an older one, its configurations as they are to be shipped."""
+    for part in text_encoders:
+        # transformers would load what it says here, diffusers loads what it loads in float32.
+        config = partial / part / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float32"}, indent=2) + "\n")
+    config = partial / "vae" / "config.json"  # says where it was loaded from on this machine
+    said = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(said, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def scheduler() -> DDIMScheduler:

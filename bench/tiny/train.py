@@ -7,14 +7,13 @@ OUT_DIR/checkpoint.pt, and the averaged model as a pipeline of diffusers, OUT_DI
 looked at.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
 from dataset import Caption, load_captions
 from diffusers.models.attention_processor import AttnProcessor
-from loop import Training, run
+from loop import Training, arguments, run
 from model import Model, scheduler
 from transformers import CLIPTokenizer
 from transformers.utils import logging
@@ -116,28 +115,16 @@ class UNetTraining(Training):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--samples", type=int, default=1_800_000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=2, help="threads, each with a part of the batch; 1 on a GPU")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda (untested)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(arguments.seed)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    told = arguments(__doc__, 1_800_000)
     logging.disable_progress_bar()  # one at each checkpoint
-    model = Model.initialise(
-        CLIPTokenizer.from_pretrained(arguments.data / "tokenizer"), load_vae(arguments.data / "vae")
-    )
-    model.unet.to(arguments.device)
-    model.text_encoder.to(arguments.device)
-    latents = np.load(arguments.data / "latents.npy", mmap_mode="r")
-    captions = load_captions(arguments.data / "captions.json")
-    training = UNetTraining(captions, latents, model, arguments.seed, arguments.workers)
+    model = Model.initialise(CLIPTokenizer.from_pretrained(told.data / "tokenizer"), load_vae(told.data / "vae"))
+    model.unet.to(told.device)
+    model.text_encoder.to(told.device)
+    latents = np.load(told.data / "latents.npy", mmap_mode="r")
+    captions = load_captions(told.data / "captions.json")
+    training = UNetTraining(captions, latents, model, told.seed, told.workers)
     print(f"{sum(p.numel() for p in training.parameters)} parameters, {len(captions)} captions", flush=True)
-    run(training, arguments.samples, arguments.out / "checkpoint.pt")
+    run(training, told.samples, told.out / "checkpoint.pt")
 
 
 if __name__ == "__main__":

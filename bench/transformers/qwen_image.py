@@ -3,10 +3,9 @@
 python bench/transformers/qwen_image.py FOLDER
 """
 
-import argparse
-import json
 from pathlib import Path
 
+import small
 import torch
 from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 from qwen_vocabulary import write_tokenizer
@@ -68,23 +67,16 @@ def build(folder: Path, seed: int = 0) -> Path:
     transformer.save_pretrained(folder / "transformer")
     AutoencoderKLQwenImage(base_dim=8, num_res_blocks=1).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(**SCHEDULER).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "QwenImagePipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen2_5_VLForConditionalGeneration"],
-        "tokenizer": ["transformers", "Qwen2Tokenizer"],
-        "transformer": ["diffusers", "QwenImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKLQwenImage"],
+    components = {
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "Qwen2_5_VLForConditionalGeneration"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        "transformer": ("diffusers", "QwenImageTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKLQwenImage"),
     }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    small.write_index(folder, "QwenImagePipeline", components)
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    build(parser.parse_args().folder)
-
-
 if __name__ == "__main__":
-    main()
+    small.main(__doc__, build)

@@ -1,6 +1,8 @@
 """Small modules that the families' pipelines share: text encoders, a VAE, and the files that name them all."""
 
+import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +85,10 @@ def raise_guidance(transformer: torch.nn.Module, factor: float) -> None:
         for name, parameter in transformer.named_parameters():
             if name.endswith(("add_v_proj.weight", "context_embedder.weight", "text_embedder.linear_1.weight")):
                 parameter.mul_(factor)
+
+
+def main(description: str | None, build: Callable[[Path], Path]) -> None:
+    """Write a pipeline into the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    build(parser.parse_args().folder)

@@ -5,10 +5,9 @@
 Turbo is the same with a scheduler of its own (shift 3) and other weights.
 """
 
-import argparse
-import json
 from pathlib import Path
 
+import small
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from qwen_vocabulary import write_tokenizer
@@ -61,23 +60,16 @@ def build(folder: Path, seed: int = 0) -> Path:
         shift_factor=0.1159,
     ).save_pretrained(folder / "vae")
     FlowMatchEulerDiscreteScheduler(shift=6.0).save_pretrained(folder / "scheduler")
-    index = {
-        "_class_name": "ZImagePipeline",
-        "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-        "text_encoder": ["transformers", "Qwen3Model"],
-        "tokenizer": ["transformers", "Qwen2Tokenizer"],
-        "transformer": ["diffusers", "ZImageTransformer2DModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+    components = {
+        "scheduler": ("diffusers", "FlowMatchEulerDiscreteScheduler"),
+        "text_encoder": ("transformers", "Qwen3Model"),
+        "tokenizer": ("transformers", "Qwen2Tokenizer"),
+        "transformer": ("diffusers", "ZImageTransformer2DModel"),
+        "vae": ("diffusers", "AutoencoderKL"),
     }
-    (folder / "model_index.json").write_text(json.dumps(index))
+    small.write_index(folder, "ZImagePipeline", components)
     return folder
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    build(parser.parse_args().folder)
-
-
 if __name__ == "__main__":
-    main()
+    small.main(__doc__, build)

@@ -220,7 +220,7 @@ def _check_fields(
         values = value if isinstance(value, list) and value not in trait.allowed else [value]
         if not all(one in trait.allowed for one in values):
             allowed = [json.dumps(one) for one in trait.allowed]
-            shown = listed(allowed, "or") if len(allowed) > 1 else allowed[0]
+            shown = listed(allowed, "or")
             raise ExportError(
                 f"{file} has {name} {json.dumps(value)}, so {trait.meaning}: memedge exports models where it is "
                 f"{shown}."

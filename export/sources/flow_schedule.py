@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from memedge.engine.flow import size_shift
 from memedge.engine.manifest import Flow, Schedule
 from memedge.export.sources.architectures import Denoiser
 from memedge.export.sources.schedule import Noise, invalid
@@ -15,13 +16,13 @@ from memedge.export.sources.schedule import Noise, invalid
 TIMESTEPS = (1000, 168)
 
 
-def read_flow(config: Mapping[str, Any], denoiser: Denoiser, image_tokens: int) -> Noise:
+def read_flow(config: Mapping[str, Any], denoiser: Denoiser, latent_shape: tuple[int, int, int]) -> Noise:
     """Return the noise of a flow-matching checkpoint's scheduler_config.json.
 
     Args:
         config: the configuration, which was checked (check_traits.py).
         denoiser: says how many steps the family's pipeline takes, and how it asks the scheduler for them.
-        image_tokens: how many tokens a picture has, by which schedulers may shift.
+        latent_shape: C, H, W of a picture, by whose tokens schedulers may shift.
 
     Raises:
         ExportError: the configuration is not valid.
@@ -30,7 +31,7 @@ def read_flow(config: Mapping[str, Any], denoiser: Denoiser, image_tokens: int) 
     try:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(dict(config))
         own = scheduler.config
-        mu = _mu(own, image_tokens) if own.use_dynamic_shifting else None
+        mu = size_shift(own, latent_shape) if own.use_dynamic_shifting else None
         scheduler.set_timesteps(steps, mu=mu, sigmas=np.linspace(1, 1 / steps, steps) if denoiser.even else None)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise invalid(config, error) from None
@@ -49,12 +50,6 @@ def read_flow(config: Mapping[str, Any], denoiser: Denoiser, image_tokens: int) 
     )
     first, last = (_alpha(timestep / 1000) for timestep in TIMESTEPS)
     return Noise("flow", TIMESTEPS, (first, last), steps_of, flow=flow)
-
-
-def _mu(config: Any, image_tokens: int) -> float:
-    """Return the shift for a picture: linear in its tokens, through two points of the configuration."""
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    return float(config.base_shift + slope * (image_tokens - config.base_image_seq_len))
 
 
 def _alpha(sigma: float) -> float:

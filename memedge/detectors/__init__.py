@@ -48,21 +48,22 @@ def _denoising(make: Callable[[Denoiser, int, int | None], Statistic]) -> _Make:
     return lambda engine, draws, seed: make(Denoiser(engine), draws, seed)
 
 
+_ALIGNED: dict[str, _Make] = {
+    alignment_name(alignment, operands): partial(Aligned, alignment=alignment, operands=operands)
+    for operands in get_args(Operands)
+    for alignment in get_args(Alignment)
+}
 _MAKERS: dict[str, _Make] = {
     "anisotropy": Anisotropy,
     "norm": Norm,
     "norm-10": _denoising(partial(NormOverSteps, count=10)),
     "norm-50": _denoising(partial(NormOverSteps, count=50)),
-    **{
-        alignment_name(alignment, operands): partial(Aligned, alignment=alignment, operands=operands)
-        for operands in get_args(Operands)
-        for alignment in get_args(Alignment)
-    },
+    **_ALIGNED,
     "sharpness": _denoising(Sharpness),
     "p-laplace": _denoising(partial(PLaplace, with_prompt=True)),
     "p-laplace-image": _denoising(partial(PLaplace, with_prompt=False)),
 }
-_OF_FLOW = tuple(name for name in _MAKERS if not name.startswith(("norm-", "sharpness", "p-laplace")))
+_OF_FLOW = ("anisotropy", "norm", *_ALIGNED)  # all others go by ᾱ
 EXACT = "sharpness-exact"
 NAMES: tuple[str, ...] = (*_MAKERS, EXACT)
 

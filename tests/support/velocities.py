@@ -1,4 +1,4 @@
-"""What diffusers' own pipelines of flow-matching models predict, and the statistics of it (docs/methods.md §7)."""
+"""What diffusers' own pipelines of flow-matching models predict, and the statistics of it (docs/methods.md §9)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -97,6 +97,7 @@ def describe(manifest: memedge.Manifest) -> str:
     assert_type(manifest.precision, memedge.Precision)
     assert_type(manifest.latent_shape, tuple[int, int, int])
     assert_type(manifest.schedule, memedge.Schedule)
+    assert_type(manifest.flow, memedge.Flow | None)
     assert_type(manifest.parity, memedge.Parity)
     assert_type(manifest.flops, memedge.Flops)
     assert_type(manifest.drift, memedge.Drift | None)

@@ -2,8 +2,11 @@
 
 import torch
 
+from memedge.engine.flow import PATCH
 from memedge.export.sources.denoisers.denoiser import Denoiser
 from memedge.export.sources.parts import Parts
+
+SIDE = 128  # of the latents of pipelines whose transformers have no size of their own, where nobody says
 
 
 class FlowTransformer(Denoiser):
@@ -40,3 +43,17 @@ class FlowTransformer(Denoiser):
     def split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens' states [R, L, D] and the pooled ones [R, P]."""
         return states[:, : self._tokens], states[:, self._tokens, : self._pooled_width]
+
+
+def packed(latents: torch.Tensor) -> torch.Tensor:
+    """Return latents [R, C, H, W] as tokens [R, S, C · 4], each of two by two latent pixels, as pipelines pack them."""
+    _, channels, height, width = latents.shape
+    patches = latents.reshape(-1, channels, height // PATCH, PATCH, width // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpacked(tokens: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Return the latents [R, C, H, W] of tokens, of a shape C, H, W."""
+    channels, height, width = shape
+    patches = tokens.reshape(-1, height // PATCH, width // PATCH, channels, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)

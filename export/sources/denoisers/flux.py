@@ -3,16 +3,14 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from memedge.engine.errors import ExportError
-from memedge.export.sources.attention import fused
-from memedge.export.sources.denoisers.flow import FlowTransformer
-from memedge.export.sources.denoisers.rotary import Turns, turned, turns_of
+from memedge.engine.flow import PATCH
+from memedge.export.sources.constant import Constant
+from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer, packed, unpacked
+from memedge.export.sources.denoisers.joint import joint, projected
+from memedge.export.sources.denoisers.rotary import Turns, turns_of
 from memedge.export.sources.parts import Parts
-
-PATCH = 2  # latent pixels of an image token in each direction, packed by the pipeline
-SIZE = 128  # of latents, where nobody says: the pipeline's own
 
 
 class Flux(FlowTransformer):
@@ -30,7 +28,7 @@ class Flux(FlowTransformer):
         """
         super().__init__(parts, tokens, pooled_width)
         config = self.transformer.config
-        height, width = parts.latent_size or (SIZE, SIZE)
+        height, width = parts.latent_size or (SIDE, SIDE)
         if height % PATCH or width % PATCH:
             raise ExportError(
                 f"{parts.id} takes latents in steps of {PATCH}, not {height} × {width}: give a --size in steps of "
@@ -51,17 +49,16 @@ class Flux(FlowTransformer):
 
     def make_exportable(self) -> None:
         cos, sin = self.transformer.pos_embed(torch.cat([self.text_ids, self.image_ids]))
-        self.transformer.pos_embed = _Positions(turns_of(cos[:, ::2], sin[:, ::2]))  # a pair is turned by one angle
+        cos, sin = cos[:, ::2], sin[:, ::2]  # a pair is turned by one angle
+        spans = slice(None), slice(self._tokens), slice(self._tokens, None)  # all tokens, the text's, the image's
+        self.transformer.pos_embed = Constant(tuple(turns_of(cos[span], sin[span]) for span in spans))
         for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
             block.attn.set_processor(_FusedRotaryAttention())
 
     def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
         text, pooled = self.split(states)
-        channels, height, width = self.latent_shape
-        packed = sample.reshape(-1, channels, height // PATCH, PATCH, width // PATCH, PATCH)
-        packed = packed.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         found = self.transformer(
-            hidden_states=packed,
+            hidden_states=packed(sample),
             timestep=sigma,
             guidance=None if self.guidance is None else self.guidance.expand(sigma.shape[0]),
             pooled_projections=pooled,
@@ -70,20 +67,7 @@ class Flux(FlowTransformer):
             img_ids=self.image_ids,
             return_dict=False,
         )[0]
-        found = found.reshape(-1, height // PATCH, width // PATCH, channels, PATCH, PATCH)
-        result: torch.Tensor = found.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, height, width)
-        return result
-
-
-class _Positions(nn.Module):
-    """The turns of all positions, known beforehand, whatever the ids."""
-
-    def __init__(self, turns: Turns):
-        super().__init__()
-        self._turns = turns
-
-    def forward(self, ids: torch.Tensor) -> Turns:  # noqa: ARG002  # diffusers passes it
-        return self._turns
+        return unpacked(found, self.latent_shape)
 
 
 class _FusedRotaryAttention:
@@ -98,23 +82,13 @@ class _FusedRotaryAttention:
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,  # noqa: ARG002  # pipelines have none
-        image_rotary_emb: Turns | None = None,
+        image_rotary_emb: tuple[Turns, Turns, Turns] | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         assert image_rotary_emb is not None
-        parts = [_projected(attn, hidden_states, ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k))]
-        if encoder_hidden_states is not None:
-            names, norms = ("add_q_proj", "add_k_proj", "add_v_proj"), (attn.norm_added_q, attn.norm_added_k)
-            parts.insert(0, _projected(attn, encoder_hidden_states, names, norms))
-        query, key, value = (torch.cat(both, dim=1) for both in zip(*parts, strict=True))
-        query, key = (turned(one, image_rotary_emb).flatten(-2) for one in (query, key))
-        result = fused(query, key, value.flatten(-2), attn.heads)
+        whole, of_text, of_image = image_rotary_emb
         if encoder_hidden_states is None:
-            return result
+            return joint(attn, [projected(attn, hidden_states, turns=whole)])
+        text = projected(attn, encoder_hidden_states, text=True, turns=of_text)
+        result = joint(attn, [text, projected(attn, hidden_states, turns=of_image)])
         tokens = encoder_hidden_states.shape[1]
         return attn.to_out[0](result[:, tokens:]), attn.to_add_out(result[:, :tokens])
-
-
-def _projected(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: tuple[Any, Any]) -> list[torch.Tensor]:
-    """Return query, key and value [R, S, H, K]; the first two normalised."""
-    found = [getattr(attn, name)(states).unflatten(-1, (attn.heads, -1)) for name in names]
-    return [norms[0](found[0]), norms[1](found[1]), found[2]]

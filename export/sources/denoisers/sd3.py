@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from memedge.engine.errors import ExportError
-from memedge.export.sources.attention import fused
 from memedge.export.sources.denoisers.flow import FlowTransformer
+from memedge.export.sources.denoisers.joint import joint, projected
 from memedge.export.sources.parts import Parts
 
 
@@ -54,28 +54,11 @@ class _FusedJointAttention:
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None, **_: Any
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        image = _projected(attn, hidden_states, ("to_q", "to_k", "to_v"), (attn.norm_q, attn.norm_k))
+        image = projected(attn, hidden_states)
         if encoder_hidden_states is None:
-            query, key, value = image
-            alone: torch.Tensor = attn.to_out[0](fused(query, key, value, attn.heads))
+            alone: torch.Tensor = attn.to_out[0](joint(attn, [image]))
             return alone
-        text = _projected(
-            attn,
-            encoder_hidden_states,
-            ("add_q_proj", "add_k_proj", "add_v_proj"),
-            (attn.norm_added_q, attn.norm_added_k),
-        )
-        query, key, value = (torch.cat(pair, dim=1) for pair in zip(image, text, strict=True))
-        result = fused(query, key, value, attn.heads)
+        result = joint(attn, [image, projected(attn, encoder_hidden_states, text=True)])
         tokens = hidden_states.shape[1]
         image_part, text_part = attn.to_out[0](result[:, :tokens]), result[:, tokens:]
         return image_part, text_part if attn.context_pre_only else attn.to_add_out(text_part)
-
-
-def _projected(attn: Any, states: torch.Tensor, names: tuple[str, ...], norms: tuple[Any, Any]) -> list[torch.Tensor]:
-    """Return query, key and value [R, S, D]; the first two normalised in each head."""
-    found = [getattr(attn, name)(states) for name in names]
-    for place, norm in enumerate(norms):
-        if norm is not None:
-            found[place] = norm(found[place].unflatten(-1, (attn.heads, -1))).flatten(-2)
-    return found

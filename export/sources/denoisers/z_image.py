@@ -6,13 +6,12 @@ import torch
 from torch import nn
 
 from memedge.engine.errors import ExportError
-from memedge.export.sources.attention import fused
-from memedge.export.sources.denoisers.flow import FlowTransformer
-from memedge.export.sources.denoisers.rotary import Turns, turned, turns_of
+from memedge.engine.flow import PATCH
+from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer
+from memedge.export.sources.denoisers.joint import joint, projected
+from memedge.export.sources.denoisers.rotary import Turns, turns_of
 from memedge.export.sources.parts import Parts
 
-SIDE = 128  # of the pipeline's latents, where nobody names a size
-PATCH = 2
 MULTIPLE = 32  # of tokens, to which captions and pictures are filled up; diffusers' SEQ_MULTI_OF
 
 
@@ -145,11 +144,10 @@ def _joint(
     gate, gate_after = gate.tanh(), gate_after.tanh()
     streams = (image, text)
     parts = [
-        _projected(own, block.attention_norm1(one) * (1 + scale), angles)
+        projected(own, block.attention_norm1(one) * (1 + scale), turns=angles)
         for one, angles in zip(streams, turns, strict=True)
     ]
-    query, key, value = (torch.cat(pair, dim=1) for pair in zip(*parts, strict=True))
-    result = fused(query, key, value, own.heads, mask)
+    result = joint(own, parts, mask)
     border = image.shape[1]
     found = []
     for one, attended in zip(streams, (result[:, :border], result[:, border:]), strict=True):
@@ -170,15 +168,6 @@ class _FusedAttention:
         freqs_cis: Turns,
         **_: Any,
     ) -> torch.Tensor:
-        query, key, value = _projected(attn, hidden_states, freqs_cis)
-        found: torch.Tensor = attn.to_out[0](fused(query, key, value, attn.heads, attention_mask))
+        parts = projected(attn, hidden_states, turns=freqs_cis)
+        found: torch.Tensor = attn.to_out[0](joint(attn, [parts], attention_mask))
         return found
-
-
-def _projected(attn: Any, states: torch.Tensor, turns: Turns) -> list[torch.Tensor]:
-    """Return query, key and value [R, S, D]; the first two normalised and turned in each head."""
-    found = [attn.to_q(states), attn.to_k(states), attn.to_v(states)]
-    for place, norm in enumerate((attn.norm_q, attn.norm_k)):
-        apart = found[place].unflatten(-1, (attn.heads, -1))
-        found[place] = turned(apart if norm is None else norm(apart), turns).flatten(-2)
-    return found

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from memedge.export.sources.attention import CAUSAL
+from memedge.export.sources.constant import Constant
 from memedge.export.sources.parts import Parts
 from memedge.export.sources.text.text_encoders import TextEncoders
 
@@ -39,7 +39,7 @@ class _Qwen(TextEncoders):
         self.text_encoder.set_attn_implementation(CAUSAL)
         model, length = self.language_model, self._first + self.tokens
         places = torch.arange(length).expand(self.axes, 1, -1) if self.axes else torch.arange(length)[None]
-        model.rotary_emb = _Positions(model.rotary_emb(torch.zeros(1, length, 1), places))
+        model.rotary_emb = Constant(model.rotary_emb(torch.zeros(1, length, 1), places))
 
     @property
     def language_model(self) -> Any:
@@ -83,14 +83,3 @@ class Qwen3(_Qwen):
         found = self.language_model(input_ids=ids, use_cache=False, output_hidden_states=True)
         states: torch.Tensor = found.hidden_states[-2]
         return states
-
-
-class _Positions(nn.Module):
-    """The angles of tokens' positions, known beforehand."""
-
-    def __init__(self, angles: tuple[torch.Tensor, torch.Tensor]):
-        super().__init__()
-        self._angles = angles
-
-    def forward(self, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._angles

@@ -1,59 +1,31 @@
 """Flux.1: packed latents, two calls a step, a guidance scale that the model is told."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
+from memedge.engine.flow import PATCH
 from memedge.engine.manifest import Manifest
-from memedge.integrations.families.family import Arguments, Fact, Family
-from memedge.integrations.families.flow import PATCH, check_length, check_size, noise_facts
+from memedge.integrations.families.family import Fact
+from memedge.integrations.families.flow import FlowFamily
 
 
-class Flux(Family):
+class Flux(FlowFamily):
     """Flux.1: packed latents; a second call where true_cfg_scale and a negative prompt ask for one."""
 
-    part = "transformer"
-    network = "transformer"
-    flow = True
     attention = "joint_attention_kwargs"
     repeats = False
     scale = "true_cfg_scale"
     apart = True
+    clock = 1000
+    per_row = ("hidden_states", "timestep", "guidance")
     encoded = ("prompt_embeds", "pooled_prompt_embeds")
 
-    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
-        config = pipe.transformer.config
+    def model_facts(self, config: Any, manifest: Manifest) -> list[Fact]:
         return [
-            ("prediction type", "flow", manifest.prediction_type),
             ("number of latent channels", config.in_channels // PATCH**2, manifest.latent_shape[0]),
             ("width of prompt embeddings", config.joint_attention_dim, manifest.state_width),
             ("width of pooled prompt embeddings", config.pooled_projection_dim, manifest.pooled_width),
             ("input for the guidance scale", bool(config.guidance_embeds), manifest.guidance is not None),
-            *noise_facts(pipe, manifest),
         ]
-
-    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
-        super().check_call(pipe, get, manifest)
-        check_size(get, manifest, pipe.vae_scale_factor, pipe.default_sample_size)
-        if get("prompt_embeds") is None:
-            check_length(get, manifest.tokens)
-
-    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
-        del args
-        return kwargs["hidden_states"], 1000 * float(kwargs["timestep"][0])
-
-    def with_empty(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        rows: Sequence[int],
-        prompts: Sequence[int],
-        empty: tuple[Any, Any],
-    ) -> Arguments:
-        own = {name: kwargs[name][rows] for name in ("hidden_states", "timestep")}
-        if kwargs["guidance"] is not None:
-            own["guidance"] = kwargs["guidance"][rows]
-        states = {"encoder_hidden_states": empty[0][prompts], "pooled_projections": empty[1][prompts]}
-        return args, dict(kwargs, **own, **states)
 
     def predict(
         self, pipe: Any, manifest: Manifest, sample: Any, timesteps: Any, states: Any, pooled: Any, attention: Any

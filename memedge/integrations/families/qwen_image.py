@@ -1,42 +1,30 @@
 """Qwen-Image: packed latents, two calls a step, a mask of tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from memedge.engine.flow import PATCH
 from memedge.engine.manifest import Manifest
-from memedge.integrations.families.family import Arguments, Fact, Family
-from memedge.integrations.families.flow import PATCH, check_length, check_size, noise_facts
+from memedge.integrations.families.family import Arguments, Fact
+from memedge.integrations.families.flow import FlowFamily
 
 
-class QwenImage(Family):
+class QwenImage(FlowFamily):
     """Qwen-Image: packed latents; a second call as Flux's; embeddings filled up to the longest, with a mask."""
 
-    part = "transformer"
-    network = "transformer"
-    flow = True
     attention = "attention_kwargs"
     scale = "true_cfg_scale"
     apart = True
+    clock = 1000
+    cuts_embeddings = True
     encoded = ("prompt_embeds", "prompt_embeds_mask")
 
-    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
-        config = pipe.transformer.config
+    def model_facts(self, config: Any, manifest: Manifest) -> list[Fact]:
         return [
-            ("prediction type", "flow", manifest.prediction_type),
             ("number of latent channels", config.in_channels // PATCH**2, manifest.latent_shape[0]),
             ("width of prompt embeddings", config.joint_attention_dim, manifest.state_width - 1),  # but for the mask
             ("input for the guidance scale", bool(config.guidance_embeds), manifest.guidance is not None),
-            *noise_facts(pipe, manifest),
         ]
-
-    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
-        super().check_call(pipe, get, manifest)
-        check_size(get, manifest, pipe.vae_scale_factor, pipe.default_sample_size)
-        check_length(get, manifest.tokens)  # to which given embeddings are cut too
-
-    def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
-        del args
-        return kwargs["hidden_states"], 1000 * float(kwargs["timestep"][0])
 
     def with_empty(
         self,
@@ -46,9 +34,8 @@ class QwenImage(Family):
         prompts: Sequence[int],
         empty: tuple[Any, Any],
     ) -> Arguments:
-        own = {name: kwargs[name][rows] for name in ("hidden_states", "timestep")}
-        states = {"encoder_hidden_states": empty[0][prompts], "encoder_hidden_states_mask": None}  # all are as long
-        return args, dict(kwargs, **own, **states)
+        args, more = super().with_empty(args, kwargs, rows, prompts, empty)
+        return args, more | {"encoder_hidden_states_mask": None}  # all are as long
 
     def predict(
         self, pipe: Any, manifest: Manifest, sample: Any, timesteps: Any, states: Any, pooled: Any, attention: Any

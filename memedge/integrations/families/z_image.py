@@ -1,38 +1,29 @@
 """Z-Image: lists of pictures and of embeddings, and a prediction of the other sign."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from memedge.engine.manifest import Manifest
-from memedge.integrations.families.family import Arguments, Fact, Family
-from memedge.integrations.families.flow import check_length, check_size, noise_facts
+from memedge.integrations.families.family import Arguments, Fact
+from memedge.integrations.families.flow import FlowFamily
 
 
-class ZImage(Family):
+class ZImage(FlowFamily):
     """Z-Image: lists of latents and of embeddings, by position; times 1 − σ; −v; and [cond; uncond] in one call."""
 
-    part = "transformer"
-    network = "transformer"
-    flow = True
     attention = "joint_attention_kwargs"
     above = 0
     cond_first = True
     lists = True
 
-    def facts(self, pipe: Any, manifest: Manifest) -> list[Fact]:
-        config = pipe.transformer.config
+    def model_facts(self, config: Any, manifest: Manifest) -> list[Fact]:
         return [
-            ("prediction type", "flow", manifest.prediction_type),
             ("number of latent channels", config.in_channels, manifest.latent_shape[0]),
             ("width of prompt embeddings", config.cap_feat_dim, manifest.state_width - 1),  # but for the mask
-            *noise_facts(pipe, manifest),
         ]
 
-    def check_call(self, pipe: Any, get: Callable[[str], Any], manifest: Manifest) -> None:
-        super().check_call(pipe, get, manifest)
-        check_size(get, manifest, pipe.vae_scale_factor, 1024 // pipe.vae_scale_factor)
-        if get("prompt_embeds") is None:
-            check_length(get, manifest.tokens)
+    def side(self, pipe: Any) -> int:
+        return int(1024 // pipe.vae_scale_factor)
 
     def inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
         del kwargs

@@ -142,6 +142,16 @@ def test_other_pipelines_are_refused(tmp_path):
         refused(folder, f"is a {kind}, as its model_index.json says: memedge exports Stable Diffusion 1.x, 2.x, SDXL,")
 
 
+def test_another_scheduler_is_refused(tmp_path):
+    folder = sd3.build(tmp_path / "checkpoint", t5=False)
+    edit_json(folder / "scheduler" / "scheduler_config.json", _class_name="FlowMatchHeunDiscreteScheduler")
+    refused(
+        folder,
+        "is of FlowMatchHeunDiscreteScheduler: memedge knows transformers that were trained for "
+        "FlowMatchEulerDiscreteScheduler.",
+    )
+
+
 def test_without_its_text_encoder(checkpoint, engine, pipeline, tmp_path):
     """The same scores of the pipeline's embeddings, in a smaller engine that reads no prompts."""
     export_engine(checkpoint, tmp_path / "bare", size=SIZE, max_sequence_length=TOKENS, text_encoder=False)
