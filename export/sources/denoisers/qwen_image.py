@@ -54,7 +54,13 @@ class QwenImage(FlowTransformer):
         for block in self.transformer.transformer_blocks:
             block.attn.set_processor(_FusedAttention())
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         found: torch.Tensor = self.transformer(
             hidden_states=packed(sample),
             timestep=sigma,

@@ -36,7 +36,13 @@ class SD3(FlowTransformer):
                 if (attention := getattr(block, name, None)) is not None:
                     attention.set_processor(_FusedJointAttention())
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         text, pooled = self.split(states)
         found: torch.Tensor = self.transformer(
             hidden_states=sample,

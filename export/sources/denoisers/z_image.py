@@ -55,7 +55,13 @@ class ZImage(FlowTransformer):
     def of_prompts(self, states: torch.Tensor) -> torch.Tensor:
         return states if self._graph is None else self._graph.caption(states)
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         time = 1 - sigma
         if self._graph is not None:
             return self._graph.velocity(sample, time, states)

@@ -12,6 +12,7 @@ from loading import edit_json, load, refused
 from safetensors.torch import save_file
 
 from memedge import Detector, export_engine
+from memedge.detectors import make
 from memedge.engine.embeddings import unpack
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
@@ -68,6 +69,17 @@ def test_engine_agrees_with_the_pipeline(engine, pipeline):
     manifest = detector.info.manifest
     assert manifest.guidance == 3.5  # the pipeline's own
     assert manifest.flow.mu == pytest.approx(0.5 + (1.15 - 0.5) * (24 - 256) / (4096 - 256))
+
+
+@SLOW
+def test_the_norm_over_the_scale(engine, pipeline):
+    """What the pipeline's own transformer gives where it is told the engine's scale, and 1."""
+    opened = Engine.open(engine, "cpu", None, None)
+    found = make("norm-guidance", opened, 1)(PROMPTS)
+    noise = opened.directory.baseline.sample
+    for value, prompt in zip(found[:, 0], PROMPTS, strict=True):
+        guided, plain = (velocity(pipeline, 1.0, noise, prompt=prompt, guidance_scale=g)[0] for g in (3.5, 1.0))
+        np.testing.assert_allclose(value, (guided - plain).norm() / 2.5, rtol=1e-3)
 
 
 @SLOW

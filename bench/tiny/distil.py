@@ -1,0 +1,125 @@
+"""Distil guidance into the embedded model, and compare what tells of memorization in the student. Resumable.
+
+    python bench/tiny/distil.py DATA_DIR OUT_DIR
+
+The student is the embedded model whose UNet is also told a guidance scale g, as that of a latent consistency model is.
+It learns what its teacher gives with guidance, ε_0 + g (ε_c − ε_0), for g from 1 to 8 (Meng et al., CVPR 2023, stage
+one), on the embedded model's own training data. OUT_DIR/pipeline is the student, OUT_DIR/engine an engine of it that is
+told 4. The table has held-out captions, labelled by what the teacher generates with guidance 4: a perfect student
+generates the same.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from dataset import Caption, load_captions
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from loop import Training, arguments, run
+from model import Model, scheduler
+from targets import encode_captions, load
+from train import AVERAGE, CAPTION_DROPOUT, Exposures
+
+from memedge import export_engine
+from memedge.detectors import make
+from memedge.embedded import EMBEDDED_ENGINE, captions
+from memedge.engine.engine import Engine
+from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
+from memedge.metrics import auc, interval
+
+BATCH = 32
+LEARNING_RATE = 3e-4
+WIDTH = 256  # of the scale's embedding, LCM's
+HIGHEST = 8.0
+TOLD = 4.0  # what the captions' labels are of
+
+
+def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return the same UNet, which is told a scale and does not yet go by it."""
+    student = UNet2DConditionModel.from_config({**teacher.config, "time_cond_proj_dim": WIDTH})
+    missing, unexpected = student.load_state_dict(teacher.state_dict(), strict=False)
+    assert (missing, unexpected) == (["time_embedding.cond_proj.weight"], [])
+    torch.nn.init.zeros_(student.time_embedding.cond_proj.weight)
+    student.set_attn_processor(AttnProcessor())
+    return student
+
+
+class Distillation(Training):
+    """`latents` are float16 [N, 4, 16, 16], by the pictures' ids; they may be memory-mapped."""
+
+    def __init__(self, data: list[Caption], latents: np.ndarray, teacher: Model, seed: int, workers: int):
+        self.teacher, self.student = teacher, student_of(teacher.unet)
+        parameters = list(self.student.parameters())
+        super().__init__(parameters, parameters, seed, BATCH, LEARNING_RATE, AVERAGE, workers)
+        self.latents, self.exposures = latents, Exposures(data)
+        self.states = encode_captions(teacher, [*(caption.text for caption in data), ""])
+        self.alphas = scheduler().alphas_cumprod
+
+    def draw(self) -> tuple[torch.Tensor, ...]:
+        """Return captions' places [B], latents and noise [B, 4, 16, 16], timesteps and scales [B]."""
+        caption, picture = self.exposures.draw(self.batch, self.generator)
+        caption[torch.rand(self.batch, generator=self.generator) < CAPTION_DROPOUT] = len(self.states) - 1
+        latent = torch.from_numpy(self.latents[picture.numpy()]).float()
+        noise = torch.randn(latent.shape, generator=self.generator)
+        scale = 1 + (HIGHEST - 1) * torch.rand(self.batch, generator=self.generator, dtype=torch.float64)
+        return caption, latent, noise, torch.randint(1000, (self.batch,), generator=self.generator), scale
+
+    def loss(self, *part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        caption, latent, noise, timestep, scale = part
+        alpha = self.alphas[timestep][:, None, None, None]
+        noisy, states = alpha.sqrt() * latent + (1 - alpha).sqrt() * noise, self.states[caption]
+        with torch.no_grad():
+            empty = self.states[-1:].expand_as(states)
+            pair = self.teacher.unet(noisy.repeat(2, 1, 1, 1), timestep.repeat(2), torch.cat([states, empty])).sample
+            cond, uncond = pair.chunk(2)
+            guided = uncond + scale.float()[:, None, None, None] * (cond - uncond)
+        told = guidance_embedding(scale, WIDTH)
+        errors = (self.student(noisy, timestep, states, timestep_cond=told).sample - guided).square().mean((1, 2, 3))
+        return errors.mean(), errors
+
+    def pipeline(self, folder: Path) -> None:
+        """Write the averaged student as a pipeline of diffusers."""
+        averaged = load()
+        averaged.unet = student_of(averaged.unet)
+        with torch.no_grad():
+            for parameter, value in zip(averaged.unet.parameters(), self.average, strict=True):
+                parameter.copy_(value)
+        averaged.save(folder)
+
+
+def table(engine: Engine) -> None:
+    """Print AUCs of held-out captions that the model was trained on, with 95 % intervals."""
+    rows = [row for row in captions() if row.split == "held-out" and row.group != "unseen"]
+    memorized = [row.prompt for row in rows if row.memorized]
+    clean = [row.prompt for row in rows if row.clean]
+    print(f"{len(memorized)} memorized, {len(clean)} clean\n| model | detector | AUC |\n|---|---|---|")
+    teacher = Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
+    for model, of, name in (
+        ("student", engine, "norm-guidance"),
+        ("student", engine, "norm"),
+        ("teacher", teacher, "norm"),
+    ):
+        for draws in (1, 4):
+            statistic = make(name, of, draws)
+            positive, negative = (statistic(prompts).mean(axis=1) for prompts in (memorized, clean))
+            low, high = interval(auc, positive, negative)
+            found = f"{float(auc(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]"
+            print(f"| {model} | {name} × {draws} | {found} |", flush=True)
+
+
+def main() -> None:
+    told = arguments(__doc__, 100_000)
+    latents = np.load(told.data / "latents.npy", mmap_mode="r")
+    training = Distillation(load_captions(told.data / "captions.json"), latents, load(), told.seed, told.workers)
+    if not run(training, told.samples, told.out / "checkpoint.pt"):
+        raise SystemExit("Stopped; run the same command again to go on.")
+    training.pipeline(told.out / "pipeline")
+    engine = told.out / "engine"
+    if not engine.exists():
+        export_engine(told.out / "pipeline", engine, draws=4, guidance=TOLD)
+    table(Engine.open(engine, "cpu", None, 1))
+
+
+if __name__ == "__main__":
+    main()
