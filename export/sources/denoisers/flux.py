@@ -30,8 +30,8 @@ class Flux(FlowTransformer):
         height, width = parts.latent_size or (SIDE, SIDE)
         if height % PATCH or width % PATCH:
             raise ExportError(
-                f"{parts.id} takes latents in steps of {PATCH}, not {height} × {width}: give a --size in steps of "
-                f"{PATCH} latent pixels."
+                f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
+                f"{PATCH * parts.vae_scale} pixels."
             )
         if pooled_width != config.pooled_projection_dim:
             raise ExportError(

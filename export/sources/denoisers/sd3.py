@@ -26,8 +26,8 @@ class SD3(FlowTransformer):
         longest = config.pos_embed_max_size * config.patch_size
         if max(height, width) > longest or height % config.patch_size or width % config.patch_size:
             raise ExportError(
-                f"{parts.id} has no positions for latents of {height} × {width}: give a --size of at most {longest} "
-                f"latent pixels a side, in steps of {config.patch_size}."
+                f"{parts.id} has no positions for {parts.size(height, width)}: give a --size of at most "
+                f"{longest * parts.vae_scale} pixels a side, in steps of {config.patch_size * parts.vae_scale}."
             )
 
     def make_exportable(self) -> None:

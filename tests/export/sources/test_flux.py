@@ -133,7 +133,7 @@ def test_lora_for_pictures(checkpoint, tmp_path):
 
 
 def test_sizes(checkpoint):
-    with pytest.raises(ExportError, match="takes latents in steps of 2, not 9 × 12"):
+    with pytest.raises(ExportError, match="has no tokens for 96x72: give a --size in steps of 16 pixels"):
         TorchCheckpoint(load(checkpoint, call=Call((72, 96))))
 
 
