@@ -5,34 +5,41 @@
 The student is the embedded model whose UNet is also told a guidance scale g, as that of a latent consistency model is.
 It learns what its teacher gives with guidance, ε_0 + g (ε_c − ε_0), for g from 1 to 8 (Meng et al., CVPR 2023, stage
 one), on the embedded model's own training data. OUT_DIR/pipeline is the student, OUT_DIR/engine an engine of it that is
-told 4. The table has held-out captions, labelled by what the teacher generates with guidance 4: a perfect student
-generates the same.
+told 4. The table has held-out captions, labelled by what the teacher generates with guidance 4. Then: how often the
+student copies, where its teacher does and where it does not.
 """
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from copies import fields, nearest, printed
 from dataset import Caption, load_captions
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from generate import GUIDANCE, STEPS, noise
+from label import COPY
 from loop import Training, arguments, run
 from model import Model, scheduler
 from targets import encode_captions, load
 from train import AVERAGE, CAPTION_DROPOUT, Exposures
+from vae import decode
 
 from memedge import export_engine
 from memedge.detectors import make
 from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
-from memedge.metrics import auc, interval
+from memedge.metrics import auc, interval, tpr
 
 BATCH = 32
 LEARNING_RATE = 3e-4
 WIDTH = 256  # of the scale's embedding, LCM's
 HIGHEST = 8.0
-TOLD = 4.0  # what the captions' labels are of
+SEEDS = range(4)
+SHOWN = 60  # captions that are generated, of each kind
 
 
 def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -88,37 +95,76 @@ class Distillation(Training):
         averaged.save(folder)
 
 
-def table(engine: Engine) -> None:
-    """Print AUCs of held-out captions that the model was trained on, with 95 % intervals."""
+@dataclass(frozen=True)
+class Chosen:
+    """Held-out captions that the model was trained on, by what the teacher generates."""
+
+    memorized: list[str]
+    clean: list[str]
+
+
+def chosen() -> Chosen:
     rows = [row for row in captions() if row.split == "held-out" and row.group != "unseen"]
-    memorized = [row.prompt for row in rows if row.memorized]
-    clean = [row.prompt for row in rows if row.clean]
-    print(f"{len(memorized)} memorized, {len(clean)} clean\n| model | detector | AUC |\n|---|---|---|")
+    return Chosen([row.prompt for row in rows if row.memorized], [row.prompt for row in rows if row.clean])
+
+
+def table(engine: Engine, of: Chosen) -> None:
+    """Print AUCs, with 95 % intervals over captions."""
+    print(f"{len(of.memorized)} memorized, {len(of.clean)} clean")
+    print("| model | detector | AUC | TPR@1%FPR |\n|---|---|---|---|")
     teacher = Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
-    for model, of, name in (
+    for model, of_model, name in (
         ("student", engine, "norm-guidance"),
         ("student", engine, "norm"),
         ("teacher", teacher, "norm"),
     ):
         for draws in (1, 4):
-            statistic = make(name, of, draws)
-            positive, negative = (statistic(prompts).mean(axis=1) for prompts in (memorized, clean))
-            low, high = interval(auc, positive, negative)
-            found = f"{float(auc(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]"
-            print(f"| {model} | {name} × {draws} | {found} |", flush=True)
+            statistic = make(name, of_model, draws)
+            positive, negative = (statistic(prompts).mean(axis=1) for prompts in (of.memorized, of.clean))
+            cells = [model, f"{name} × {draws}"]
+            for measure in (auc, partial(tpr, percent=1)):
+                low, high = interval(measure, positive, negative)
+                cells.append(f"{float(measure(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]")
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+@torch.no_grad()
+def generated(student: Model, prompts: list[str]) -> torch.Tensor:
+    """Return latents [N · seeds, 4, 16, 16] as the student makes them, one pass a step."""
+    states = encode_captions(student, prompts).repeat_interleave(len(SEEDS), 0)
+    latent, ddim = noise(SEEDS).repeat(len(prompts), 1, 1, 1), scheduler()
+    told = guidance_embedding(torch.full((len(latent),), GUIDANCE, dtype=torch.float64), WIDTH)
+    ddim.set_timesteps(STEPS)
+    for timestep in ddim.timesteps:
+        predicted = student.unet(latent, timestep, states, timestep_cond=told).sample
+        latent = ddim.step(predicted, timestep, latent).prev_sample
+    return latent
+
+
+def copied(student: Model, data: list[Caption], latents: np.ndarray, of: Chosen) -> None:
+    """Print the share of copies among what the student makes of some captions of each kind."""
+    ids = sorted({picture for caption in data for picture, _ in caption.pictures})
+    training = printed(student.vae, latents[ids])
+    for kind, prompts in (("memorized", of.memorized), ("clean", of.clean)):
+        some = [prompts[i] for i in np.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).astype(int)]
+        similarity, _ = nearest(fields(decode(student.vae, generated(student, some))), training)
+        rate = (similarity >= COPY).float().reshape(len(some), -1).mean(1)
+        most = int((rate > 0.5).sum())
+        print(f"{kind}: {float(rate.mean()):.2f} of the student's are copies; most of {most} of {len(some)} captions'")
 
 
 def main() -> None:
-    told = arguments(__doc__, 100_000)
-    latents = np.load(told.data / "latents.npy", mmap_mode="r")
-    training = Distillation(load_captions(told.data / "captions.json"), latents, load(), told.seed, told.workers)
+    told = arguments(__doc__, 40_000)
+    data, latents = load_captions(told.data / "captions.json"), np.load(told.data / "latents.npy", mmap_mode="r")
+    training = Distillation(data, latents, load(), told.seed, told.workers)
     if not run(training, told.samples, told.out / "checkpoint.pt"):
         raise SystemExit("Stopped; run the same command again to go on.")
-    training.pipeline(told.out / "pipeline")
-    engine = told.out / "engine"
+    pipeline, engine, of = told.out / "pipeline", told.out / "engine", chosen()
+    training.pipeline(pipeline)
     if not engine.exists():
-        export_engine(told.out / "pipeline", engine, draws=4, guidance=TOLD)
-    table(Engine.open(engine, "cpu", None, 1))
+        export_engine(pipeline, engine, draws=4, guidance=GUIDANCE)
+    copied(load(pipeline), data, latents, of)
+    table(Engine.open(engine, "cpu", None, 1), of)
 
 
 if __name__ == "__main__":

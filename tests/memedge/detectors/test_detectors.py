@@ -98,6 +98,7 @@ def test_velocity(embedded):
     scheduler = DDIMScheduler.from_pretrained(EMOJI / "scheduler", prediction_type="v_prediction")
     denoiser = TorchDenoiser(embedded, scheduler=scheduler)
     denoiser.manifest.norm_factor = sqrt(0.0057755) / (1 - 0.0057755)
+    denoiser.manifest.epsilon_factor = sqrt(0.0057755)
     noise = denoiser.noise(2)
     source, states = OtherDraws(denoiser, noise), encode(embedded, PROMPTS[:1])
     denoiser.velocity = False  # from here on it gives what the UNet gives, v
