@@ -9,6 +9,7 @@ told 4. The table has held-out captions, labelled by what the teacher generates 
 student copies, where its teacher does and where it does not.
 """
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -161,8 +162,8 @@ def main() -> None:
         raise SystemExit("Stopped; run the same command again to go on.")
     pipeline, engine, of = told.out / "pipeline", told.out / "engine", chosen()
     training.pipeline(pipeline)
-    if not engine.exists():
-        export_engine(pipeline, engine, draws=4, guidance=GUIDANCE)
+    shutil.rmtree(engine, ignore_errors=True)  # of fewer samples
+    export_engine(pipeline, engine, draws=4, guidance=GUIDANCE)
     copied(load(pipeline), data, latents, of)
     table(Engine.open(engine, "cpu", None, 1), of)
 
