@@ -41,6 +41,7 @@ WIDTH = 256  # of the scale's embedding, LCM's
 HIGHEST = 8.0
 SEEDS = range(4)
 SHOWN = 60  # captions that are generated, of each kind
+UNSEEN = 400  # captions that are scored, of concepts that were left out
 
 
 def student_of(teacher: UNet2DConditionModel) -> UNet2DConditionModel:
@@ -98,21 +99,33 @@ class Distillation(Training):
 
 @dataclass(frozen=True)
 class Chosen:
-    """Held-out captions that the model was trained on, by what the teacher generates."""
+    """Held-out captions by what the teacher generates; `clean` are of groups that it was trained on."""
 
     memorized: list[str]
     clean: list[str]
+    frequent: list[str]  # those of the clean ones that were shown as often as memorized ones
+    unseen: list[str]  # clean ones of concepts that were left out
 
 
 def chosen() -> Chosen:
-    rows = [row for row in captions() if row.split == "held-out" and row.group != "unseen"]
-    return Chosen([row.prompt for row in rows if row.memorized], [row.prompt for row in rows if row.clean])
+    rows = [row for row in captions() if row.split == "held-out"]
+    trained, unseen = ([row for row in rows if (row.group == "unseen") is left_out] for left_out in (False, True))
+    return Chosen(
+        [row.prompt for row in trained if row.memorized],
+        [row.prompt for row in trained if row.clean],
+        [row.prompt for row in trained if row.clean and row.group == "frequent"],
+        spread([row.prompt for row in unseen if row.clean], UNSEEN),
+    )
+
+
+def spread(prompts: list[str], count: int) -> list[str]:
+    return [prompts[i] for i in np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int)]
 
 
 def table(engine: Engine, of: Chosen) -> None:
-    """Print AUCs, with 95 % intervals over captions."""
-    print(f"{len(of.memorized)} memorized, {len(of.clean)} clean")
-    print("| model | detector | AUC | TPR@1%FPR |\n|---|---|---|---|")
+    """Print AUCs and TPRs, with 95 % intervals over captions."""
+    print(", ".join(f"{len(prompts)} {kind}" for kind, prompts in vars(of).items()))
+    print("| model | detector | mean, memorized | AUC | TPR@1%FPR | AUC, frequent | AUC, unseen |\n|" + 7 * "---|")
     teacher = Engine.open(EMBEDDED_ENGINE, "cpu", None, 1)
     for model, of_model, name in (
         ("student", engine, "norm-guidance"),
@@ -121,9 +134,11 @@ def table(engine: Engine, of: Chosen) -> None:
     ):
         for draws in (1, 4):
             statistic = make(name, of_model, draws)
-            positive, negative = (statistic(prompts).mean(axis=1) for prompts in (of.memorized, of.clean))
-            cells = [model, f"{name} × {draws}"]
-            for measure in (auc, partial(tpr, percent=1)):
+            found = {kind: statistic(prompts).mean(axis=1) for kind, prompts in vars(of).items()}
+            cells = [model, f"{name} × {draws}", f"{found['memorized'].mean():.2f}"]
+            strict = partial(tpr, percent=1)
+            for measure, kind in ((auc, "clean"), (strict, "clean"), (auc, "frequent"), (auc, "unseen")):
+                positive, negative = found["memorized"], found[kind]
                 low, high = interval(measure, positive, negative)
                 cells.append(f"{float(measure(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]")
             print("| " + " | ".join(cells) + " |", flush=True)
@@ -147,7 +162,7 @@ def copied(student: Model, data: list[Caption], latents: np.ndarray, of: Chosen)
     ids = sorted({picture for caption in data for picture, _ in caption.pictures})
     training = printed(student.vae, latents[ids])
     for kind, prompts in (("memorized", of.memorized), ("clean", of.clean)):
-        some = [prompts[i] for i in np.linspace(0, len(prompts) - 1, min(SHOWN, len(prompts))).astype(int)]
+        some = spread(prompts, SHOWN)
         similarity, _ = nearest(fields(decode(student.vae, generated(student, some))), training)
         rate = (similarity >= COPY).float().reshape(len(some), -1).mean(1)
         most = int((rate > 0.5).sum())
