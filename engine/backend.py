@@ -101,11 +101,12 @@ class Backend(ABC):
         row: Indices,
         latents: npt.NDArray[np.float32],
         timestep: int,
+        guidance: float | None,
     ) -> Tensor:
         """Return the UNet's output, float32 [R, C, H, W], as `predict`, with latents of the caller's.
 
-        Row r is on latents[row[r]], of at most 2n latents [K, C, H, W], all at one timestep. Only providers with
-        `other_latents` have it.
+        Row r is on latents[row[r]], of at most 2n latents [K, C, H, W], all at one timestep, and told one guidance
+        scale if the model is told any. Only providers with `other_latents` have it.
         """
         raise NotImplementedError
 

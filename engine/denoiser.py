@@ -61,7 +61,9 @@ class Denoiser:
         further = generator.standard_normal((draws - len(own), *self.manifest.latent_shape), dtype=np.float32)
         return np.concatenate([own, further])
 
-    def predict(self, states: States, prompts: Indices, latents: Latents, timestep: int) -> Latents:
+    def predict(
+        self, states: States, prompts: Indices, latents: Latents, timestep: int, guidance: float | None = None
+    ) -> Latents:
         """Return ε_c, float32 [R, C, H, W]: row r is of prompt prompts[r] on latents[r].
 
         Args:
@@ -69,12 +71,15 @@ class Denoiser:
             prompts: int64 [R], each below B.
             latents: float32 [R, C, H, W].
             timestep: one of the schedule's.
+            guidance: the scale that a distilled model is told; default: the manifest's.
 
         Raises:
-            InputError: a timestep that is not in the schedule.
+            InputError: a timestep that is not in the schedule, or a scale for a model that is told none.
             NotFiniteError: ε holds NaN or infinity.
         """
-        return self._rows(states, prompts, latents, timestep, with_uncond=False)[0]
+        if guidance is not None and self.manifest.guidance is None:
+            raise InputError(f"The model of {self.engine.directory.path} is told no guidance scale: leave it out.")
+        return self._rows(states, prompts, latents, timestep, guidance, with_uncond=False)[0]
 
     def uncond(self, latents: Latents, timestep: int) -> Latents:
         """Return ε_0, float32 [R, C, H, W], on latents [R, C, H, W]; raises as `predict`."""
@@ -82,19 +87,27 @@ class Denoiser:
 
     def guidance(self, states: States, prompts: Indices, latents: Latents, timestep: int) -> tuple[Latents, Latents]:
         """Return ε_c and ε_0 of each row, as `predict` and `uncond`: two passes per row. The empty prompt's equal."""
-        cond, uncond = self._rows(states, prompts, latents, timestep, with_uncond=True)
+        cond, uncond = self._rows(states, prompts, latents, timestep, None, with_uncond=True)
         empty = states.empty[prompts]
         cond[empty] = uncond[empty]
         return cond, uncond
 
     def _rows(
-        self, states: States, prompts: Indices, latents: Latents, timestep: int, *, with_uncond: bool
+        self,
+        states: States,
+        prompts: Indices,
+        latents: Latents,
+        timestep: int,
+        guidance: float | None,
+        *,
+        with_uncond: bool,
     ) -> tuple[Latents, Latents]:
         """Return ε_c, and ε_0 if asked for."""
         alpha = self._alpha.get(timestep)
         if alpha is None:
             known = ", ".join(map(str, self._alpha))
             raise InputError(f"Timestep {timestep} is none of the engine's schedule: take one of {known}.")
+        told = self.manifest.guidance if guidance is None else guidance
         backend, kinds = self.engine.backend, 1 + with_uncond
         # The UNet holds 2n latents at once.
         most = min(self.engine.passes, max(1, self.engine.rows_per_call // kinds))
@@ -111,7 +124,7 @@ class Denoiser:
             if backend.one_shape:
                 given = np.pad(given, [(0, most - len(given)), (0, 0), (0, 0), (0, 0)], mode="edge")
             with CALLS:
-                output = backend.predict_at(tensor, prompt, row, given, timestep)
+                output = backend.predict_at(tensor, prompt, row, given, timestep, told)
                 found[:, block] = backend.memory.download(output)[:count].reshape(kinds, -1, *latents.shape[1:])
         if bad := int((~np.isfinite(found)).any(axis=(0, 2, 3, 4)).sum()):
             raise NotFiniteError(

@@ -132,7 +132,7 @@ class OnnxGradients:
 
     def noise(self, states: Singles, latents: Singles, cotangent: Singles) -> Singles:
         engine, manifest = self._engine, self._engine.directory.manifest
-        scale = manifest.epsilon_factor
+        scale, told = manifest.epsilon_factor, manifest.guidance
         both, signs = np.stack([states, self._empty[0]]), np.array([scale, -scale], dtype=np.float32)
         # Both halves in one call, unless a single row is all that there is memory for.
         calls = [[0, 1]] if self._rows > 1 else [[0], [1]]
@@ -152,6 +152,7 @@ class OnnxGradients:
                         "timestep": np.full(count, manifest.timesteps[0]),
                         "cotangent": np.concatenate([sign * cotangent[block] for sign in signs[halves]]),
                         "selection": _one_hot(row),
+                        **({} if told is None else {"guidance": np.full(count, told)}),
                     },
                     ("gradient",),
                 )

@@ -203,7 +203,13 @@ class OrtBackend(Backend):
         return result
 
     def predict_at(
-        self, states: Tensor, prompt: Indices, row: Indices, latents: npt.NDArray[np.float32], timestep: int
+        self,
+        states: Tensor,
+        prompt: Indices,
+        row: Indices,
+        latents: npt.NDArray[np.float32],
+        timestep: int,
+        guidance: float | None,
     ) -> Tensor:
         memory = self._memory
         if not hasattr(self._own, "free"):
@@ -213,6 +219,8 @@ class OrtBackend(Backend):
         cached = {name: memory.empty(tensor.shape, tensor.dtype) for name, tensor in self._cached.items()}
         filled = {name: part(tensor, 0, len(latents)) for name, tensor in cached.items()}
         given = {"sample": memory.upload(latents), "timestep": memory.upload(np.full(len(latents), timestep))}
+        if guidance is not None:
+            given["guidance"] = memory.upload(np.full(len(latents), guidance))
         self._call(prefix, self._further(PREFIX), given, filled, len(latents))
         rows = {"states": states, "prompt": memory.upload(prompt), "row": memory.upload(row)}
         return self._run(unet, self._unet, {**rows, **cached}, len(row))

@@ -135,7 +135,7 @@ def _write(job: Job, load: Callable[[], Checkpoint]) -> Manifest:
     # Nobody holds the checkpoint any more, whose weights are as large as the engine's. But graphs refer to themselves,
     # and keep theirs until they are collected: now, because the sessions to come need the room.
     gc.collect()
-    cached = run_prefix(job.folder / PREFIX, model.sample, model.noise.timesteps)
+    cached = run_prefix(job.folder / PREFIX, model.sample, model.noise.timesteps, model.guidance)
     # Before the baseline, which must come from the graph that is shipped.
     converted = to_precision(job, model, cached)
     cached = converted.cached

@@ -79,8 +79,9 @@ def _of_states(model: ir.Model) -> ir.Model:
 def _of_noise(folder: Path) -> ir.Model:
     """Return the graph of a product with the Jacobian of ε in the latents, summed over the rows that share them.
 
-    Inputs: sample [K, C, H, W] and timestep [K]; states, prompt and row as the UNet's, row [R] choosing among the K;
-    cotangent [R, C, H, W]; selection [K, R], the one-hot matrix of row. Output: gradient [K, C, H, W].
+    Inputs: sample [K, C, H, W], timestep [K], guidance [K] if the prefix has it; states, prompt and row as the UNet's,
+    row [R] choosing among the K; cotangent [R, C, H, W]; selection [K, R], the one-hot matrix of row. Output: gradient
+    [K, C, H, W].
     """
     model, prefix = ir.load(folder / UNET), ir.load(folder / PREFIX)
     graph = model.graph

@@ -1,7 +1,8 @@
 """The prefix split: what the prompt cannot change is computed once, at export (docs/methods.md §5).
 
-The UNet's graph is cut in two by what depends on the prompt. The prefix takes (sample, timestep); values that cross the
-cut are cached, a row for every (timestep, draw), and the remaining graph gathers the rows it is asked for.
+The UNet's graph is cut in two by what depends on the prompt. The prefix takes the sample, the timestep and, where a
+model is told one, the guidance scale; values that cross the cut are cached, a row for every (timestep, draw), and the
+remaining graph gathers the rows it is asked for.
 
 Where to cut is a minimum cut: a node left in the remaining graph costs its arithmetic and memory traffic, a cached
 value the traffic of reading it. Where the cached values would outgrow `MEMORY_SHARE` of the weights, bytes are made
@@ -34,7 +35,7 @@ class Split:
     """The two graphs, and what was saved.
 
     Attributes:
-        prefix: sample [R, C, H, W], timestep [R] → the cached values of those rows.
+        prefix: sample [R, C, H, W], timestep [R], guidance [R] if any → the cached values of those rows.
         unet: states [B, L, D], prompt [R], row [R], cached values [2n, …] → prediction [R, C, H, W].
         cached: the cached values' names.
         flops: of one row of the whole UNet.
@@ -49,7 +50,7 @@ class Split:
 
 
 def split(model: ir.Model, rows: int) -> Split:
-    """Split a UNet's graph (sample, timestep, states, prompt → prediction) for `rows` = 2n cached rows; consumes it."""
+    """Split a UNet's graph (sources/checkpoint.py) for `rows` = 2n cached rows; consumes it."""
     graph = model.graph
     _name_noise(graph)
     _settle_shapes(graph)
@@ -76,12 +77,15 @@ def split(model: ir.Model, rows: int) -> Split:
     return Split(prefix, model, names, total, saved)
 
 
-def run_prefix(path: Path, sample: npt.NDArray[np.float32], timesteps: tuple[int, int]) -> Tensors:
+def run_prefix(
+    path: Path, sample: npt.NDArray[np.float32], timesteps: tuple[int, int], guidance: float | None
+) -> Tensors:
     """Return the cached values [2n, …] of noise [n, C, H, W] at both timesteps, computed by ONNX Runtime row by row."""
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    told = {} if guidance is None else {"guidance": np.array([guidance])}
     rows = [
-        session.run(names, {"sample": sample[draw : draw + 1], "timestep": np.array([timestep])})
+        session.run(names, {"sample": sample[draw : draw + 1], "timestep": np.array([timestep]), **told})
         for timestep in timesteps
         for draw in range(len(sample))
     ]

@@ -50,11 +50,13 @@ class Call:
             raise ExportError(f"This {name} is not told a guidance scale: leave --guidance out.")
         if self.guidance is not None and not 0 <= self.guidance < math.inf:
             raise ExportError(f"--guidance is {self.guidance}: give the pipeline's guidance_scale, at least 0.")
+        scale = _vae_scale(folder) if architecture.denoiser.flow else VAE_SCALE
         lengths = (encoder.length and (self.max_sequence_length or encoder.length) for encoder in architecture.encoders)
         return {
             "lengths": tuple(lengths),
             "max_sequence_length": self.max_sequence_length,
-            "latent_size": None if self.size is None else _latent_size(self.size, _vae_scale(folder)),
+            "latent_size": None if self.size is None else _latent_size(self.size, scale),
+            "vae_scale": scale,
             "guidance": (self.guidance if self.guidance is not None else architecture.guidance) if told else None,
         }
 

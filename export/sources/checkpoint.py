@@ -64,7 +64,7 @@ class Checkpoint(Protocol):
         """Return the graph of the UNet in float32, all shapes static but for their first dimensions.
 
         sample [rows, C, H, W], timestep, states [prompts, K, D], prompt int64 [rows] → prediction [rows, C, H, W]: row
-        r is for states[prompt[r]].
+        r is for states[prompt[r]]. Of a model that is told a guidance scale also guidance, float64 [rows].
         """
 
 

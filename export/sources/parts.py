@@ -29,12 +29,17 @@ class Parts:
     lengths: tuple[int | None, ...] = ()  # the most tokens for each text encoder; None or left out: its tokenizer's own
     max_sequence_length: int | None = None  # what those lengths were said to be
     latent_size: tuple[int, int] | None = None  # height and width of the latents; None: the model's own
+    vae_scale: int = 8  # how many pixels a latent pixel stands for in each direction
     guidance: float | None = None  # the scale that a distilled model is told
 
     @property
     def modules(self) -> dict[str, Any]:
         """The denoiser and the text encoders, by their names in a pipeline."""
         return dict(zip(self.architecture.modules, [self.denoiser, *self.text_encoders], strict=True))
+
+    def size(self, height: int, width: int) -> str:
+        """Return what --size is for latents of that many pixels."""
+        return f"{width * self.vae_scale}x{height * self.vae_scale}"
 
 
 def hash_of(files: Iterable[tuple[str, str]]) -> str:

@@ -76,7 +76,9 @@ class TorchCheckpoint(checkpoint.Checkpoint):
             "states": torch.zeros(2, self.tokens + (self.pooled_width > 0), self.state_width),
             "prompt": torch.tensor([0, 1, 1]),
         }
-        axes = {"sample": "rows", "timestep": "rows", "states": "prompts", "prompt": "rows"}
+        if self.guidance is not None:
+            example["guidance"] = torch.full((3,), self.guidance, dtype=torch.float64)
+        axes = dict.fromkeys(example, "rows") | {"states": "prompts"}
         graph = trace(self._denoiser, example, axes, "prediction")
         permutations.rewrite(graph)
         return graph

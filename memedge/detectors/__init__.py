@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memedge.detectors.anisotropy import Aligned, Anisotropy, Norm, alignment_name
+from memedge.detectors.norm_guidance import NormOverGuidance
 from memedge.detectors.norm_steps import NormOverSteps
 from memedge.detectors.p_laplace import PLaplace
 from memedge.detectors.sharpness import Sharpness
@@ -58,12 +59,13 @@ _MAKERS: dict[str, _Make] = {
     "norm": Norm,
     "norm-10": _denoising(partial(NormOverSteps, count=10)),
     "norm-50": _denoising(partial(NormOverSteps, count=50)),
+    NormOverGuidance.name: _denoising(NormOverGuidance),
     **_ALIGNED,
     "sharpness": _denoising(Sharpness),
     "p-laplace": _denoising(partial(PLaplace, with_prompt=True)),
     "p-laplace-image": _denoising(partial(PLaplace, with_prompt=False)),
 }
-_OF_FLOW = ("anisotropy", "norm", *_ALIGNED)  # all others go by ᾱ
+_OF_FLOW = ("anisotropy", "norm", NormOverGuidance.name, *_ALIGNED)  # all others go by ᾱ
 EXACT = "sharpness-exact"
 NAMES: tuple[str, ...] = (*_MAKERS, EXACT)
 
@@ -80,8 +82,9 @@ def make(name: str, engine: Engine, draws: int, *, seed: int | None = None, chec
         checkpoint: what the engine was exported from; "sharpness-exact" alone reads it.
 
     Raises:
-        InputError: an unknown name; no draws; a detector that goes by ᾱ, for a flow-matching model;
-            "sharpness-exact" without a checkpoint, or without torch.
+        InputError: an unknown name; no draws; a detector that goes by ᾱ, for a flow-matching model; one that goes by
+            the guidance scale that a model is told, for others; "sharpness-exact" without a checkpoint, or without
+            torch.
         EngineError: the engine or its provider cannot do this.
         ExportError: the checkpoint cannot be read.
         NotFiniteError: the model produced NaN or infinity.

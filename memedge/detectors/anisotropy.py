@@ -12,7 +12,7 @@ from memedge.detectors.draws import Draws, per_block
 from memedge.engine.arrays import Floats
 from memedge.engine.denoiser import Denoiser, Latents
 from memedge.engine.engine import Engine, States
-from memedge.engine.manifest import Alignment, Operands
+from memedge.engine.manifest import Alignment, Manifest, Operands
 from memedge.guidance import guidance_stats
 
 
@@ -49,11 +49,7 @@ class OtherDraws:
         self._first, self._late = (Draws(denoiser, noise, timestep) for timestep in denoiser.manifest.timesteps)
 
     def norms(self, states: States) -> Floats:
-        # Of what the model predicts, ε or v, by docs/methods.md §1; Δ_v is Δ_ε / √ᾱ.
-        factor = self._manifest.norm_factor
-        if self._manifest.prediction_type == "v_prediction":
-            factor /= sqrt(self._manifest.alphas_cumprod[0])
-        return factor * guidance_stats(self._first.cond(states), self._first.uncond).norm
+        return norm_scale(self._manifest) * guidance_stats(self._first.cond(states), self._first.uncond).norm
 
     def alignments(self, states: States, alignment: Alignment, operands: Operands) -> Floats:
         cond, uncond = self._late.cond(states), self._late.uncond
@@ -63,6 +59,11 @@ class OtherDraws:
             )
         found = guidance_stats(cond, uncond, alignment=alignment, operands=operands).alignment
         return found * ~states.empty[:, None]
+
+
+def norm_scale(manifest: Manifest) -> float:
+    """Return what ‖Δ_ε‖ at the noisiest timestep is multiplied by to be the product's norm (docs/methods.md §1)."""
+    return manifest.norm_factor / manifest.epsilon_factor  # Δ_v is Δ_ε / √ᾱ
 
 
 def open_source(engine: Engine, draws: int, seed: int | None) -> Source:

@@ -18,7 +18,7 @@ class FlowTransformer(Denoiser):
 
     def __init__(self, parts: Parts, tokens: int, pooled_width: int):
         """Take the transformer of parts whose states have `tokens` rows, and one more if there is a pooled state."""
-        super().__init__()
+        super().__init__(parts.guidance)
         self.transformer = parts.denoiser
         self._tokens, self._pooled_width = tokens, pooled_width
 
@@ -26,19 +26,27 @@ class FlowTransformer(Denoiser):
         """Return what `velocity` takes of states [B, K, D]: what is computed once for each prompt, whatever the row."""
         return states
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
         """Return v = noise − x₀ [R, C, H, W] as samplers step by it, for σ [R] and of_prompts' states [R, K, D]."""
         raise NotImplementedError
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor | None = None
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        states: torch.Tensor,
+        prompt: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         states = self.of_prompts(states)
         if prompt is not None:
             states = states.index_select(0, prompt)
         left = 1000 - timestep
         share = (left > 0).float() * 1000 / left.clamp(min=1)  # of x
-        return self.velocity(sample, timestep / 1000, states) + share[:, None, None, None] * sample
+        velocity = self.velocity(sample, timestep / 1000, states, self.told(guidance, sample.shape[0]))
+        return velocity + share[:, None, None, None] * sample
 
     def split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens' states [R, L, D] and the pooled ones [R, P]."""

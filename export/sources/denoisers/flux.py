@@ -16,7 +16,6 @@ from memedge.export.sources.parts import Parts
 class Flux(FlowTransformer):
     """diffusers' FluxTransformer2DModel; `sample` is what its pipeline packs into tokens."""
 
-    guidance: torch.Tensor | None  # [1]
     image_ids: torch.Tensor  # [N, 3]: 0, and the row and the column of each image token
     text_ids: torch.Tensor  # [L, 3], all 0
 
@@ -31,8 +30,8 @@ class Flux(FlowTransformer):
         height, width = parts.latent_size or (SIDE, SIDE)
         if height % PATCH or width % PATCH:
             raise ExportError(
-                f"{parts.id} takes latents in steps of {PATCH}, not {height} × {width}: give a --size in steps of "
-                f"{PATCH} latent pixels."
+                f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
+                f"{PATCH * parts.vae_scale} pixels."
             )
         if pooled_width != config.pooled_projection_dim:
             raise ExportError(
@@ -41,7 +40,6 @@ class Flux(FlowTransformer):
             )
         self.latent_shape = (config.in_channels // PATCH**2, height, width)
         self.state_width = config.joint_attention_dim
-        self.register_buffer("guidance", None if parts.guidance is None else torch.tensor([parts.guidance]))
         rows, columns = (torch.arange(side // PATCH, dtype=torch.float32) for side in (height, width))
         places = torch.cartesian_prod(torch.zeros(1), rows, columns)
         self.register_buffer("image_ids", places)
@@ -55,12 +53,14 @@ class Flux(FlowTransformer):
         for block in (*self.transformer.transformer_blocks, *self.transformer.single_transformer_blocks):
             block.attn.set_processor(_FusedRotaryAttention())
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: torch.Tensor | None
+    ) -> torch.Tensor:
         text, pooled = self.split(states)
         found = self.transformer(
             hidden_states=packed(sample),
             timestep=sigma,
-            guidance=None if self.guidance is None else self.guidance.expand(sigma.shape[0]),
+            guidance=guidance,
             pooled_projections=pooled,
             encoder_hidden_states=text,
             txt_ids=self.text_ids,

@@ -29,13 +29,13 @@ class QwenImage(FlowTransformer):
         self.state_width = config.joint_attention_dim + 1
         if height % PATCH or width % PATCH:
             raise ExportError(
-                f"{parts.id} has no tokens for latents of {height} × {width}: give a --size in steps of {PATCH} latent "
-                "pixels."
+                f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
+                f"{PATCH * parts.vae_scale} pixels."
             )
         image, text = self.transformer.pos_embed(self._shapes, max_txt_seq_len=tokens)
         if len(image) != self._grid[0] * self._grid[1] or len(text) != tokens:
             raise ExportError(
-                f"{parts.id} has no positions for latents of {height} × {width} with {tokens} tokens of text: give a "
+                f"{parts.id} has no positions for {parts.size(height, width)} with {tokens} tokens of text: give a "
                 "smaller --size."
             )
         self._positions = turns_of(image.real, image.imag), turns_of(text.real, text.imag)
@@ -54,7 +54,13 @@ class QwenImage(FlowTransformer):
         for block in self.transformer.transformer_blocks:
             block.attn.set_processor(_FusedAttention())
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         found: torch.Tensor = self.transformer(
             hidden_states=packed(sample),
             timestep=sigma,

@@ -26,8 +26,8 @@ class SD3(FlowTransformer):
         longest = config.pos_embed_max_size * config.patch_size
         if max(height, width) > longest or height % config.patch_size or width % config.patch_size:
             raise ExportError(
-                f"{parts.id} has no positions for latents of {height} × {width}: give a --size of at most {longest} "
-                f"latent pixels a side, in steps of {config.patch_size}."
+                f"{parts.id} has no positions for {parts.size(height, width)}: give a --size of at most "
+                f"{longest * parts.vae_scale} pixels a side, in steps of {config.patch_size * parts.vae_scale}."
             )
 
     def make_exportable(self) -> None:
@@ -36,7 +36,13 @@ class SD3(FlowTransformer):
                 if (attention := getattr(block, name, None)) is not None:
                     attention.set_processor(_FusedJointAttention())
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         text, pooled = self.split(states)
         found: torch.Tensor = self.transformer(
             hidden_states=sample,

@@ -14,13 +14,9 @@ from memedge.export.sources.parts import Parts
 
 
 class UNet(Denoiser):
-    """diffusers' UNet2DConditionModel.
-
-    One that takes an embedding of the guidance scale is told the same scale in each call.
-    """
+    """diffusers' UNet2DConditionModel, also one that takes an embedding of the guidance scale."""
 
     time_ids: torch.Tensor  # [1, 6]
-    guidance: torch.Tensor  # [1, W], the embedding
 
     def __init__(self, parts: Parts, tokens: int, pooled_width: int):
         """Take the UNet of parts whose states have `tokens` rows, and one more if there is a pooled state.
@@ -28,7 +24,7 @@ class UNet(Denoiser):
         Raises:
             ExportError: it takes something else besides than its family's UNets.
         """
-        super().__init__()
+        super().__init__(parts.guidance)
         self.unet = parts.denoiser
         self.unet.set_attn_processor(AttnProcessor2_0())
         self._tokens, self._pooled_width = tokens, pooled_width
@@ -46,17 +42,19 @@ class UNet(Denoiser):
                 family = parts.architecture.name
                 raise ExportError(f"This UNet is not told sizes and crop as {family}'s base model is: give that one.")
             self.register_buffer("time_ids", torch.tensor([ids], dtype=torch.float32))
-
-        if (width := config.time_cond_proj_dim) is not None:
-            if parts.guidance is None:
-                raise ExportError(f"The UNet of {parts.id} takes a guidance scale: say which with --guidance.")
-            self.register_buffer("guidance", guidance_embedding(parts.guidance, width))
+        if config.time_cond_proj_dim is not None and parts.guidance is None:
+            raise ExportError(f"The UNet of {parts.id} takes a guidance scale: say which with --guidance.")
 
     def make_exportable(self) -> None:
         self.unet.set_attn_processor(FusedAttention())
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor, prompt: torch.Tensor | None = None
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        states: torch.Tensor,
+        prompt: torch.Tensor | None = None,
+        guidance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         more: dict[str, Any] = {} if prompt is None else {"cross_attention_kwargs": {"prompt": prompt}}
         if self._pooled_width:
@@ -64,7 +62,7 @@ class UNet(Denoiser):
             pooled = pooled if prompt is None else pooled.index_select(0, prompt)
             times = self.time_ids.expand(sample.shape[0], -1)
             more["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": times}
-        if self.unet.config.time_cond_proj_dim is not None:
-            more["timestep_cond"] = self.guidance.expand(sample.shape[0], -1)
+        if (scale := self.told(guidance, sample.shape[0])) is not None:
+            more["timestep_cond"] = guidance_embedding(scale, self.unet.config.time_cond_proj_dim)
         prediction: torch.Tensor = self.unet(sample, timestep, states, return_dict=False, **more)[0]
         return prediction

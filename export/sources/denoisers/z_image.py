@@ -37,14 +37,14 @@ class ZImage(FlowTransformer):
         self._graph: _Graph | None = None
         if height % PATCH or width % PATCH or height * width // PATCH**2 % MULTIPLE:
             raise ExportError(
-                f"Latents of {height} × {width} are not a multiple of {MULTIPLE} tokens, as memedge exports {parts.id}:"
-                " give a --size whose sides are multiples of 16 latent pixels."
+                f"{parts.size(height, width)} is not a multiple of {MULTIPLE} tokens, as memedge exports {parts.id}: "
+                f"give a --size whose sides are multiples of {16 * parts.vae_scale} pixels."
             )
         caption, high, wide = config.axes_lens
         longest = -(-tokens // MULTIPLE) * MULTIPLE
         if height // PATCH > high or width // PATCH > wide or longest + 1 >= caption:
             raise ExportError(
-                f"{parts.id} has no positions for latents of {height} × {width} with {tokens} tokens of text: give a "
+                f"{parts.id} has no positions for {parts.size(height, width)} with {tokens} tokens of text: give a "
                 "smaller --size or --max-sequence-length."
             )
 
@@ -55,7 +55,13 @@ class ZImage(FlowTransformer):
     def of_prompts(self, states: torch.Tensor) -> torch.Tensor:
         return states if self._graph is None else self._graph.caption(states)
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(
+        self,
+        sample: torch.Tensor,
+        sigma: torch.Tensor,
+        states: torch.Tensor,
+        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+    ) -> torch.Tensor:
         time = 1 - sigma
         if self._graph is not None:
             return self._graph.velocity(sample, time, states)

@@ -118,7 +118,8 @@ def test_the_same_signal_to_noise():
 class Given(FlowTransformer):
     """Velocities that are linear in the states, so that they are known."""
 
-    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def velocity(self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: None) -> torch.Tensor:
+        assert guidance is None
         text, pooled = self.split(states)
         return torch.sin(sample + sigma[:, None, None, None]) * (text.sum((1, 2)) + pooled.sum(1))[:, None, None, None]
 
@@ -133,7 +134,7 @@ def test_statistics_of_what_it_gives():
     for timestep in TIMESTEPS:
         sigma = timestep / 1000
         given = model(rows, torch.full((2,), timestep), states, prompt)
-        v = model.velocity(rows.double(), torch.full((2,), sigma, dtype=torch.float64), states.double())
+        v = model.velocity(rows.double(), torch.full((2,), sigma, dtype=torch.float64), states.double(), None)
         delta = (v[0] - v[1]).numpy()
         stats = guidance_stats(given[:1].numpy(), given[1:].numpy())
         assert stats.norm[0] == pytest.approx(np.linalg.norm(delta), rel=1e-5)

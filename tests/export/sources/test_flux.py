@@ -12,6 +12,7 @@ from loading import edit_json, load, refused
 from safetensors.torch import save_file
 
 from memedge import Detector, export_engine
+from memedge.detectors import make
 from memedge.engine.embeddings import unpack
 from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError
@@ -71,6 +72,17 @@ def test_engine_agrees_with_the_pipeline(engine, pipeline):
 
 
 @SLOW
+def test_the_norm_over_the_scale(engine, pipeline):
+    """What the pipeline's own transformer gives where it is told the engine's scale, and 1."""
+    opened = Engine.open(engine, "cpu", None, None)
+    found = make("norm-guidance", opened, 1)(PROMPTS)
+    noise = opened.directory.baseline.sample
+    for value, prompt in zip(found[:, 0], PROMPTS, strict=True):
+        guided, plain = (velocity(pipeline, 1.0, noise, prompt=prompt, guidance_scale=g)[0] for g in (3.5, 1.0))
+        np.testing.assert_allclose(value, (guided - plain).norm() / 2.5, rtol=1e-3)
+
+
+@SLOW
 def test_embeddings_are_the_pipelines(engine, pipeline):
     opened = Engine.open(engine, "cpu", None, None)
     ids, cut = opened.tokenize(PROMPTS)
@@ -121,7 +133,7 @@ def test_lora_for_pictures(checkpoint, tmp_path):
 
 
 def test_sizes(checkpoint):
-    with pytest.raises(ExportError, match="takes latents in steps of 2, not 9 × 12"):
+    with pytest.raises(ExportError, match="has no tokens for 96x72: give a --size in steps of 16 pixels"):
         TorchCheckpoint(load(checkpoint, call=Call((72, 96))))
 
 

@@ -11,12 +11,18 @@ import torch
 from diffusers import LatentConsistencyModelPipeline, LCMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from guarded import actions, calibrate, make_pipe
 from models import raise_guidance
-from pipelines import make
+from pipelines import make as make_checkpoint
 
 from memedge import Detector, export_engine
 from memedge.autograd.diffusion_model import DiffusionModel
+from memedge.autograd.gradients import TorchGradients
 from memedge.autograd.unet import load_unet
+from memedge.detectors import make
+from memedge.embedded import EMBEDDED_ENGINE
+from memedge.engine.denoiser import Denoiser
+from memedge.engine.engine import Engine
 from memedge.engine.errors import ExportError, InputError
+from memedge.engine.gradients import OnnxGradients
 from memedge.export.sources.call import Call
 from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
 from memedge.export.sources.denoisers.unet import UNet
@@ -30,7 +36,7 @@ PROMPTS = ["a star", "zebra on skis"]
 @pytest.fixture(scope="module")
 def consistency(tmp_path_factory):
     """A small model in LCM_Dreamshaper_v7's layout."""
-    folder = make(tmp_path_factory.mktemp("lcm") / "checkpoint", "sd1")
+    folder = make_checkpoint(tmp_path_factory.mktemp("lcm") / "checkpoint", "sd1")
     config = json.loads((folder / "unet/config.json").read_text()) | {"time_cond_proj_dim": 256}
     torch.manual_seed(0)
     unet = UNet2DConditionModel.from_config(config)
@@ -102,10 +108,10 @@ def test_parity_with_the_pipeline(consistency, engine):
     assert abs(other / scores.norm[0] - 1) > 1e-3  # the scale does matter
 
 
-@pytest.mark.parametrize(("scale", "width"), [(8.5, 256), (1.0, 512), (7.5, 33), (0.0, 32)])
+@pytest.mark.parametrize(("scale", "width"), [(8.5, 256), (1.0, 512), (7.5, 33), (0.0, 32), (3.7, 256)])
 def test_the_embedding_is_diffusers_own(scale, width):
     own = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, torch.tensor([scale - 1]), width)
-    assert torch.equal(guidance_embedding(scale, width), own)
+    assert torch.equal(guidance_embedding(torch.tensor([scale], dtype=torch.float64), width), own)
 
 
 def test_the_scale_is_the_callers(consistency, engine):
@@ -122,9 +128,40 @@ def test_the_scale_is_the_callers(consistency, engine):
     assert parts.guidance == 4.0
     directory = Detector.load(engine, provider="cpu").engine.directory
     directory = replace(directory, manifest=msgspec.structs.replace(directory.manifest, guidance=3.0))
-    assert torch.equal(load_unet(directory, str(consistency)).guidance, guidance_embedding(3.0, 256))
+    assert load_unet(directory, str(consistency)).guidance.item() == 3.0
     with pytest.raises(ExportError, match="takes a guidance scale: say which with --guidance"):
         UNet(replace(parts, guidance=None), 16, 0)
+
+
+def test_the_norm_over_the_scale(consistency, engine, tmp_path):
+    """What the pipeline's own UNet predicts at the engine's scale, and at 1; for models alone that are told one."""
+    opened = Engine.open(engine, "cpu", None, None)
+    pipe = make_pipe(LatentConsistencyModelPipeline, consistency)
+    pipe.scheduler = LCMScheduler.from_pretrained(consistency / "scheduler")
+    for seed, sample in ((None, opened.directory.baseline.sample), (3, Denoiser(opened).noise(1, 3))):
+        found = make("norm-guidance", opened, 1, seed=seed)(PROMPTS)
+        for value, prompt in zip(found[:, 0], PROMPTS, strict=True):
+            guided, plain = (
+                predictions(pipe, torch.tensor(np.array(sample)), prompt, [opened.directory.manifest.timesteps[0]], g)
+                for g in (8.5, 1.0)
+            )
+            assert value == pytest.approx(float((guided[0][1] - plain[0][1]).norm()) / 7.5, rel=1e-3)
+    with pytest.raises(InputError, match=r"'norm-guidance' compares two .* is told none: use 'norm'"):
+        make("norm-guidance", Engine.open(EMBEDDED_ENGINE, "cpu", None, None), 1)
+    export_engine(consistency, tmp_path / "one", guidance=1.0)
+    with pytest.raises(InputError, match="one is of that one: export with another --guidance"):
+        make("norm-guidance", Engine.open(tmp_path / "one", "cpu", None, None), 1)
+
+
+def test_gradients_are_of_the_scale(consistency, engine):
+    """Of the noise, whose graph has the prefix in it."""
+    opened = Engine.open(engine, "cpu", None, None)
+    states = opened.backend.memory.download(opened.encode(opened.tokenize(PROMPTS[:1])[0]).tensor)[0]
+    rng = np.random.default_rng(0)
+    latents, cotangent = rng.standard_normal((2, 2, *opened.directory.manifest.latent_shape), dtype=np.float32)
+    own = OnnxGradients(opened).noise(states, latents, cotangent)
+    expected = TorchGradients(opened, str(consistency)).noise(states, latents, cotangent)
+    np.testing.assert_allclose(own, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_options_that_do_not_fit(consistency, checkpoint, tmp_path):

@@ -109,8 +109,8 @@ def test_engine(detector, pipeline):
 
 def test_sizes(checkpoint):
     for call, words in [
-        (Call((8 * 17, 128)), "has no tokens for latents of 17 × 16"),
-        (Call((8 * 14340, 128)), "has no positions for latents of 14340 × 16 with 512 tokens"),
+        (Call((8 * 17, 128)), "has no tokens for 128x136: give a --size in steps of 16 pixels"),
+        (Call((8 * 14340, 128)), "has no positions for 128x114720 with 512 tokens"),
     ]:
         with pytest.raises(ExportError, match=words):
             TorchCheckpoint(load(checkpoint, call=call))

@@ -126,8 +126,8 @@ def test_lora(checkpoint, tmp_path):
 
 def test_sizes(checkpoint):
     for size, words in {
-        (8 * 50, 128): "has no positions for latents of 50 × 16: give a --size of at most 48 latent pixels a side",
-        (8, 128): "has no positions for latents of 1 × 16",
+        (8 * 50, 128): "has no positions for 128x400: give a --size of at most 384 pixels a side, in steps of 16",
+        (8, 128): "has no positions for 128x8",
     }.items():
         with pytest.raises(ExportError, match=words):
             TorchCheckpoint(load(checkpoint, call=Call(size)))

@@ -122,7 +122,7 @@ def test_engine(detector, pipeline):
 def test_sizes(checkpoint):
     for call, words in [
         (Call((128, 112)), "not a multiple of 32 tokens"),
-        (Call((8192, 16384)), "has no positions for latents of 1024 × 2048 with 512 tokens"),
+        (Call((8192, 16384)), "has no positions for 16384x8192 with 512 tokens"),
         (Call((128, 128), 3), "has no room for a prompt beside the 3 tokens of the template"),
     ]:
         with pytest.raises(ExportError, match=words):
