@@ -40,8 +40,9 @@ from memedge.embedded import EMBEDDED_ENGINE, Caption, captions
 from memedge.engine.engine import Engine
 from memedge.metrics import auc, percentiles, resample, tpr
 
+ALL = tuple(name for name in NAMES if name != "norm-guidance")  # whose model is told a guidance scale, and this isn't
 DEAR = ("norm-50", "p-laplace", "p-laplace-image", "sharpness-exact")
-CHEAP = tuple(name for name in NAMES if name not in DEAR)
+CHEAP = tuple(name for name in ALL if name not in DEAR)
 DRAWS = {"norm": (1, 2, 4, 16), "anisotropy": (1, 2, 8)}  # 1 of every other detector
 CHECKPOINT = Path(__file__).parent / "tiny" / "emoji"
 KINDS = ("memorized", "in part", "clean")
@@ -170,13 +171,13 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, help="an engine of the embedded model; default: the embedded one")
     parser.add_argument("--provider", default="cpu")
     parser.add_argument("--precision")
-    parser.add_argument("--detector", action="append", choices=NAMES, help="may be repeated; default: the cheap ones")
+    parser.add_argument("--detector", action="append", choices=ALL, help="may be repeated; default: the cheap ones")
     parser.add_argument("--captions", type=int, help="of each group; default: all")
     parser.add_argument("--full", action="store_true", help="all detectors, and 3 seeds of the cheap ones")
     parser.add_argument("--by-group", action="store_true", help="each group of positives and negatives, too")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    names = arguments.detector or (NAMES if arguments.full else CHEAP)
+    names = arguments.detector or (ALL if arguments.full else CHEAP)
     engine = Engine.open(arguments.engine or EMBEDDED_ENGINE, arguments.provider, arguments.precision, 1)
     console = Console(width=170)
 

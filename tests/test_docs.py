@@ -178,7 +178,7 @@ def anchors(page: Path) -> set[str]:
     prose = FENCE.sub("", page.read_text())
     headings = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
     plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|`", r"\1", heading) for heading in headings)
-    return {re.sub(r"\s", "-", re.sub(r"[^\w\- ]", "", heading).strip().lower()) for heading in plain}
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\- ]", "", heading.strip()).lower()) for heading in plain}
 
 
 def test_links_lead_somewhere():
