@@ -170,7 +170,7 @@ def copied(student: Model, data: list[Caption], latents: np.ndarray, of: Chosen)
 
 
 def main() -> None:
-    told = arguments(__doc__, 40_000)
+    told = arguments(__doc__, 76_000)
     data, latents = load_captions(told.data / "captions.json"), np.load(told.data / "latents.npy", mmap_mode="r")
     training = Distillation(data, latents, load(), told.seed, told.workers)
     if not run(training, told.samples, told.out / "checkpoint.pt"):
