@@ -20,11 +20,12 @@ from copies import fields, nearest, printed
 from dataset import Caption, load_captions
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from flow_table import with_interval
 from generate import GUIDANCE, STEPS, noise
 from label import COPY
 from loop import Training, arguments, run
 from model import Model, scheduler
-from targets import encode_captions, load
+from targets import encode_captions, load, thinned
 from train import AVERAGE, CAPTION_DROPOUT, Exposures
 from vae import decode
 
@@ -33,7 +34,7 @@ from memedge.detectors import make
 from memedge.embedded import EMBEDDED_ENGINE, captions
 from memedge.engine.engine import Engine
 from memedge.export.sources.denoisers.guidance_embedding import guidance_embedding
-from memedge.metrics import auc, interval, tpr
+from memedge.metrics import auc, tpr
 
 BATCH = 32
 LEARNING_RATE = 3e-4
@@ -114,12 +115,8 @@ def chosen() -> Chosen:
         [row.prompt for row in trained if row.memorized],
         [row.prompt for row in trained if row.clean],
         [row.prompt for row in trained if row.clean and row.group == "frequent"],
-        spread([row.prompt for row in unseen if row.clean], UNSEEN),
+        thinned([row.prompt for row in unseen if row.clean], UNSEEN),
     )
-
-
-def spread(prompts: list[str], count: int) -> list[str]:
-    return [prompts[i] for i in np.linspace(0, len(prompts) - 1, min(count, len(prompts))).astype(int)]
 
 
 def table(engine: Engine, of: Chosen) -> None:
@@ -138,9 +135,7 @@ def table(engine: Engine, of: Chosen) -> None:
             cells = [model, f"{name} × {draws}", f"{found['memorized'].mean():.2f}"]
             strict = partial(tpr, percent=1)
             for measure, kind in ((auc, "clean"), (strict, "clean"), (auc, "frequent"), (auc, "unseen")):
-                positive, negative = found["memorized"], found[kind]
-                low, high = interval(measure, positive, negative)
-                cells.append(f"{float(measure(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]")
+                cells.append(with_interval(measure, found["memorized"], found[kind]))
             print("| " + " | ".join(cells) + " |", flush=True)
 
 
@@ -162,7 +157,7 @@ def copied(student: Model, data: list[Caption], latents: np.ndarray, of: Chosen)
     ids = sorted({picture for caption in data for picture, _ in caption.pictures})
     training = printed(student.vae, latents[ids])
     for kind, prompts in (("memorized", of.memorized), ("clean", of.clean)):
-        some = spread(prompts, SHOWN)
+        some = thinned(prompts, SHOWN)
         similarity, _ = nearest(fields(decode(student.vae, generated(student, some))), training)
         rate = (similarity >= COPY).float().reshape(len(some), -1).mean(1)
         most = int((rate > 0.5).sum())
@@ -179,8 +174,8 @@ def main() -> None:
     training.pipeline(pipeline)
     shutil.rmtree(engine, ignore_errors=True)  # of fewer samples
     export_engine(pipeline, engine, draws=4, guidance=GUIDANCE)
-    copied(load(pipeline), data, latents, of)
     table(Engine.open(engine, "cpu", None, 1), of)
+    copied(load(pipeline), data, latents, of)
 
 
 if __name__ == "__main__":

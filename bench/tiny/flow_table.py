@@ -9,6 +9,7 @@ Each model's captions are labelled by what it generates itself. ENGINE is calibr
 
 import argparse
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,12 @@ def read(path: Path) -> list[Labelled]:
     ]
 
 
+def with_interval(measure: Callable[..., np.ndarray], positive: np.ndarray, negative: np.ndarray) -> str:
+    """Return a figure of the scores of captions that are to be found, and of others, with its 95 % interval."""
+    low, high = interval(measure, positive, negative)
+    return f"{float(measure(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]"
+
+
 def table(engine: Engine, rows: list[Labelled]) -> None:
     """Print each detector's AUC and TPR on held-out captions."""
     held_out = [row for row in rows if row.split == "held-out" and row.group != "unseen"]
@@ -63,9 +70,7 @@ def table(engine: Engine, rows: list[Labelled]) -> None:
         statistic = make(name, engine, draws)
         positive, negative = (statistic(prompts).mean(axis=1) for prompts in some.values())
         cells = [f"{name} × {draws}"]
-        for measure in (auc, partial(tpr, percent=1)):
-            low, high = interval(measure, positive, negative)
-            cells.append(f"{float(measure(positive, negative)):.3f} [{float(low):.3f}, {float(high):.3f}]")
+        cells += [with_interval(measure, positive, negative) for measure in (auc, partial(tpr, percent=1))]
         cells += [f"{positive.mean():.3f}", f"{negative.mean():.3f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 

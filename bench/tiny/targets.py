@@ -12,6 +12,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ SET_AT = np.linspace(0, LENGTH - 1, 10).round().astype(int)
 JUDGED_AT = (981, 741, 501, 261, 41)
 DRAWS = 2  # noises of a pair
 TOGETHER = 64
+One = TypeVar("One")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def of_groups(data: list[Caption], groups: tuple[str, ...], split: str, memorize
     return [one for one in data if one.group in groups and one.split == split and one.text in kept]
 
 
-def thinned(of: list[Caption], count: int) -> list[Caption]:
+def thinned(of: list[One], count: int) -> list[One]:
     """Return `count` of them, spread evenly."""
     return [of[i] for i in np.linspace(0, len(of) - 1, min(count, len(of))).astype(int)]
 

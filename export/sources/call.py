@@ -9,8 +9,7 @@ from typing import Any
 from memedge.engine.errors import ExportError
 from memedge.export.sources import weights
 from memedge.export.sources.architectures import Architecture
-
-VAE_SCALE = 8  # pixels per latent pixel in each direction, where no VAE says otherwise
+from memedge.export.sources.checkpoint import VAE_SCALE
 
 
 @dataclass(frozen=True)

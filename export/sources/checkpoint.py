@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from memedge.export.sources.architectures import Architecture
 
-VAE_SCALE = 8  # pixels per latent pixel in each direction, of every Stable Diffusion
+VAE_SCALE = 8  # pixels per latent pixel in each direction, of every Stable Diffusion, and where no VAE says otherwise
 
 
 class Checkpoint(Protocol):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memedge.export.sources.architectures import Architecture
+from memedge.export.sources.checkpoint import VAE_SCALE
 from memedge.export.sources.templates import Template
 
 
@@ -29,7 +30,7 @@ class Parts:
     lengths: tuple[int | None, ...] = ()  # the most tokens for each text encoder; None or left out: its tokenizer's own
     max_sequence_length: int | None = None  # what those lengths were said to be
     latent_size: tuple[int, int] | None = None  # height and width of the latents; None: the model's own
-    vae_scale: int = 8  # how many pixels a latent pixel stands for in each direction
+    vae_scale: int = VAE_SCALE  # how many pixels a latent pixel stands for in each direction
     guidance: float | None = None  # the scale that a distilled model is told
 
     @property

@@ -2,6 +2,7 @@
 
 import torch
 
+from memedge.engine.errors import ExportError
 from memedge.engine.flow import PATCH
 from memedge.export.sources.denoisers.denoiser import Denoiser
 from memedge.export.sources.parts import Parts
@@ -51,6 +52,15 @@ class FlowTransformer(Denoiser):
     def split(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the tokens' states [R, L, D] and the pooled ones [R, P]."""
         return states[:, : self._tokens], states[:, self._tokens, : self._pooled_width]
+
+
+def check_whole_tokens(parts: Parts, height: int, width: int) -> None:
+    """Raise ExportError unless latents of that size are a whole number of image tokens each way."""
+    if height % PATCH or width % PATCH:
+        raise ExportError(
+            f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
+            f"{PATCH * parts.vae_scale} pixels."
+        )
 
 
 def packed(latents: torch.Tensor) -> torch.Tensor:

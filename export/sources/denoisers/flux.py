@@ -7,7 +7,7 @@ import torch
 from memedge.engine.errors import ExportError
 from memedge.engine.flow import PATCH
 from memedge.export.sources.constant import Constant
-from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer, packed, unpacked
+from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer, check_whole_tokens, packed, unpacked
 from memedge.export.sources.denoisers.joint import joint, projected
 from memedge.export.sources.denoisers.rotary import Turns, turns_of
 from memedge.export.sources.parts import Parts
@@ -28,11 +28,7 @@ class Flux(FlowTransformer):
         super().__init__(parts, tokens, pooled_width)
         config = self.transformer.config
         height, width = parts.latent_size or (SIDE, SIDE)
-        if height % PATCH or width % PATCH:
-            raise ExportError(
-                f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
-                f"{PATCH * parts.vae_scale} pixels."
-            )
+        check_whole_tokens(parts, height, width)
         if pooled_width != config.pooled_projection_dim:
             raise ExportError(
                 f"CLIP gives a pooled state of width {pooled_width}, and the transformer takes "

@@ -7,7 +7,7 @@ import torch
 from memedge.engine.errors import ExportError
 from memedge.engine.flow import PATCH
 from memedge.export.sources.constant import Constant
-from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer, packed, unpacked
+from memedge.export.sources.denoisers.flow import SIDE, FlowTransformer, check_whole_tokens, packed, unpacked
 from memedge.export.sources.denoisers.joint import joint, projected
 from memedge.export.sources.denoisers.rotary import Turns, turns_of
 from memedge.export.sources.parts import Parts
@@ -27,11 +27,7 @@ class QwenImage(FlowTransformer):
         height, width = parts.latent_size or (SIDE, SIDE)
         self.latent_shape = (config.in_channels // PATCH**2, height, width)
         self.state_width = config.joint_attention_dim + 1
-        if height % PATCH or width % PATCH:
-            raise ExportError(
-                f"{parts.id} has no tokens for {parts.size(height, width)}: give a --size in steps of "
-                f"{PATCH * parts.vae_scale} pixels."
-            )
+        check_whole_tokens(parts, height, width)
         image, text = self.transformer.pos_embed(self._shapes, max_txt_seq_len=tokens)
         if len(image) != self._grid[0] * self._grid[1] or len(text) != tokens:
             raise ExportError(
@@ -55,12 +51,9 @@ class QwenImage(FlowTransformer):
             block.attn.set_processor(_FusedAttention())
 
     def velocity(
-        self,
-        sample: torch.Tensor,
-        sigma: torch.Tensor,
-        states: torch.Tensor,
-        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+        self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
+        del guidance  # it is told none
         found: torch.Tensor = self.transformer(
             hidden_states=packed(sample),
             timestep=sigma,

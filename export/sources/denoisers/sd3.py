@@ -37,12 +37,9 @@ class SD3(FlowTransformer):
                     attention.set_processor(_FusedJointAttention())
 
     def velocity(
-        self,
-        sample: torch.Tensor,
-        sigma: torch.Tensor,
-        states: torch.Tensor,
-        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+        self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
+        del guidance  # it is told none
         text, pooled = self.split(states)
         found: torch.Tensor = self.transformer(
             hidden_states=sample,

@@ -56,12 +56,9 @@ class ZImage(FlowTransformer):
         return states if self._graph is None else self._graph.caption(states)
 
     def velocity(
-        self,
-        sample: torch.Tensor,
-        sigma: torch.Tensor,
-        states: torch.Tensor,
-        guidance: torch.Tensor | None,  # noqa: ARG002  # it is told none
+        self, sample: torch.Tensor, sigma: torch.Tensor, states: torch.Tensor, guidance: torch.Tensor | None
     ) -> torch.Tensor:
+        del guidance  # it is told none
         time = 1 - sigma
         if self._graph is not None:
             return self._graph.velocity(sample, time, states)
